@@ -1,0 +1,85 @@
+"""ARL-CNN 14/18/50: residual networks whose shortcut is re-weighted by attention that the block learns by itself.
+
+Zhang, Xie, Xia, Shen, "Attention Residual Learning for Skin Lesion Classification", IEEE TMI 38(9), 2019,
+doi 10.1109/TMI.2019.2893944.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from nets.resnet import CLASSES, LAYOUTS, ResNet, resnet
+
+ATTENTION = ("spatial", "channel", "none")
+ALPHA = ("learn", "fixed", "0")
+ALPHA_START = 0.001  # of the paper
+
+
+class ARLAttention(nn.Module):
+    """The attention term of a block, `α · R(F(x)) ⊙ s`.
+
+    R is a softmax over the H×W positions of each channel ("spatial", the paper's), or over the channels of each
+    position ("channel", what two public codes do). It has no weights but α, one scalar.
+
+    Args:
+        over: "spatial" or "channel".
+        alpha: "learn" (a parameter that starts at 0.001), "fixed" (stays at 0.001) or "0" (the term vanishes and
+            the block is a plain residual block, bit for bit).
+    """
+
+    def __init__(self, over: str = "spatial", alpha: str = "learn") -> None:
+        super().__init__()
+        self.over = over
+        self.off = alpha == "0"
+        start = torch.tensor(0.0 if self.off else ALPHA_START)
+        if alpha == "learn":
+            self.alpha = nn.Parameter(start)
+        else:
+            self.register_buffer("alpha", start)
+
+    def weights(self, residual: Tensor) -> Tensor:
+        """R(F(x)): residual [B, C, H, W] → attention of the same shape and dtype in [0, 1].
+
+        Sums to 1 over H×W for each channel ("spatial") or over C at each position ("channel"). The softmax is
+        computed in float32 whatever the autocast state.
+        """
+        if self.over == "channel":
+            return residual.float().softmax(dim=1).to(residual.dtype)
+        return residual.float().flatten(2).softmax(dim=2).view(residual.shape).to(residual.dtype)
+
+    def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
+        """F(x) and s, both [B, C, H, W] → the term to add, [B, C, H, W]."""
+        if self.off:
+            return torch.zeros((), dtype=shortcut.dtype, device=shortcut.device)
+        return self.alpha.to(shortcut.dtype) * self.weights(residual) * shortcut
+
+    def extra_repr(self) -> str:
+        return f"over={self.over}, alpha={float(self.alpha):g}"
+
+
+def arl(
+    layout: str,
+    num_classes: int | None = CLASSES,
+    attention: str = "spatial",
+    alpha: str | float = "learn",
+    **options,
+) -> ResNet:
+    """ARL-CNN: a ResNet with an `ARLAttention` in every block.
+
+    Args:
+        layout: "14" (bottlenecks 1, 1, 1, 1), "18" (basic blocks 2, 2, 2, 2) or "50" (bottlenecks 3, 4, 6, 3).
+        num_classes: outputs; None builds an encoder.
+        attention: softmax over "spatial" positions, over "channel"s, or "none" (a plain ResNet).
+        alpha: "learn", "fixed" or 0; see `ARLAttention`.
+        options: `depth`, as for `ResNet`.
+
+    Raises:
+        ValueError: an attention or alpha that is not offered.
+    """
+    if attention not in ATTENTION:
+        raise ValueError(f"attention must be one of {', '.join(ATTENTION)}, got {attention!r}")
+    if str(alpha) not in ALPHA:
+        raise ValueError(f"alpha must be one of {', '.join(ALPHA)}, got {alpha!r}")
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    factory = None if attention == "none" else lambda: ARLAttention(attention, str(alpha))
+    return resnet(layout, num_classes, attention=factory, **options)

@@ -1,0 +1,217 @@
+"""The networks: every registered one, and the invariants that make ARL-CNN and ResNet what they claim to be."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import nets
+from nets.arl import ARLAttention
+from nets.resnet import Block
+
+
+def images(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def with_random_statistics(model: nn.Module) -> nn.Module:
+    """Batch norms as after training, so that a swapped or forgotten one shows."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.running_var):
+                tensor.uniform_(0.5, 1.5, generator=generator)
+            for tensor in (module.bias.data, module.running_mean):
+                tensor.normal_(0, 0.1, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("name", nets.NETS)
+def test_forward_backward(name):
+    model = nets.create_model(name, num_classes=4)
+    logits = model(images(2, 3, 64, 96))
+    assert logits.shape == ((2, 4, 64, 96) if name in nets.SEGMENTERS else (2, 4))
+    logits.square().mean().backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{parameter_name} takes no part in the output"
+        assert torch.isfinite(parameter.grad).all(), parameter_name
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (63, 32), (101, 75)])
+@pytest.mark.parametrize("name", nets.NETS)
+def test_any_image_size(name, size):
+    model = nets.create_model(name).eval()
+    with torch.no_grad():
+        logits = model(images(1, 3, *size))
+    assert logits.shape == ((1, 2, *size) if name in nets.SEGMENTERS else (1, 3))
+    assert torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("name", nets.SEGMENTERS)
+def test_trains_at_the_smallest_size_with_one_image(name):
+    nets.create_model(name).train()(images(1, 3, 32, 32)).mean().backward()
+
+
+@pytest.mark.parametrize("name", nets.NETS)
+def test_save_and_load(name, tmp_path):
+    model = with_random_statistics(nets.create_model(name)).eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    other = nets.create_model(name).eval()
+    other.load_state_dict(torch.load(tmp_path / "weights.pth", weights_only=True))
+    x = images(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model(x), other(x))
+
+
+@pytest.mark.parametrize("layout", ["18", "34", "50"])
+def test_resnet_equals_torchvision_bit_for_bit(layout):
+    reference = with_random_statistics(getattr(torchvision.models, f"resnet{layout}")(weights=None))
+    model = nets.create_model(f"resnet{layout}", num_classes=1000)
+    model.load_state_dict(reference.state_dict())
+    x = images(2, 3, 96, 80)
+    for mode in (True, False):
+        assert torch.equal(model.train(mode)(x), reference.train(mode)(x))
+
+
+@pytest.mark.parametrize("layout", ["18", "50"])
+def test_arl_lacks_exactly_the_alphas_and_the_classifier(layout):
+    reference = getattr(torchvision.models, f"resnet{layout}")(weights=None).state_dict()
+    del reference["fc.weight"], reference["fc.bias"]
+    missing, unexpected = nets.create_model(f"arl{layout}").load_state_dict(reference, strict=False)
+    blocks = sum(isinstance(module, Block) for module in nets.create_model(f"arl{layout}").modules())
+    assert unexpected == []
+    assert sorted(name for name in missing if not name.endswith("attention.alpha")) == [
+        "fc.bias",
+        "fc.weight",
+    ]
+    assert len(missing) == blocks + 2
+
+
+@pytest.mark.parametrize("layout", ["14", "18", "50"])
+@pytest.mark.parametrize("attention", ["spatial", "channel"])
+def test_alpha_zero_is_the_plain_resnet_bit_for_bit(layout, attention):
+    """Both ways to α = 0: the option, which skips the term, and a learnable α that happens to be 0."""
+    plain = with_random_statistics(nets.create_model(f"resnet{layout}"))
+    switched_off = nets.create_model(f"arl{layout}", attention=attention, alpha=0)
+    computed = nets.create_model(f"arl{layout}", attention=attention)
+    x = images(2, 3, 64, 64)
+    for model in (switched_off, computed):
+        missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
+        assert unexpected == [] and all(name.endswith("alpha") for name in missing)
+        for name, tensor in model.state_dict().items():
+            if name.endswith("alpha"):
+                tensor.zero_()
+        for mode in (True, False):
+            assert torch.equal(model.train(mode)(x), plain.train(mode)(x))
+
+
+@pytest.mark.parametrize("layout", ["18", "50"])
+def test_one_seed_gives_torchvision_resnet_and_arl_the_same_weights(layout):
+    states = []
+    for create in (
+        lambda: getattr(torchvision.models, f"resnet{layout}")(weights=None, num_classes=3),
+        lambda: nets.create_model(f"resnet{layout}"),
+        lambda: nets.create_model(f"arl{layout}"),
+    ):
+        torch.manual_seed(0)
+        states.append(create().state_dict())
+    for state in states[1:]:
+        assert all(torch.equal(tensor, state[name]) for name, tensor in states[0].items())
+
+
+def test_attention_none_is_a_resnet():
+    assert (
+        nets.create_model("arl18", attention="none").state_dict().keys()
+        == nets.create_model("resnet18").state_dict().keys()
+    )
+
+
+def test_attention_by_hand():
+    """α · softmax over positions (or channels) of F(x), times s, on numbers that a pocket calculator can follow."""
+    residual = torch.log(torch.tensor([[[[1.0, 3.0]], [[1.0, 1.0]]]]))  # [1, 2, 1, 2]
+    shortcut = torch.tensor([[[[4.0, 8.0]], [[2.0, 6.0]]]])
+    spatial = ARLAttention("spatial")
+    assert float(spatial.alpha.detach()) == pytest.approx(0.001)
+    expected = torch.tensor([[[[0.25 * 4, 0.75 * 8]], [[0.5 * 2, 0.5 * 6]]]]) * 0.001
+    assert torch.allclose(spatial(residual, shortcut), expected, rtol=1e-6)
+    expected = torch.tensor([[[[0.5 * 4, 0.75 * 8]], [[0.5 * 2, 0.25 * 6]]]]) * 0.001
+    assert torch.allclose(ARLAttention("channel")(residual, shortcut), expected, rtol=1e-6)
+
+
+def test_block_formula():
+    """y = ReLU(F(x) + s + α · R(F(x)) ⊙ s), F taken after its last batch norm."""
+    block = with_random_statistics(Block(8, 4, stride=2, bottleneck=True, attention=ARLAttention())).eval()
+    nn.init.constant_(block.attention.alpha, 0.7)
+    x = images(2, 8, 10, 14)
+    inner = torch.relu(block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x))))))
+    residual = block.bn3(block.conv3(inner))
+    shortcut = block.downsample(x)
+    attention = residual.flatten(2).softmax(-1).view_as(residual)
+    assert torch.allclose(block(x), torch.relu(residual + shortcut + 0.7 * attention * shortcut), atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha,trained", [("learn", True), ("fixed", False), (0, False)])
+def test_alpha_learns_only_when_asked(alpha, trained):
+    model = nets.create_model("arl14", alpha=alpha)
+    alphas = [name for name, _ in model.named_parameters() if name.endswith("alpha")]
+    assert len(alphas) == (4 if trained else 0)
+    stored = [tensor for name, tensor in model.state_dict().items() if name.endswith("alpha")]
+    assert [round(float(tensor), 6) for tensor in stored] == [0.0 if alpha == 0 else 0.001] * 4
+
+
+def test_layouts():
+    """Bottlenecks [1,1,1,1], basic [2,2,2,2], bottlenecks [3,4,6,3]; a bottleneck puts out 4 times its width."""
+    for name, blocks, width in [("arl14", 4, 2048), ("arl18", 8, 512), ("arl50", 16, 2048)]:
+        model = nets.create_model(name)
+        assert sum(isinstance(module, Block) for module in model.modules()) == blocks
+        assert model.fc.in_features == width and model.fc.out_features == 3
+
+
+@pytest.mark.parametrize(
+    "name,channels,strides",
+    [
+        ("unet", (64, 128, 256, 512, 1024), (1, 2, 4, 8, 16)),
+        ("res_unet", (64, 64, 128, 256), (2, 4, 8, 16)),
+        ("arl_unet", (64, 64, 128, 256), (2, 4, 8, 16)),
+        ("dense_unet", (64, 256, 512, 1024), (2, 4, 8, 16)),
+    ],
+)
+def test_encoder_contract(name, channels, strides):
+    encoder = nets.create_model(name).encoder.eval()
+    assert encoder.channels == channels
+    shapes = [tuple(level.shape) for level in encoder.features(images(1, 3, 64, 96))]
+    assert shapes == [(1, c, 64 // s, 96 // s) for c, s in zip(channels, strides, strict=True)]
+
+
+@pytest.mark.parametrize("name", nets.SEGMENTERS)
+@pytest.mark.parametrize("decoder", [(64, 32, 16), (64, 48, 32, 24, 16)])
+def test_other_depths(name, decoder):
+    model = nets.create_model(name, decoder_channels=decoder)
+    model(images(2, 3, 65, 64)).mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_every_output_pixel_sees_the_image():
+    """No border is cut: changing one corner pixel changes the logits there."""
+    model = with_random_statistics(nets.create_model("res_unet")).eval()
+    x = images(1, 3, 45, 61)
+    with torch.no_grad():
+        before = model(x)
+        for row, column in [(0, 0), (0, 60), (44, 0), (44, 60)]:
+            changed = x.clone()
+            changed[..., row, column] += 3
+            assert not torch.equal(model(changed)[..., row, column], before[..., row, column])
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (("resnet19", {}), "no network named 'resnet19'.*arl50"),
+        (("arl18", {"attention": "temporal"}), "attention must be one of spatial, channel, none"),
+        (("arl18", {"alpha": 2}), "alpha must be one of learn, fixed, 0"),
+    ],
+)
+def test_errors_name_the_choice(arguments, message):
+    name, options = arguments
+    with pytest.raises(ValueError, match=message):
+        nets.create_model(name, **options)
