@@ -61,7 +61,6 @@ def arl(
     num_classes: int | None = CLASSES,
     attention: str = "spatial",
     alpha: str | float = "learn",
-    **options,
 ) -> ResNet:
     """ARL-CNN: a ResNet with an `ARLAttention` in every block.
 
@@ -70,7 +69,6 @@ def arl(
         num_classes: outputs; None builds an encoder.
         attention: softmax over "spatial" positions, over "channel"s, or "none" (a plain ResNet).
         alpha: "learn", "fixed" or 0; see `ARLAttention`.
-        options: `depth`, as for `ResNet`.
 
     Raises:
         ValueError: an attention or alpha that is not offered.
@@ -82,4 +80,4 @@ def arl(
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     factory = None if attention == "none" else lambda: ARLAttention(attention, str(alpha))
-    return resnet(layout, num_classes, attention=factory, **options)
+    return resnet(layout, num_classes, attention=factory)

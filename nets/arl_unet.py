@@ -11,5 +11,4 @@ def arl_unet(
     alpha: str | float = "learn",
 ) -> UNet:
     """ARL-UNet: as `res_unet`, with attention residual learning in every encoder block (options as for `arl`)."""
-    encoder = arl("18", None, attention, alpha, depth=len(decoder_channels))
-    return UNet(encoder, num_classes, decoder_channels)
+    return UNet(arl("18", None, attention, alpha), num_classes, decoder_channels)

@@ -10,38 +10,26 @@ from nets.unet import CLASSES, DECODER_CHANNELS, UNet
 
 
 class DenseEncoder(nn.Module):
-    """DenseNet-121 up to level `depth` (2 to 5).
+    """DenseNet-121 without its classifier.
 
     Attributes:
-        channels: channels of each level: 64, 256, 512, 1024, 1024.
+        channels: channels of each level that `features` returns.
         backbone: the layers, under torchvision's parameter names.
     """
 
-    def __init__(self, depth: int = 4) -> None:
+    def __init__(self) -> None:
         super().__init__()
         # Imported here: it takes seconds, and no other network needs it.
         from segmentation_models_pytorch.encoders import get_encoder
 
-        self.backbone = get_encoder("densenet121", in_channels=3, depth=depth, weights=None)
+        self.backbone = get_encoder("densenet121", in_channels=3, depth=5, weights=None)
         self.channels = tuple(self.backbone.out_channels[1:])
-        if depth < 5:
-            _drop_unused(self.backbone.features, depth)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Images [B, 3, H, W] → one [B, channels[i], ~H/2^(i+1), ~W/2^(i+1)] per level, from fine to coarse."""
+        """Images [B, 3, H, W] → five [B, channels[i], ~H/2^(i+1), ~W/2^(i+1)], from fine to coarse."""
         return self.backbone(x)[1:]
 
 
-def _drop_unused(layers: nn.Module, depth: int) -> None:
-    """Remove what lies behind level `depth`: it would be trained, stored and sent around for nothing."""
-    last = layers.get_submodule(f"transition{depth - 1}")  # its norm and ReLU end the level
-    del last.conv, last.pool, layers.norm5
-    for level in range(depth, 5):
-        delattr(layers, f"denseblock{level}")
-        if level < 4:
-            delattr(layers, f"transition{level}")
-
-
 def dense_unet(num_classes: int = CLASSES, decoder_channels: tuple[int, ...] = DECODER_CHANNELS) -> UNet:
-    """Dense-UNet. The encoder has as many levels as the decoder has blocks."""
-    return UNet(DenseEncoder(len(decoder_channels)), num_classes, decoder_channels)
+    """Dense-UNet; the skips come from the stem and the first three dense blocks, the fourth is the bottom."""
+    return UNet(DenseEncoder(), num_classes, decoder_channels)

@@ -5,5 +5,5 @@ from nets.unet import CLASSES, DECODER_CHANNELS, UNet
 
 
 def res_unet(num_classes: int = CLASSES, decoder_channels: tuple[int, ...] = DECODER_CHANNELS) -> UNet:
-    """Res-UNet. The encoder has as many levels as the decoder has blocks: with four, stem and stages 1 to 3."""
-    return UNet(resnet("18", None, depth=len(decoder_channels)), num_classes, decoder_channels)
+    """Res-UNet; the skips come from the stem and the first three stages, the fourth is the bottom."""
+    return UNet(resnet("18", None), num_classes, decoder_channels)

@@ -85,7 +85,6 @@ class ResNet(nn.Module):
         blocks: number of blocks in each of the four stages.
         bottleneck: bottleneck blocks in place of basic ones.
         num_classes: outputs of the linear layer; None builds an encoder without one.
-        depth: feature levels kept, 2 to 5 (stem and stages 1 to 4); below 5 only for an encoder.
         attention: makes the attention module of each block, e.g. `ARLAttention`; None for a plain ResNet.
 
     Attributes:
@@ -97,20 +96,15 @@ class ResNet(nn.Module):
         blocks: tuple[int, ...],
         bottleneck: bool,
         num_classes: int | None = CLASSES,
-        depth: int = 5,
         attention: Callable[[], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        if not 2 <= depth <= 5:
-            raise ValueError(f"depth must be 2 to 5, got {depth}")
-        if num_classes is not None and depth < 5:
-            raise ValueError(f"a classifier needs all 5 levels, got depth={depth}")
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         channels = [64]
-        for level, count in enumerate(blocks[: depth - 1], start=1):
+        for level, count in enumerate(blocks, start=1):
             stage = []
             for index in range(count):
                 stride = 2 if level > 1 and index == 0 else 1
@@ -132,7 +126,7 @@ class ResNet(nn.Module):
             x: normalised images, [B, 3, H, W].
 
         Returns:
-            One [B, channels[i], ~H/2^(i+1), ~W/2^(i+1)] per level: the stem, then each stage.
+            Five, [B, channels[i], ~H/2^(i+1), ~W/2^(i+1)]: the stem's, then each stage's.
         """
         x = self.relu(self.bn1(self.conv1(x)))
         levels = [x]

@@ -48,18 +48,18 @@ class UNetEncoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """Encoder, decoder with a skip from every encoder level, and a 1×1 convolution to the classes.
+    """Encoder, a decoder with a skip from every encoder level but the last, and a 1×1 convolution to the classes.
 
-    The decoder's blocks go from coarse to fine. Where the encoder has no level left to skip from (its first level
-    is already at half the image's size) the last block works without one at the image's own size.
+    The decoder ends at the size of the encoder's first level. Where that is not the image's (a ResNet's or
+    DenseNet's stem halves it) the logits are enlarged bilinearly.
 
     Args:
         encoder: module with `channels` and `features(x)` (levels from fine to coarse, each half the one before).
         num_classes: classes of the output, background included.
-        decoder_channels: channels of each decoder block, from coarse to fine.
+        decoder_channels: channels of each decoder block, from coarse to fine; one block per skip.
 
     Raises:
-        ValueError: the decoder has fewer blocks than the encoder has skips, or more than one over.
+        ValueError: the decoder has not one block per skip.
     """
 
     def __init__(
@@ -69,16 +69,12 @@ class UNet(nn.Module):
         decoder_channels: tuple[int, ...] = DECODER_CHANNELS,
     ) -> None:
         super().__init__()
-        *skips, bottleneck = encoder.channels
-        if not 0 <= len(decoder_channels) - len(skips) <= 1:
-            raise ValueError(
-                f"{len(decoder_channels)} decoder blocks do not fit an encoder of {len(encoder.channels)} levels"
-            )
+        *skips, channels = encoder.channels
+        if len(decoder_channels) != len(skips):
+            raise ValueError(f"expected {len(skips)} decoder channels, one per skip, got {decoder_channels}")
         self.encoder = encoder
         self.decoder = nn.ModuleList()
-        channels = bottleneck
-        padded = [*reversed(skips), 0][: len(decoder_channels)]
-        for skip, out_channels in zip(padded, decoder_channels, strict=True):
+        for skip, out_channels in zip(reversed(skips), decoder_channels, strict=True):
             self.decoder.append(double_conv(channels + skip, out_channels))
             channels = out_channels
         self.head = nn.Conv2d(channels, num_classes, 1)
@@ -91,14 +87,15 @@ class UNet(nn.Module):
         """Normalised images [B, 3, H, W], H and W ≥ 32 → logits [B, num_classes, H, W]."""
         size = x.shape[-2:]
         *skips, x = self.encoder.features(x)
-        for block in self.decoder:
-            skip = skips.pop() if skips else None
-            x = F.interpolate(x, size if skip is None else skip.shape[-2:], mode="nearest")
-            x = block(x if skip is None else torch.cat([x, skip], dim=1))
-        return self.head(x)
+        for block, skip in zip(self.decoder, reversed(skips), strict=True):
+            x = F.interpolate(x, skip.shape[-2:], mode="nearest")  # to the skip's size, which may be odd
+            x = block(torch.cat([x, skip], dim=1))
+        logits = self.head(x)
+        if logits.shape[-2:] != size:
+            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        return logits
 
 
 def unet(num_classes: int = CLASSES, decoder_channels: tuple[int, ...] = DECODER_CHANNELS) -> UNet:
-    """The plain U-Net: encoder 64, 128, … doubling, one level more than the decoder has blocks."""
-    encoder = UNetEncoder(tuple(64 * 2**level for level in range(len(decoder_channels) + 1)))
-    return UNet(encoder, num_classes, decoder_channels)
+    """The plain U-Net: 64, 128, 256, 512, 1024 channels on the way down."""
+    return UNet(UNetEncoder(), num_classes, decoder_channels)
