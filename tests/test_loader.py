@@ -1,0 +1,166 @@
+"""From files to batches: decoded once, drawn reproducibly, whole frames for scoring."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from utils import UserError
+from utils.data import Sample
+from utils.loader import EpochSampler, TrainingSet, draw_seed, prepare, to_input, train_loader, train_transforms
+
+SIZE = (48, 32)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def samples(tmp_path) -> list[Sample]:
+    """Ten dark photographs of 96×64 with a bright square at a different place in each, and its mask."""
+    found = []
+    for index in range(10):
+        image = np.random.default_rng(index).integers(0, 60, (64, 96, 3), dtype=np.uint8)
+        mask = np.zeros((64, 96), np.uint8)
+        mask[10 : 40 + index, 20 + index : 60] = 255
+        image[mask > 0] += 150
+        sample = Sample(f"ISIC_{index:07}", tmp_path / f"{index}.png", tmp_path / f"{index}_m.png", None)
+        Image.fromarray(image).save(sample.image)
+        Image.fromarray(mask).save(sample.mask)
+        found.append(sample)
+    return found
+
+
+def batches(samples, tmp_path, epoch=0, seed=0, workers=0):
+    loader = train_loader(prepare(samples, (72, 48), tmp_path / "cache"), SIZE, 4, seed, CPU, workers)
+    loader.sampler.epoch = epoch
+    return [torch.cat([images, masks.unsqueeze(-1)], dim=-1) for images, masks in loader]
+
+
+def equal(a, b) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_shapes_and_types(samples, tmp_path):
+    loader = train_loader(prepare(samples, (72, 48), tmp_path / "cache"), SIZE, 4, 0, CPU)
+    images, masks = next(iter(loader))
+    assert images.shape == (4, 32, 48, 3) and images.dtype == torch.uint8
+    assert masks.shape == (4, 32, 48) and set(masks.unique().tolist()) == {0, 1}
+
+
+def test_draws_depend_on_seed_and_epoch_alone(samples, tmp_path):
+    first = batches(samples, tmp_path, epoch=3)
+    assert equal(first, batches(samples, tmp_path, epoch=3))
+    assert not equal(first, batches(samples, tmp_path, epoch=4))
+    assert not equal(first, batches(samples, tmp_path, epoch=3, seed=1))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_draws_do_not_depend_on_the_number_of_workers(samples, tmp_path, workers):
+    loader = train_loader(prepare(samples, (72, 48), tmp_path / "cache"), SIZE, 4, 0, CPU, workers)
+    for epoch in (0, 1):  # the workers live on into the second epoch
+        loader.sampler.epoch = epoch
+        got = [torch.cat([images, masks.unsqueeze(-1)], dim=-1) for images, masks in loader]
+        assert equal(got, batches(samples, tmp_path, epoch=epoch))
+
+
+def test_global_random_state_is_left_alone(samples, tmp_path):
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    batches(samples, tmp_path)
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert np.array_equal(states[1], np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_every_image_once_an_epoch_in_another_order():
+    sampler = EpochSampler(50, seed=0)
+    orders = []
+    for epoch in range(3):
+        sampler.epoch = epoch
+        epochs, order = zip(*sampler, strict=True)
+        assert set(epochs) == {epoch} and sorted(order) == list(range(50))
+        orders.append(order)
+    assert len(set(orders)) == 3
+
+
+def test_flips_are_drawn_independently():
+    """A quarter of the views each: as is, left-right, upside down, both. With one seed for all transforms the last
+    three never come apart."""
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[:16, :16], image[:16, 16:], image[16:, :16], image[16:, 16:] = 10, 90, 170, 250
+    flips = train_transforms((32, 32)).transforms[1:3]
+    seen = {}
+    for seed in range(200):
+        generator = np.random.default_rng(draw_seed(0, 0, seed))
+        view = image
+        state = random.Random(draw_seed(0, 0, seed))
+        for flip in flips:
+            flip.set_random_state(generator, state)
+            view = flip(image=view)["image"]
+        seen[int(view[0, 0, 0])] = seen.get(int(view[0, 0, 0]), 0) + 1
+    assert sorted(seen) == [10, 90, 170, 250]
+    assert min(seen.values()) > 25
+
+
+def test_mask_follows_the_image(samples, tmp_path):
+    data = TrainingSet(prepare(samples, (72, 48), tmp_path / "cache"), SIZE, seed=0)
+    for epoch in range(20):
+        for index in range(len(samples)):
+            image, mask = data[epoch, index]
+            bright = image.mean(axis=2) > 105
+            overlap = (bright & (mask == 1)).sum() / max(1, (bright | (mask == 1)).sum())
+            assert overlap > 0.8 or (mask == 1).sum() < 40
+
+
+def test_an_epoch_opens_no_image_file(samples, tmp_path):
+    """Old fault: every epoch decoded the full-size JPEGs. Here the files may even be gone after the first time."""
+    before = batches(samples, tmp_path)
+    store = prepare(samples, (72, 48), tmp_path / "cache")
+    for sample in samples:
+        sample.image.unlink()
+        sample.mask.unlink()
+    loader = train_loader(store, SIZE, 4, 0, CPU)
+    assert equal(before, [torch.cat([images, masks.unsqueeze(-1)], dim=-1) for images, masks in loader])
+
+
+def test_a_store_is_found_again_until_a_file_changes(samples, tmp_path):
+    folder = tmp_path / "cache"
+    first = prepare(samples, SIZE, folder)
+    assert prepare(samples, SIZE, folder).path == first.path
+    assert prepare(samples, (24, 16), folder).path != first.path
+    assert prepare(samples[:5], SIZE, folder).path != first.path
+    Image.new("RGB", (96, 64)).save(samples[0].image)
+    changed = prepare(samples, SIZE, folder)
+    assert changed.path != first.path and changed.pixels()[0, ..., :3].max() == 0
+
+
+def test_scoring_sees_the_whole_frame(samples, tmp_path):
+    """Old fault: centre crops, so that border pixels were never scored. Marks in all four corners survive."""
+    image = np.zeros((64, 96, 3), np.uint8)
+    image[:8, :8], image[:8, -8:], image[-8:, :8], image[-8:, -8:] = 60, 120, 180, 240
+    Image.fromarray(image).save(samples[0].image)
+    pixels = prepare(samples[:1], SIZE, tmp_path / "cache").pixels()[0]
+    assert [int(pixels[y, x, 0]) for y in (1, -2) for x in (1, -2)] == [60, 120, 180, 240]
+
+
+def test_a_truncated_image_stops_at_once_and_leaves_no_store(samples, tmp_path):
+    photograph = samples[3].image.with_suffix(".jpg")
+    Image.open(samples[3].image).save(photograph, quality=95)
+    photograph.write_bytes(photograph.read_bytes()[:-300])
+    samples[3] = Sample(samples[3].id, photograph, samples[3].mask, None)
+    with pytest.raises(UserError, match=r"3\.jpg: truncated"):
+        prepare(samples, SIZE, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_named(samples, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"file: the prepared images cannot be written .* --cache"):
+        prepare(samples, SIZE, tmp_path / "file")
+
+
+def test_input_is_normalised_and_channels_last():
+    images = torch.tensor([[[[0, 128, 255]]]], dtype=torch.uint8).repeat(2, 4, 5, 1)
+    x = to_input(images, CPU)
+    assert x.shape == (2, 3, 4, 5) and x.is_contiguous(memory_format=torch.channels_last)
+    expected = [(0 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+    assert torch.allclose(x[0, :, 0, 0], torch.tensor(expected), atol=1e-6)

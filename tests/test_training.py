@@ -1,0 +1,190 @@
+"""The loop that trains: best weights, continuing, stopping; and the faults of the earlier project in it."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import nets
+from utils import UserError
+from utils.data import read_split
+from utils.loader import prepare, train_loader
+from utils.loss import create_loss
+from utils.model import Precision, Schedule, Trainer, find_device, find_precision, fit, load_best
+from utils.run import Run
+from utils.sample import make_sample
+from utils.segmentation import score
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE = (32, 32)
+FLOAT32 = Precision(torch.device("cpu"), None)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_sample(folder / "sample", {"train": 12, "validation": 3, "test": 3}, (72, 64), seed=1)
+    return prepare(read_split(folder / "sample", "train"), (48, 48), folder / "cache")
+
+
+def tiny() -> nn.Module:
+    """Trains in no time, and has what a continued run can get wrong: running statistics and dropout."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 2, 1))
+
+
+class Stopped(Exception):
+    """Stands for a kill."""
+
+
+def train(run, store, scores, *, stop_in_epoch=None, patience=99, model=None, lr=1e-2):
+    """An epoch for each of the given validation scores; a kill before the validation of epoch `stop_in_epoch`."""
+    loader = train_loader(store, SIZE, 4, 0, torch.device("cpu"))
+    schedule = Schedule(len(scores), lr, 1e-4, patience)
+    trainer = Trainer(model or tiny(), create_loss("dice_ce"), schedule, len(loader), FLOAT32)
+
+    def validate(model):
+        epoch = trainer.progress.epoch + 1
+        if epoch == stop_in_epoch:
+            raise Stopped
+        return scores[epoch - 1], {"val_score": scores[epoch - 1]}
+
+    fit(trainer, loader, validate, run)
+    return trainer
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def steady(history: list[dict]) -> list[dict]:
+    """The history without the columns that a clock wrote."""
+    return [{k: v for k, v in row.items() if k not in ("train_seconds", "images_per_second")} for row in history]
+
+
+def test_the_best_weights_are_kept_and_loaded_not_the_last(store, tmp_path):
+    """Old fault: the last weights were scored."""
+    with pytest.raises(Stopped):
+        train(Run(tmp_path / "a", {}, resume=True), store, [0.1, 0.9, 0.3, 0.2], stop_in_epoch=3)
+    after_two_epochs = torch.load(tmp_path / "a" / "last.pth", weights_only=True)["model"]
+    run = Run(tmp_path / "b", {}, resume=True)
+    trainer = train(run, store, [0.1, 0.9, 0.3, 0.2])
+    assert not same(after_two_epochs, trainer.model.state_dict())
+    model = tiny()
+    assert load_best(model, run) == 2
+    assert same(model.state_dict(), after_two_epochs)
+
+
+@pytest.mark.parametrize("stop_in_epoch", [1, 3, 5])
+def test_a_continued_run_equals_one_that_never_stopped(store, tmp_path, stop_in_epoch):
+    """Old fault: the restored optimizer no longer drove the model. Bit for bit: weights, moments, schedule, history."""
+    scores = [0.1, 0.4, 0.3, 0.5, 0.2]
+    whole = Run(tmp_path / "whole", {}, resume=True)
+    train(whole, store, scores)
+    torch.manual_seed(99)  # whatever the process did before
+    with pytest.raises(Stopped):
+        train(Run(tmp_path / "cut", {}, resume=True), store, scores, stop_in_epoch=stop_in_epoch)
+    cut = Run(tmp_path / "cut", {}, resume=True)
+    torch.randn(7)
+    train(cut, store, scores)
+    for name in ("last.pth", "best.pth"):
+        a, b = (torch.load(run.path(name), weights_only=True) for run in (whole, cut))
+        assert same(a["model"], b["model"]) and a["progress"] == b["progress"]
+    a, b = (torch.load(run.path("last.pth"), weights_only=True) for run in (whole, cut))
+    for key, moments in a["optimizer"]["state"].items():
+        assert same(moments, b["optimizer"]["state"][key])
+    assert a["scheduler"] == b["scheduler"]
+    assert steady(whole.history()) == steady(cut.history())
+
+
+def test_without_a_checkpoint_continuing_starts(store, tmp_path):
+    """Old fault: continuing was the default and failed where there was nothing to continue."""
+    run = Run(tmp_path / "run", {}, resume=True)
+    assert train(run, store, [0.1]).progress.epoch == 1
+
+
+def test_a_finished_run_is_not_trained_on(store, tmp_path):
+    run = Run(tmp_path / "run", {}, resume=True)
+    before = train(run, store, [0.1, 0.2]).model.state_dict()
+    assert same(train(run, store, [0.1, 0.2]).model.state_dict(), before)
+
+
+def test_early_stop_counts_from_the_best_epoch(store, tmp_path):
+    run = Run(tmp_path / "run", {}, resume=True)
+    train(run, store, [0.1, 0.5, 0.5, 0.4, 0.9], patience=2)
+    assert [row["epoch"] for row in run.history()] == [1, 2, 3, 4]
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_way_out(store, tmp_path):
+    run = Run(tmp_path / "run", {}, resume=True)
+    with pytest.raises(UserError, match=r"the loss is nan in epoch \d.*lower --lr"):
+        train(run, store, [0.1, 0.2, 0.3], lr=1e30)
+
+
+def test_checkpoints_hold_tensors_and_plain_values_only(store, tmp_path):
+    """Old fault: whole models were pickled. `weights_only` refuses every class that is not on torch's short list."""
+    run = Run(tmp_path / "run", {}, resume=True)
+    train(run, store, [0.1])
+    assert torch.load(run.path("best.pth"), weights_only=True)["progress"]["best_epoch"] == 1
+    state = torch.load(run.path("last.pth"), weights_only=True)
+    assert set(state) == {"model", "optimizer", "scheduler", "scaler", "progress", "random"}
+
+
+def test_learning_rate_follows_a_half_cosine_to_zero(store, tmp_path):
+    run = Run(tmp_path / "run", {}, resume=True)
+    train(run, store, [0.1] * 4)
+    rates = [row["lr"] for row in run.history()]
+    assert rates == pytest.approx([1e-2 * (1 + c) / 2 for c in (2**-0.5, 0, -(2**-0.5), -1)], abs=1e-12)
+
+
+def test_a_segmenter_learns(store, tmp_path):
+    """Twelve images by heart: the score on them, over whole frames, must rise far above the start."""
+    torch.manual_seed(0)
+    model = nets.create_model("res_unet")
+    before = score(model, store, FLOAT32, 4).official()["jaccard"]
+    train(Run(tmp_path / "run", {}, resume=True), store, [0.1] * 12, model=model, lr=2e-3)
+    after = score(model, store, FLOAT32, 4).official()["jaccard"]
+    assert after > 0.6 and after > before + 0.2
+
+
+def test_scoring_is_the_same_every_time_and_counts_every_pixel(store):
+    """Old faults: models were chosen on random crops, and border pixels were never scored."""
+    model = nets.create_model("res_unet")
+    first, second = (score(model, store, FLOAT32, batch) for batch in (4, 4))
+    assert (first.array() == second.array()).all()
+    assert (first.array().sum(axis=1) == 72 * 64).all()
+
+
+def test_training_runs_on_the_cpu_with_every_loss():
+    """Old fault: the Dice loss existed on CUDA only."""
+    model = nets.create_model("res_unet")
+    logits = model(torch.randn(2, 3, 32, 32))
+    for name in ("dice_ce", "focal", "dice_focal", "ce"):
+        loss = create_loss(name)(logits, torch.randint(0, 2, (2, 32, 32)))
+        assert loss.device.type == "cpu" and torch.isfinite(loss)
+
+
+def test_bfloat16_agrees_with_float32():
+    model = nets.create_model("res_unet").eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        full = model(x)
+        with Precision(torch.device("cpu"), torch.bfloat16).autocast():
+            half = model(x).float()
+    assert (full - half).abs().max() < 0.05 * full.abs().max()
+
+
+@pytest.mark.parametrize("device,amp,message", [("cuda:99", "auto", "--device cuda:99"), ("cpu", "fp16", "--amp fp16")])
+def test_device_and_precision_that_are_not_there(device, amp, message):
+    with pytest.raises(UserError, match=message):
+        find_precision(find_device(device), amp)
+
+
+def test_warnings_stay_on():
+    """Old fault: warnings were switched off for the whole program."""
+    sources = [path for folder in ("nets", "utils", ".") for path in (ROOT / folder).glob("*.py")]
+    assert len(sources) > 15
+    for path in sources:
+        assert not re.search(r"filterwarnings|simplefilter|PYTHONWARNINGS", path.read_text()), path

@@ -1,0 +1,205 @@
+"""From files to batches: originals are decoded once into a store, training draws augmented views of it."""
+
+import hashlib
+import json
+import os
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from utils import UserError
+from utils.data import Sample, read_image, read_mask
+from utils.logger import log, progress
+
+CACHE = Path(__file__).resolve().parents[1] / "Data" / "cache"
+STORE_VERSION = 1  # raise it when what is stored changes
+TRAIN_SCALE = 1.5  # training images are stored at 1.5 × the network's size: a crop of half the area stays sharp
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which the pretrained encoders expect
+
+
+@dataclass(frozen=True)
+class Store:
+    """Decoded images and masks of one split: a file of uint8 [N, height, width, 4], RGB and mask (0 or 1)."""
+
+    samples: tuple[Sample, ...]
+    path: Path
+
+    def pixels(self) -> np.ndarray:
+        """Memory-mapped, read-only: pages are shared by all processes that use them."""
+        return np.load(self.path, mmap_mode="r")
+
+
+def prepare(samples: Sequence[Sample], size: tuple[int, int], folder: Path = CACHE) -> Store:
+    """Decode every image and mask once, at `size` = (width, height) with the whole frame kept, into a store.
+
+    A store is found again by its files' paths, sizes and times of change. It is written under another name and
+    renamed when whole, so neither an interrupted nor a second process leaves a half-written one in use.
+
+    Raises UserError that names the unreadable files, or the folder when it cannot be written.
+    """
+    samples = tuple(samples)
+    path = folder / f"{_key(samples, size)}.npy"
+    if path.is_file():
+        return Store(samples, path)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shape = (len(samples), size[1], size[0], 4)
+        pixels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+        _decode_into(pixels, samples, size)
+        pixels.flush()
+        del pixels
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the prepared images cannot be written there ({error}); choose --cache DIR"
+        ) from error
+    finally:
+        if partial.exists():
+            partial.unlink()
+    log.info("prepared %d images at %d×%d: %s, %.0f MB", len(samples), *size, path, path.stat().st_size / 1e6)
+    return Store(samples, path)
+
+
+def _key(samples: tuple[Sample, ...], size: tuple[int, int]) -> str:
+    def identity(path: Path | None) -> list | None:
+        if path is None:
+            return None
+        status = path.stat()
+        return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+    content = [STORE_VERSION, size, [[identity(sample.image), identity(sample.mask)] for sample in samples]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _decode_into(pixels: np.ndarray, samples: tuple[Sample, ...], size: tuple[int, int]) -> None:
+    def decode(index: int) -> str | None:
+        sample = samples[index]
+        try:
+            pixels[index, ..., :3] = read_image(sample.image, size)
+            pixels[index, ..., 3] = 0 if sample.mask is None else read_mask(sample.mask, size)
+        except UserError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders and resizing release the interpreter lock
+        results = pool.map(decode, range(len(samples)))
+        faults = [fault for fault in progress(results, "decoding images", len(samples)) if fault]
+    if faults:
+        more = f" (and {len(faults) - 5} more files; see python -m utils.inspect_data)" if len(faults) > 5 else ""
+        raise UserError("; ".join(faults[:5]) + more)
+
+
+def train_transforms(size: tuple[int, int]) -> A.Compose:
+    """Augmentation for segmentation: random resized crop, flips, rotation, Gaussian noise.
+
+    Args:
+        size: (width, height) of the result.
+
+    Returns:
+        Callable on `image` uint8 [H, W, 3] and `mask` uint8 [H, W]; give it a `set_random_state` before each call.
+    """
+    width, height = size
+    aspect = width / height
+    return A.Compose(
+        [
+            A.RandomResizedCrop((height, width), scale=(0.5, 1.0), ratio=(0.8 * aspect, 1.25 * aspect)),
+            A.HorizontalFlip(),
+            A.VerticalFlip(),
+            A.Rotate(30, border_mode=cv2.BORDER_REFLECT_101),
+            A.GaussNoise(std_range=(0.01, 0.05), p=0.3),
+        ]
+    )
+
+
+class TrainingSet(Dataset):
+    """Augmented views of a store; which view depends on (seed, epoch, index) alone, not on the worker."""
+
+    def __init__(self, store: Store, size: tuple[int, int], seed: int) -> None:
+        self.store, self.seed = store, seed
+        self.transforms = train_transforms(size)
+        self._pixels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.store.samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """(epoch, index) → image uint8 [H, W, 3], mask uint8 [H, W] of 0 and 1."""
+        epoch, index = key
+        if self._pixels is None:  # opened where it is used: a memory map does not travel to a worker process
+            self._pixels = self.store.pixels()
+        pixels = self._pixels[index]
+        # One state that all transforms draw from in turn. set_random_seed would give each its own generator with the
+        # same seed, and an image would be flipped one way exactly when it is flipped the other way.
+        seed = draw_seed(self.seed, epoch, index)
+        self.transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        view = self.transforms(image=np.ascontiguousarray(pixels[..., :3]), mask=np.ascontiguousarray(pixels[..., 3]))
+        return view["image"], view["mask"]
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_pixels": None}
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Yields (epoch, index) for every index once, in an order drawn from (seed, epoch). Set `epoch` before each."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng(draw_seed(self.seed, self.epoch)).permutation(self.count)
+        return iter([(self.epoch, int(index)) for index in order])
+
+
+def draw_seed(*numbers: int) -> int:
+    """One 32-bit seed from several whole numbers ≥ 0, such as (seed, epoch, index)."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def default_workers(device: torch.device) -> int:
+    """Worker processes that work everywhere: none on a CPU, where they would take the cores that train.
+
+    Beside a GPU one per core, 8 at most, but none on Windows and macOS: worker processes start afresh there and
+    import the main script, which a notebook or a converted notebook does not survive.
+    """
+    if device.type == "cpu" or sys.platform in ("win32", "darwin"):
+        return 0
+    return min(8, os.cpu_count() or 1)
+
+
+def train_loader(
+    store: Store, size: tuple[int, int], batch_size: int, seed: int, device: torch.device, workers: int | None = None
+) -> DataLoader:
+    """Batches of augmented images uint8 [B, H, W, 3] and masks uint8 [B, H, W]; set `loader.sampler.epoch` first."""
+    workers = default_workers(device) if workers is None else workers
+    fork = workers > 0 and sys.platform not in ("win32", "darwin")
+    return DataLoader(
+        TrainingSet(store, size, seed),
+        batch_size,
+        sampler=EpochSampler(len(store.samples), seed),
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+        multiprocessing_context="fork" if fork else None,
+        generator=torch.Generator(),  # its own, so that the global random state is left alone
+    )
+
+
+def to_input(images: Tensor, device: torch.device) -> Tensor:
+    """uint8 [B, H, W, 3] of 0 to 255 → normalised float32 [B, 3, H, W] on `device`, channels last in memory."""
+    images = images.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in (MEAN, STD))
+    return (images - mean) / std

@@ -1,0 +1,236 @@
+"""Training on any device: the loop that both tasks share, its checkpoints, and running a model over images."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from utils import UserError
+from utils.loader import Store, to_input
+from utils.logger import log, progress
+from utils.run import Run
+from utils.weights import load_file
+
+AMP = ("auto", "off", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """AdamW with a half cosine from `lr` to 0 over all steps of `epochs`, and early stopping after `patience`."""
+
+    epochs: int
+    lr: float
+    weight_decay: float
+    patience: int
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Where and in which type the network computes; `dtype` None is plain float32."""
+
+    device: torch.device
+    dtype: torch.dtype | None
+
+    def autocast(self) -> AbstractContextManager:
+        return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
+
+    def __str__(self) -> str:
+        return f"{self.device} in {'float32' if self.dtype is None else f'{self.dtype} autocast'}".replace("torch.", "")
+
+
+def find_device(name: str | None = None) -> torch.device:
+    """The device of that name, else the first of cuda, mps, cpu that is there. UserError when it is not there."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from error
+    return device
+
+
+def find_precision(device: torch.device, amp: str = "auto") -> Precision:
+    """How to compute on `device`: "auto" takes bfloat16 where the hardware multiplies it faster than float32."""
+    if amp == "auto":
+        if device.type == "cuda":
+            amp = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        else:
+            amp = "bf16" if device.type == "cpu" and _cpu_multiplies_bf16() else "off"
+    if amp == "fp16" and device.type != "cuda":
+        raise UserError(f"--amp fp16 needs a CUDA device, not {device.type}; use bf16 or off")
+    return Precision(device, {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp])
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether this processor has bfloat16 instructions; without them autocast is slower than float32."""
+    try:
+        return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(Path("/proc/cpuinfo").read_text().split()))
+    except OSError:
+        return False
+
+
+@dataclass
+class Progress:
+    """How far a run has come; goes into its checkpoint and back."""
+
+    epoch: int = 0  # epochs done
+    best_epoch: int = 0  # counted from 1; 0 before the first
+    best_score: float = float("-inf")
+
+    def finished(self, schedule: Schedule) -> bool:
+        return self.epoch >= schedule.epochs or self.epoch - self.best_epoch >= schedule.patience
+
+
+class Trainer:
+    """A model with all that its training carries along: optimizer, schedule, scaler, progress.
+
+    The optimizer is built once, over the parameters of the very model that is trained; a checkpoint is loaded into
+    both, so that a continued run goes on as if it had never stopped.
+    """
+
+    def __init__(self, model: nn.Module, criterion: nn.Module, schedule: Schedule, steps: int, precision: Precision):
+        self.precision, self.schedule = precision, schedule
+        self.model = model.to(precision.device, memory_format=torch.channels_last)
+        self.criterion = criterion.to(precision.device)
+        self.optimizer = torch.optim.AdamW(model.parameters(), schedule.lr, weight_decay=schedule.weight_decay)
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps * schedule.epochs)
+        self.scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.dtype == torch.float16)
+        self.progress = Progress()
+
+    def train_one_epoch(self, loader: DataLoader) -> float:
+        """One pass over the loader's (images, targets); returns the mean loss over images."""
+        self.model.train()
+        total = torch.zeros((), device=self.precision.device)
+        images_seen = 0
+        loader.sampler.epoch = self.progress.epoch
+        for images, targets in progress(loader, f"epoch {self.progress.epoch + 1}/{self.schedule.epochs}"):
+            loss = self._step(images, targets.to(self.precision.device, non_blocking=True))
+            total += loss * len(images)
+            images_seen += len(images)
+        return float(total) / images_seen
+
+    def _step(self, images: Tensor, targets: Tensor) -> Tensor:
+        with self.precision.autocast():
+            logits = self.model(to_input(images, self.precision.device))
+        loss = self.criterion(logits, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        return loss.detach()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that continuing needs; tensors and plain values only."""
+        cuda = torch.cuda.get_rng_state_all() if self.precision.device.type == "cuda" else []
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": vars(self.progress).copy(),
+            "random": {"torch": torch.get_rng_state(), "cuda": cuda},
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        torch.set_rng_state(state["random"]["torch"])
+        if self.precision.device.type == "cuda" and len(state["random"]["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+
+
+def fit(
+    trainer: Trainer, loader: DataLoader, validate: Callable[[nn.Module], tuple[float, dict[str, float]]], run: Run
+) -> None:
+    """Train until the schedule ends or the validation score stops rising, continuing from the run's checkpoint.
+
+    Args:
+        trainer: the model and what belongs to it.
+        loader: batches of (uint8 images [B, H, W, 3], targets), its sampler with an `epoch`.
+        validate: scores the model: (score to select the best weights by, columns for the history).
+        run: where history, events, `last.pth` (everything) and `best.pth` (weights of the best epoch) go.
+
+    Raises:
+        UserError: the loss is no longer finite, or the checkpoint cannot be read.
+    """
+    last = run.path("last.pth")
+    if last.is_file():
+        trainer.load_state(load_file(last))
+        log.info("continuing %s after epoch %d", run.folder, trainer.progress.epoch)
+    history = [row for row in run.history() if row["epoch"] <= trainer.progress.epoch]
+    while not trainer.progress.finished(trainer.schedule):
+        start = time.perf_counter()
+        loss = trainer.train_one_epoch(loader)
+        seconds = time.perf_counter() - start
+        done = trainer.progress
+        if not np.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} in epoch {done.epoch + 1}: try a lower --lr or --amp off; "
+                f"{last} holds the weights after epoch {done.epoch}"
+            )
+        score, columns = validate(trainer.model)
+        done.epoch += 1
+        if score > done.best_score:
+            done.best_score, done.best_epoch = score, done.epoch
+            save_checkpoint({"model": trainer.model.state_dict(), "progress": vars(done).copy()}, run.path("best.pth"))
+        row = {"epoch": done.epoch, "lr": trainer.scheduler.get_last_lr()[0], "train_loss": loss, **columns}
+        row |= {"train_seconds": round(seconds, 3), "images_per_second": round(len(loader.dataset) / seconds, 2)}
+        history.append(row)
+        run.write_history(history)
+        run.write_events(row, done.epoch)
+        save_checkpoint(trainer.state(), last)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in {"loss": loss, **columns}.items())
+        star = "  *" if done.best_epoch == done.epoch else ""
+        log.info("epoch %d/%d  %s  %.0f s%s", done.epoch, trainer.schedule.epochs, shown, seconds, star)
+    if trainer.progress.epoch < trainer.schedule.epochs:
+        log.info("stopped early: best epoch was %d", trainer.progress.best_epoch)
+    run.close()
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write tensors and plain values so that `path` holds the old checkpoint or the whole new one at any moment."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load_best(model: nn.Module, run: Run) -> int:
+    """Put the weights of the best epoch into the model; returns that epoch, counted from 1."""
+    checkpoint = load_file(run.path("best.pth"))
+    model.load_state_dict(checkpoint["model"])
+    return checkpoint["progress"]["best_epoch"]
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, store: Store, precision: Precision, batch_size: int, indices: Sequence[int] | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Probabilities for the images of a store (or those of `indices`), whole frames, in order.
+
+    Yields (index, float32 array of the logits' shape without the batch axis, softmax over classes).
+    """
+    model.eval()
+    pixels = store.pixels()
+    indices = range(len(pixels)) if indices is None else indices
+    for start in range(0, len(indices), batch_size):
+        batch = list(indices[start : start + batch_size])
+        images = torch.from_numpy(np.ascontiguousarray(pixels[batch][..., :3]))
+        with precision.autocast():
+            logits = model(to_input(images, precision.device))
+        yield from zip(batch, logits.float().softmax(dim=1).cpu().numpy(), strict=True)

@@ -1,0 +1,175 @@
+"""The run folder: what a training run keeps, and finding it again."""
+
+import csv
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from utils import UserError
+from utils.logger import log
+
+PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "albumentations", "segmentation-models-pytorch")
+
+
+class Run:
+    """A run's folder: config.json, history.csv, metrics.json, per_image.csv, checkpoints, figures/, tensorboard/.
+
+    Args:
+        folder: e.g. `model/seg-2/run0`. It is made when absent. A run that lies there is continued when `resume`,
+            else moved aside to `run0.old1`, `run0.old2`, … and never written to again.
+        settings: what defines the run, plain values by name; a continuation must have the same.
+        facts: what the run is made with (`environment`, a note …); a continuation adds its own to a list.
+
+    Raises:
+        UserError: the folder holds something that is no run, or a run with other settings that shall be continued.
+    """
+
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any] | None = None, *, resume: bool
+    ) -> None:
+        self.folder = folder
+        self._writer = None
+        settings = json.loads(json.dumps(dict(settings)))  # as they will be read back
+        config = {"settings": settings, **(facts or {})}
+        if folder.is_dir() and any(folder.iterdir()):
+            if not (folder / "config.json").is_file():
+                raise UserError(f"{folder} is not empty and holds no run of this program; choose another -i")
+            if resume:
+                config = self._continued(settings, facts or {})
+            else:
+                old = next(p for n in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old{n}")).exists())
+                folder.rename(old)
+                log.info("%s: the run that lay here is now %s", folder, old.name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.write_json("config.json", config)
+            (folder / "figures").mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written ({error.strerror}); choose --output DIR") from error
+
+    def _continued(self, settings: dict[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+        """The config that is there, with the facts of this continuation added. UserError when settings differ."""
+        config = self.read_json("config.json")
+        before = config["settings"]
+        changed = [
+            f"{name} {before.get(name)} (now {settings.get(name)})"
+            for name in sorted(before.keys() | settings.keys())
+            if before.get(name) != settings.get(name)
+        ]
+        if changed:
+            raise UserError(
+                f"{self.folder} was started with {', '.join(changed)}: repeat those settings to continue it, "
+                "choose another -i, or start afresh with -c 0 (the old run is kept)"
+            )
+        return config | {"continued": [*config.get("continued", []), dict(facts)]}
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        write_whole(self.path(name), (json.dumps(content, indent=2) + "\n").encode())
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        try:
+            return json.loads(self.path(name).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path(name)} cannot be read ({error}); start afresh with -c 0") from error
+
+    def history(self) -> list[dict[str, float]]:
+        """One row an epoch, numbers by column name; empty before the first epoch."""
+        if not self.path("history.csv").is_file():
+            return []
+        with self.path("history.csv").open(newline="") as file:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+    def write_history(self, rows: list[dict[str, float]]) -> None:
+        """Replace history.csv by `rows` (an epoch that was cut off before its checkpoint drops out this way)."""
+        lines = [",".join(rows[0])] + [",".join(repr(value) for value in row.values()) for row in rows]
+        write_whole(self.path("history.csv"), ("\n".join(lines) + "\n").encode())
+
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        write_whole(self.path(name), table.to_csv(index=False, lineterminator="\n").encode())
+
+    def write_events(self, row: Mapping[str, float], epoch: int) -> None:
+        """Add an epoch's numbers to the TensorBoard events below tensorboard/."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # imports slowly; a dry run does without
+
+            self._writer = SummaryWriter(str(self.path("tensorboard")), purge_step=epoch)
+        for name, value in row.items():
+            if name != "epoch":
+                self._writer.add_scalar(name, value, epoch)
+        self._writer.flush()
+
+    def save_figure(self, figure: Figure, name: str) -> Path:
+        path = self.path("figures") / name
+        figure.savefig(path, dpi=150, bbox_inches="tight")
+        return path
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all: temporary name, flush to disk, rename."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def digest(ids: Iterable[str]) -> str:
+    """How many ids and a hash of them: tells whether two runs used the same images."""
+    ids = sorted(ids)
+    return f"{len(ids)} images, sha256 {hashlib.sha256(' '.join(ids).encode()).hexdigest()[:16]}"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the run was made with: command, git commit, device, library versions."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # OpenCV comes in packages of several names
+            versions[name] = "not found"
+    return {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "git_commit": _git_commit(),
+        "device": device_name(device),
+        "platform": platform.platform(),
+        "cpu_threads": torch.get_num_threads(),
+        "versions": versions,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.processor() or platform.machine()})"
+
+
+def _git_commit() -> str | None:
+    """The checkout's commit, with "+changes" where tracked files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

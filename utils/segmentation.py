@@ -1,0 +1,121 @@
+"""The segmentation task: masks from a network, at the size of the originals, scored and written."""
+
+import io
+import zipfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+
+from utils.data import image_size, read_image, read_mask
+from utils.evaluation import METRICS, SegmentationCounts, bootstrap_interval, confusion_counts
+from utils.loader import Store
+from utils.model import Precision, predict
+from utils.visualize import Panel, best_median_worst, plot_contours
+
+LESION = 1  # index of the lesion among the classes background, lesion
+
+
+def lesion_mask(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Lesion probability float [h, w] → bool mask [height, width] of size = (width, height).
+
+    The probability is interpolated bilinearly over the whole frame, then compared with 0.5.
+    """
+    if probability.shape[::-1] != tuple(size):
+        probability = cv2.resize(probability, size, interpolation=cv2.INTER_LINEAR)
+    return probability > 0.5
+
+
+def predict_lesions(*args, **kwargs) -> Iterator[tuple[int, np.ndarray]]:
+    """As `predict`, but yields (index, lesion probability float32 [h, w] at the network's size)."""
+    for index, probabilities in predict(*args, **kwargs):
+        yield index, probabilities[LESION]
+
+
+def score(model: nn.Module, store: Store, precision: Precision, batch_size: int) -> SegmentationCounts:
+    """Compare the predicted with the true masks at the true masks' own size; images without one are passed over.
+
+    Only counts are kept; a full-size mask lives as long as its comparison.
+    """
+    counts = SegmentationCounts()
+    indices = [index for index, sample in enumerate(store.samples) if sample.mask]
+
+    def compare(item: tuple[int, np.ndarray]) -> tuple[str, tuple[int, int, int, int]]:
+        index, probability = item
+        sample = store.samples[index]
+        truth = read_mask(sample.mask).astype(bool)
+        return sample.id, confusion_counts(lesion_mask(probability, truth.shape[::-1]), truth)
+
+    with ThreadPoolExecutor(4) as pool:
+        for sample_id, image_counts in pool.map(compare, predict_lesions(model, store, precision, batch_size, indices)):
+            counts.add_counts(sample_id, image_counts)
+    return counts
+
+
+def summarize(counts: SegmentationCounts) -> dict[str, Any]:
+    """Official scores with 95 % bootstrap intervals over images, and pooled ones, as plain values for JSON."""
+    per_image = counts.per_image()
+    return {
+        "images": len(counts),
+        "official": counts.official(),
+        "official_interval_95": {name: list(bootstrap_interval(per_image[name])) for name in METRICS},
+        "pooled": counts.pooled(),
+    }
+
+
+def format_scores(split: str, summary: Mapping[str, Any]) -> str:
+    """The official scores as lines of text: value and 95 % interval."""
+    lines = [f"{split}, {summary['images']} images: official scores (mean over images at mask size) [95 % interval]"]
+    for name, value in summary["official"].items():
+        low, high = summary["official_interval_95"][name]
+        lines.append(f"  {name:<18} {value:.4f}  [{low:.4f}, {high:.4f}]")
+    return "\n".join(lines)
+
+
+def write_masks(model: nn.Module, store: Store, precision: Precision, batch_size: int, path: Path) -> int:
+    """Write `<id>_segmentation.png` (0 and 255, at each image's own size) into a zip; returns how many."""
+    partial = path.with_name(path.name + ".partial")
+    count = 0
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
+        for index, probability in predict_lesions(model, store, precision, batch_size):
+            sample = store.samples[index]
+            mask = lesion_mask(probability, image_size(sample.image))
+            content = io.BytesIO()
+            Image.fromarray(mask.astype(np.uint8) * 255).save(content, "PNG", optimize=True)
+            # A fixed date: the same masks give the same file.
+            entry = zipfile.ZipInfo(f"{sample.id}_segmentation.png", (2017, 1, 1, 0, 0, 0))
+            archive.writestr(entry, content.getvalue())
+            count += 1
+    partial.replace(path)
+    return count
+
+
+def plot_examples(
+    model: nn.Module, store: Store, counts: SegmentationCounts, precision: Precision, width: int = 480
+) -> Figure:
+    """The best, median and worst scored images with the true and the predicted outline, drawn `width` pixels wide."""
+    per_image = counts.per_image()
+    position = {sample.id: index for index, sample in enumerate(store.samples)}
+    panels = []
+    for group, rows in best_median_worst(per_image["jaccard"].to_numpy()).items():
+        indices = [position[per_image["image_id"][row]] for row in rows]
+        for row, (index, probability) in zip(rows, predict_lesions(model, store, precision, 4, indices), strict=True):
+            sample = store.samples[index]
+            columns, lines = image_size(sample.image)
+            size = (width, max(1, round(width * lines / columns)))
+            panels.append(
+                Panel(
+                    f"{group}: {sample.id}, Jaccard {per_image['jaccard'][row]:.3f}",
+                    read_image(sample.image, size),
+                    read_mask(sample.mask, size),
+                    lesion_mask(probability, size),
+                )
+            )
+    title = f"Best, median and worst of {len(counts)} images by Jaccard (mean {per_image['jaccard'].mean():.3f})"
+    return plot_contours(panels, title, columns=len(panels) // 3 if len(panels) >= 3 else len(panels))

@@ -1,0 +1,175 @@
+"""Pretrained encoder weights: which file belongs to which network, where it comes from, and loading it strictly."""
+
+import hashlib
+import pickle
+import re
+import socket
+import urllib.error
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils import UserError
+from utils.logger import log
+
+MODEL = Path(__file__).resolve().parents[1] / "model"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights of an encoder: `files` are accepted in `folder`, the first is fetched from `url` when none is there.
+
+    torchvision's file names end in the first eight digits of the file's SHA-256.
+    """
+
+    files: tuple[str, ...]
+    url: str | None
+    classifier: frozenset[str]  # the tensors that a file of the whole network has and the encoder has not
+
+
+_TORCHVISION = "https://download.pytorch.org/models/"
+_FC = frozenset({"fc.weight", "fc.bias"})
+PRETRAINED: dict[str, Pretrained] = {
+    "res_unet": Pretrained(("resnet18-f37072fd.pth", "resnet18-5c106cde.pth"), _TORCHVISION, _FC),
+    "dense_unet": Pretrained(
+        ("densenet121-a639ec97.pth",), _TORCHVISION, frozenset({"classifier.weight", "classifier.bias"})
+    ),
+    "arl_unet": Pretrained(("arl18.pth",), None, _FC),
+}
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a weights file gave to an encoder; all names are the encoder's own."""
+
+    file: str
+    sha256: str
+    loaded: int
+    missing: tuple[str, ...]
+    left_over: tuple[str, ...]
+
+    def __str__(self) -> str:
+        def names(keys: tuple[str, ...]) -> str:
+            return f"{len(keys)} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})" if keys else "none"
+
+        return (
+            f"{self.file}: {self.loaded} tensors loaded, missing {names(self.missing)}, unused {names(self.left_over)}"
+        )
+
+
+def find_weights(source: Pretrained, folder: Path = MODEL) -> Path:
+    """The first of `source.files` that lies in `folder`, else the first one, downloaded to there.
+
+    The SHA-256 of a download must start as its name says; a file that was there before is only warned about.
+    Raises UserError naming the file, the URL and the folder when the file cannot be had.
+    """
+    for name in source.files:
+        path = folder / name
+        if path.is_file():
+            wanted = _digest_in(name)
+            if wanted and not _sha256(path).startswith(wanted):
+                log.warning("%s: its SHA-256 does not start with %s as its name says; going on with it", path, wanted)
+            return path
+    name = source.files[0]
+    if source.url is None:
+        raise UserError(
+            f"{folder / name} not found: these weights come from a classifier trained with this repository; "
+            "train without them (-p 0) or give another file of its kind (--weights PATH)"
+        )
+    url = source.url + name
+    log.info("%s: downloading from %s", folder / name, url)
+    timeout = socket.getdefaulttimeout()
+    try:
+        socket.setdefaulttimeout(30)
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(folder / name), hash_prefix=_digest_in(name), progress=True)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"{name} could not be downloaded ({error}): fetch {url} yourself and put it in {folder}, "
+            "or train without it (-p 0)"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return folder / name
+
+
+def load_encoder(model: nn.Module, net: str, path: str | Path) -> LoadReport:
+    """Load a state dict into `model.encoder`, strictly.
+
+    Accepted are torchvision's files, a state dict of the encoder alone, and checkpoints that keep one under
+    "model". Missing may be nothing but the α of all ARL blocks together, left over nothing but the classifier.
+
+    Raises UserError naming the file and the names or shapes that do not fit.
+    """
+    path = Path(path)
+    target = getattr(model.encoder, "backbone", model.encoder)
+    wanted = target.state_dict()
+    state = {_current_name(name): tensor for name, tensor in read_state_dict(path).items()}
+    for name, tensor in wanted.items():
+        if name.endswith("num_batches_tracked"):  # torchvision's older files have none
+            state.setdefault(name, torch.zeros_like(tensor))
+    alphas = {name for name in wanted if name.endswith("attention.alpha")}
+    missing, left_over = wanted.keys() - state.keys(), state.keys() - wanted.keys()
+    outside = PRETRAINED[net].classifier if net in PRETRAINED else set()
+    if missing not in (set(), alphas):
+        raise UserError(f"{path}: not the weights of {net}'s encoder, it lacks {_some(missing - alphas or missing)}")
+    if left_over - outside:
+        raise UserError(f"{path}: not the weights of {net}'s encoder, which has no {_some(left_over - outside)}")
+    for name in wanted.keys() & state.keys():
+        if wanted[name].shape != state[name].shape:
+            shapes = f"{tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}"
+            raise UserError(f"{path}: not the weights of {net}'s encoder, {name} is {shapes}")
+    loaded = {name: state[name] for name in wanted if name in state}
+    nn.Module.load_state_dict(target, loaded, strict=False)
+    return LoadReport(path.name, _sha256(path), len(loaded), tuple(sorted(missing)), tuple(sorted(left_over)))
+
+
+def load_file(path: str | Path) -> Any:
+    """What `torch.save` wrote: tensors (on the CPU) and plain values, never a pickled object (`weights_only=True`).
+
+    Raises UserError when there is no such file, or it is damaged or holds anything else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise UserError(f"{path}: truncated, or not a PyTorch file of plain weights ({reason})") from error
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a file, or under "model" or "state_dict" in it. Raises UserError when there is none."""
+    state = load_file(path)
+    for key in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: no state dict (names and tensors) in this file")
+    return dict(state)
+
+
+def _current_name(name: str) -> str:
+    """torchvision's DenseNet files say `norm.1` where today's layers are called `norm1`."""
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)
+
+
+def _digest_in(name: str) -> str | None:
+    found = re.search(r"-([0-9a-f]{8,})\.", name)
+    return found[1] if found else None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _some(names: set[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
