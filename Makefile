@@ -1,0 +1,44 @@
+# make train: a model trains and is scored, from nothing.   make test: the tests.   Both make .venv when needed.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+# Small enough for two cores; ARGS is added last and overrides, e.g. make train ARGS="--epochs 30 --seed 1"
+QUICK := --experiment seg-4 -p 0 --size 128 128 --lr 1e-3
+ARGS ?=
+
+.PHONY: train test lint lock
+
+train: $(VENV)/.train
+	@if [ -d Data/ISIC2017 ]; then \
+		echo "Data/ISIC2017 is there: training on the challenge's photographs"; \
+		$(PY) seg_main.py $(QUICK) --epochs 8 $(ARGS); \
+	else \
+		echo "no Data/ISIC2017: training on the embedded sample (drawn, not photographed)"; \
+		$(PY) -m utils.sample --out Data/sample && \
+		$(PY) seg_main.py $(QUICK) --epochs 20 --data Data/sample --output model/sample $(ARGS); \
+	fi
+
+test: $(VENV)/.test
+	$(PY) -m pytest $(ARGS)
+
+lint: $(VENV)/.test
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+# One file for every platform and Python from 3.10 on. Pins stay as they are unless told otherwise: make lock ARGS=-U
+lock: $(VENV)/.test
+	$(PY) -m pip install -q uv
+	$(PY) -m uv pip compile --universal --python-version 3.10 --no-annotate --no-header $(ARGS) \
+		-o requirements.lock requirements-dev.txt
+
+$(VENV)/.train: requirements.txt requirements.lock | $(VENV)
+	$(PY) -m pip install -q -r requirements.txt -c requirements.lock
+	@touch $@
+
+$(VENV)/.test: requirements-dev.txt requirements.txt requirements.lock | $(VENV)
+	$(PY) -m pip install -q -r requirements-dev.txt -c requirements.lock
+	@touch $@ $(VENV)/.train
+
+$(VENV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version + "; make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
