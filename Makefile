@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-# Small enough for two cores; ARGS is added last and overrides, e.g. make train ARGS="--epochs 30 --seed 1"
+# Small enough for two cores; ARGS is added last and overrides, e.g. make train ARGS="-i 1 --epochs 30 --seed 1"
 QUICK := --experiment seg-4 -p 0 --size 128 128 --lr 1e-3
 ARGS ?=
 
@@ -11,7 +11,7 @@ ARGS ?=
 train: $(VENV)/.train
 	@if [ -d Data/ISIC2017 ]; then \
 		echo "Data/ISIC2017 is there: training on the challenge's photographs"; \
-		$(PY) seg_main.py $(QUICK) --epochs 8 $(ARGS); \
+		$(PY) seg_main.py $(QUICK) --epochs 8 --output model/quick $(ARGS); \
 	else \
 		echo "no Data/ISIC2017: training on the embedded sample (drawn, not photographed)"; \
 		$(PY) -m utils.sample --out Data/sample && \
@@ -32,13 +32,15 @@ lock: $(VENV)/.test
 		-o requirements.lock requirements-dev.txt
 
 $(VENV)/.train: requirements.txt requirements.lock | $(VENV)
+	@echo "installing the pinned packages, PyTorch among them: minutes"
 	$(PY) -m pip install -q -r requirements.txt -c requirements.lock
 	@touch $@
 
 $(VENV)/.test: requirements-dev.txt requirements.txt requirements.lock | $(VENV)
+	@echo "installing the pinned packages, PyTorch among them: minutes"
 	$(PY) -m pip install -q -r requirements-dev.txt -c requirements.lock
 	@touch $@ $(VENV)/.train
 
 $(VENV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version + "; make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python's venv module is needed, on Debian: apt install python3-venv"; exit 1; }

@@ -103,6 +103,11 @@ def read_data(args: argparse.Namespace) -> dict[str, list[Sample]]:
         if split != "test" and not data[split]:
             raise UserError(f"{args.data}: no {split} image with a mask; see python -m utils.inspect_data {args.data}")
         log.info("%s: %d images%s", split, len(data[split]), _left_out(len(samples) - len(data[split])))
+    train = {sample.id for sample in data["train"]}
+    twice = sorted(sample.id for split in ("validation", "test") for sample in data[split] if sample.id in train)
+    if twice:
+        names = f"{', '.join(twice[:3])}{' …' if len(twice) > 3 else ''}"
+        raise UserError(f"{args.data}: {len(twice)} images are in training and in another split: {names}; remove one")
     return data
 
 
@@ -114,6 +119,8 @@ def create_model(row: Experiment, weights: Path | None) -> tuple[nn.Module, Load
     """The network with its encoder pretrained as asked, and what was loaded."""
     model = nets.create_model(row.net)
     report = None
+    if weights:
+        log.info("%s: if these weights have seen ISIC 2018 or later, they have seen most of the test images", weights)
     if weights or row.pretrained:
         report = load_encoder(model, row.net, weights or find_weights(PRETRAINED[row.net]))
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -153,14 +160,15 @@ def main(argv: list[str] | None = None) -> None:
     row = choose_experiment(args)
     precision = find_precision(find_device(args.device), args.amp)
     data = read_data(args)
-    stores = prepare_all(data, row.size, args.cache)
     torch.manual_seed(args.seed)
     model, weights = create_model(row, args.weights)
+    stores = prepare_all(data, row.size, args.cache)
 
     settings = {**asdict(row), "seed": args.seed, "amp": args.amp, "weights": weights and asdict(weights)}
-    settings["images"] = {split: digest(sample.id for sample in samples) for split, samples in data.items()}
-    facts = {"data": str(args.data), "message": args.message, "precision": str(precision)}
-    facts |= environment(precision.device)
+    del settings["published"]  # not ours, and nothing to hold a run to
+    settings |= {f"{split}_images": digest(data[split]) for split in ("train", "validation")}
+    facts = {"data": str(args.data), "test_images": digest(data["test"]), "message": args.message}
+    facts |= {"precision": str(precision), **environment(precision.device)}
     run = Run(args.output / row.name / f"run{args.id}", settings, facts, resume=bool(args.checked))
     log.info("%s: %s, %d×%d pixels, %s", run.folder, row.loss, *row.size, precision)
 

@@ -19,11 +19,9 @@ def double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
     """Twice 3×3 convolution, batch norm, ReLU: [B, in_channels, H, W] → [B, out_channels, H, W]."""
     layers: list[nn.Module] = []
     for channels in (in_channels, out_channels):
-        layers += [
-            nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-        ]
+        conv = nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        layers += [conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 
@@ -78,10 +76,6 @@ class UNet(nn.Module):
             self.decoder.append(double_conv(channels + skip, out_channels))
             channels = out_channels
         self.head = nn.Conv2d(channels, num_classes, 1)
-        for module in [*self.decoder.modules(), self.head]:
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W], H and W ≥ 32 → logits [B, num_classes, H, W]."""

@@ -18,17 +18,18 @@ from hypothesis.extra import numpy as hnp
 from isic_challenge_scoring import metrics as official_metrics
 from PIL import Image
 
+from utils.data import read_mask
 from utils.evaluation import (
     COUNTS,
     METRICS,
     SegmentationCounts,
-    binarize,
     bootstrap_interval,
     confusion_counts,
     image_scores,
     official_scores,
     pooled_scores,
 )
+from utils.experiments import EXPERIMENTS
 
 relaxed = settings(deadline=None)  # timing is no property; a shared machine stalls now and then
 BOTH = "mean_of_background_and_lesion"
@@ -85,13 +86,6 @@ def test_counts_cover_every_pixel_and_know_the_direction(pair):
 def test_masks_that_cannot_be_counted(prediction, truth, message):
     with pytest.raises(ValueError, match=message):
         confusion_counts(prediction, truth)
-
-
-def test_binarize_is_above_128():
-    assert binarize(np.array([0, 1, 127, 128, 129, 255], np.uint8)).tolist() == [0, 0, 0, 0, 1, 1]
-    for mask in (np.ones((2, 2), bool), np.full((2, 2), 0.9), np.full((2, 2), 65535, np.uint16)):
-        with pytest.raises(ValueError, match="8-bit"):
-            binarize(mask)
 
 
 # --- per image --------------------------------------------------------------------------------------------------
@@ -191,13 +185,7 @@ def test_pooled_scores_sum_pixels(rows):
 
 
 # Published values of the earlier project: ACC, SE, SP, and the means of background and lesion JSI, DSC, TJI.
-PUBLISHED = {
-    "seg-1": (0.8924, 0.6872, 0.9705, 0.7525, 0.8539, 0.6784),
-    "seg-2": (0.9215, 0.8224, 0.9593, 0.8207, 0.8995, 0.7420),
-    "seg-3": (0.9335, 0.8452, 0.9672, 0.8457, 0.9150, 0.7875),
-    "seg-4": (0.9222, 0.7765, 0.9778, 0.8174, 0.8972, 0.7447),
-    "seg-5": (0.9220, 0.7795, 0.9764, 0.8173, 0.8972, 0.7413),
-}
+PUBLISHED = {name: tuple(row.published.values()) for name, row in EXPERIMENTS.items() if row.published}
 
 
 def pooled_from_rates(accuracy: float, sensitivity: float, specificity: float) -> dict:
@@ -300,7 +288,7 @@ def official_command(truth: Path, predictions: Path) -> dict[str, float]:
 def our_scores(truth: Path, predictions: Path) -> dict[str, float]:
     counts = SegmentationCounts()
     for path in sorted(truth.iterdir()):
-        masks = [binarize(np.asarray(Image.open(folder / path.name))) for folder in (predictions, truth)]
+        masks = [read_mask(folder / path.name) for folder in (predictions, truth)]
         counts.add(path.stem[:12], *masks)
     return counts.official()
 

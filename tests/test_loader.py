@@ -48,6 +48,13 @@ def test_shapes_and_types(samples, tmp_path):
     assert masks.shape == (4, 32, 48) and set(masks.unique().tolist()) == {0, 1}
 
 
+@pytest.mark.parametrize("count,expected", [(3, [3]), (4, [4]), (9, [4, 4]), (10, [4, 4])])
+def test_no_small_last_batch(samples, tmp_path, count, expected):
+    """One image alone must not have the last word on weights and running statistics before they are scored."""
+    loader = train_loader(prepare(samples[:count], (72, 48), tmp_path / "cache"), SIZE, 4, 0, CPU)
+    assert [len(images) for images, _ in loader] == expected
+
+
 def test_draws_depend_on_seed_and_epoch_alone(samples, tmp_path):
     first = batches(samples, tmp_path, epoch=3)
     assert equal(first, batches(samples, tmp_path, epoch=3))
@@ -108,7 +115,7 @@ def test_mask_follows_the_image(samples, tmp_path):
             image, mask = data[epoch, index]
             bright = image.mean(axis=2) > 105
             overlap = (bright & (mask == 1)).sum() / max(1, (bright | (mask == 1)).sum())
-            assert overlap > 0.8 or (mask == 1).sum() < 40
+            assert overlap > 0.75 or (mask == 1).sum() < 40
 
 
 def test_an_epoch_opens_no_image_file(samples, tmp_path):

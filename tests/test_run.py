@@ -1,12 +1,14 @@
 """The run folder: what it keeps, and that it destroys nothing."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from matplotlib.figure import Figure
 
 from utils import UserError
+from utils.data import Sample
 from utils.run import Run, digest, environment
 
 SETTINGS = {"net": "res_unet", "size": (128, 128), "lr": 1e-3}
@@ -23,14 +25,21 @@ def test_config_says_what_the_run_was_made_with(tmp_path):
     assert config["message"] == "a note" and config["command"].startswith("python ")
     assert torch.__version__.startswith(config["versions"]["torch"])
     assert {"git_commit", "device", "started", "platform"} <= config.keys()
+    run.path("last.pth").touch()
     started(tmp_path / "run0")
     assert [entry["message"] for entry in run.read_json("config.json")["continued"]] == ["a note"]
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
-    started(tmp_path / "run0")
+    started(tmp_path / "run0").path("last.pth").touch()
     with pytest.raises(UserError, match=r"run0 was started with lr 0.001 \(now 0.01\): repeat those settings"):
         started(tmp_path / "run0", SETTINGS | {"lr": 1e-2})
+
+
+def test_other_settings_are_fine_before_the_first_checkpoint(tmp_path):
+    started(tmp_path / "run0")
+    run = started(tmp_path / "run0", SETTINGS | {"lr": 1e-2})
+    assert run.read_json("config.json")["settings"]["lr"] == 1e-2
 
 
 def test_starting_afresh_keeps_the_old_runs(tmp_path):
@@ -71,11 +80,13 @@ def test_history_and_events(tmp_path):
 
 def test_a_damaged_config_is_named(tmp_path):
     run = started(tmp_path / "run0")
+    run.path("last.pth").touch()
     run.path("config.json").write_text(json.dumps(SETTINGS)[:-5])
     with pytest.raises(UserError, match=r"config.json cannot be read .*-c 0"):
         started(tmp_path / "run0")
 
 
 def test_digest_tells_other_images():
-    assert digest(["b", "a"]) == digest(["a", "b"]) != digest(["a", "c"])
-    assert digest(["a", "b"]).startswith("2 images")
+    a, b, c = (Sample(name, Path(name), None, None) for name in "abc")
+    assert digest([b, a]) == digest([a, b]) != digest([a, c])
+    assert digest([a, b]).startswith("2 images")

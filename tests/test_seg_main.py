@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import seg_main
+from tests.test_evaluation import official_command
 from utils import UserError, weights
 from utils.experiments import EXPERIMENTS
 from utils.sample import make_sample
@@ -36,12 +38,6 @@ def script(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "seg_main.py"), *arguments]
     environment = os.environ | {"PYTHONPATH": ""}
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
-
-
-def official_command(truth: Path, predictions: Path) -> dict[str, float]:
-    command = [Path(sys.executable).parent / "isic-challenge-scoring", "-o", "json", "segmentation", truth, predictions]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)["macro_average"]
 
 
 def test_a_run_from_start_to_scores(folders, data, tmp_path):
@@ -118,6 +114,38 @@ def test_the_same_command_continues_and_c_0_starts_afresh(folders, tmp_path, cap
     assert json.loads((run.with_name("run0.old1") / "config.json").read_text()).keys() >= {"continued"}
     with pytest.raises(UserError, match=r"started with seed 0 \(now 3\)"):
         seg_main.main([*command, "--seed", "3"])
+
+
+def test_the_command_repeated_after_a_stop_gives_the_same_run(folders, tmp_path, monkeypatch):
+    """Stopped by Ctrl-C in its third epoch and repeated."""
+    command = ["-n", "res", "-p", "0", *QUICK, "--epochs", "4", *folders]
+    seg_main.main([*command, "-i", "1"])
+    epochs = []
+
+    def interrupted(*args):
+        epochs.append(args)
+        if len(epochs) == 3:
+            raise KeyboardInterrupt
+        return score(*args)
+
+    score = seg_main.score
+    monkeypatch.setattr(seg_main, "score", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        seg_main.main([*command, "-i", "2"])
+    seg_main.main([*command, "-i", "2"])
+    whole, continued = (tmp_path / "model" / "res_unet-scratch" / f"run{number}" for number in (1, 2))
+    for name in ("per_image.csv", "metrics.json"):
+        assert (whole / name).read_bytes() == (continued / name).read_bytes()
+    a, b = (torch.load(run / "last.pth", weights_only=True)["model"] for run in (whole, continued))
+    assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+def test_an_id_in_two_splits_is_refused(data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    (image, *_) = sorted((data / "ISIC-2017_Training_Data").glob("*.jpg"))
+    shutil.copy(image, tmp_path / "data" / "ISIC-2017_Test_v2_Data")
+    with pytest.raises(UserError, match=f"1 images are in training and in another split: {image.stem}"):
+        seg_main.main(["-n", "res", "-p", "0", "--data", str(tmp_path / "data")])
 
 
 @pytest.mark.parametrize(

@@ -24,23 +24,11 @@ JACCARD_THRESHOLD = 0.65
 _BOOTSTRAP_CHUNK = 1_000_000  # values drawn at a time: 16 MB, whatever the number of images
 
 
-def binarize(mask: np.ndarray) -> np.ndarray:
-    """The official rule for the masks in files: lesion where the 8-bit value is above 128.
-
-    mask: uint8, any shape, 0…255. Returns bool of the same shape. Other dtypes raise ValueError, because a
-    {0, 1} mask or a probability would silently become empty.
-    """
-    mask = np.asarray(mask)
-    if mask.dtype != np.uint8:
-        raise ValueError(f"binarize expects 8-bit values (uint8, 0 to 255), got {mask.dtype}")
-    return mask > 128
-
-
 def confusion_counts(prediction: ArrayLike, truth: ArrayLike) -> tuple[int, int, int, int]:
     """Counts (tp, fp, fn, tn) of one image's pixels; lesion is positive.
 
     prediction, truth: [H, W], bool or numbers in {0, 1}. ValueError when the shapes differ, are not [H, W] or
-    hold no pixel, or when there is another value (a 0/255 mask has to go through `binarize` first).
+    hold no pixel, or when there is another value (`utils.data.read_mask` reads files to 0 and 1).
     """
     prediction, truth = _as_bool(prediction, "prediction"), _as_bool(truth, "truth")
     if prediction.shape != truth.shape:
@@ -59,7 +47,7 @@ def _as_bool(mask: ArrayLike, name: str) -> np.ndarray:
         return mask
     ones = mask == 1
     if np.count_nonzero(mask) != np.count_nonzero(ones):
-        raise ValueError(f"{name} holds values other than 0 and 1; binarize it first")
+        raise ValueError(f"{name} holds values other than 0 and 1")
     return ones
 
 

@@ -1,7 +1,7 @@
 """What every experiment is: the one table that scripts, notebooks, tests and result tables go by."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -56,4 +56,6 @@ def find_experiment(net: str, pretrained: bool) -> Experiment:
     for row in rows:
         if row.pretrained == pretrained:
             return row
-    return Experiment(f"{net}-{'pretrained' if pretrained else 'scratch'}", net, pretrained)
+    return replace(
+        rows[0], name=f"{net}-{'pretrained' if pretrained else 'scratch'}", pretrained=pretrained, published={}
+    )

@@ -38,6 +38,7 @@ from utils.data import (
 # 0.999 and more. Copies edited in colour and frame go down to 0.927, so from CANDIDATE on the details decide: with
 # one affine map, copies share 70 or more keypoints, two photographs 13 at most.
 THUMBNAIL, CANDIDATE, COPY, KEYPOINTS = 32, 0.90, 0.99, 30
+MANY = 10  # above it, one line for all images without a mask
 
 
 @dataclass
@@ -142,6 +143,8 @@ def inspect_folder(root: str | Path) -> Report:
         for id_ in sorted(found[a].images.keys() & found[b].images.keys()):
             paths = (_name(found[s].images[id_], report.root) for s in (a, b))
             report.problems.append(f"{id_} is in two splits: {' and '.join(paths)}")
+            if id_ in _used(a, found[a]) & _used(b, found[b]) and a == "train":
+                report.blockers.append(report.problems[-1])
     readable = {
         split: {i: (path, images[path]) for i, path in files.images.items() if isinstance(images[path], _ImageFacts)}
         for split, files in found.items()
@@ -152,13 +155,17 @@ def inspect_folder(root: str | Path) -> Report:
 
 def _check_files(report: Report, split: str, files: SplitFiles, images: dict, masks: dict) -> None:
     """Unreadable, missing, unpaired and odd files of one split; what training would stumble over is a blocker."""
-    used = {"train": files.images.keys() - LEFT_OUT, "validation": files.images.keys(), "test": ()}[split]
+    used = _used(split, files)
     for id_, path in sorted(files.images.items()):
         if isinstance(images[path], UserError):
             report.problems.append(f"{images[path]}")
             report.blockers += [f"{images[path]}"] if id_ in used else []
-        if files.masks and id_ not in files.masks:
-            report.problems.append(f"{_name(path, report.root)}: mask missing")
+    without = [path for id_, path in sorted(files.images.items()) if files.masks and id_ not in files.masks]
+    if len(without) > MANY:
+        names = ", ".join(_name(path, report.root) for path in without[:3])
+        report.problems.append(f"{split}: mask missing for {len(without)} images ({names} …)")
+    else:
+        report.problems += [f"{_name(path, report.root)}: mask missing" for path in without]
     for id_, path in sorted(files.masks.items()):
         name, mask = _name(path, report.root), masks[path]
         if id_ not in files.images:
@@ -173,9 +180,16 @@ def _check_files(report: Report, split: str, files: SplitFiles, images: dict, ma
         if isinstance(image, _ImageFacts) and image.size != mask.size:
             sizes = "mask {}x{}, image {}x{}".format(*mask.size, *image.size)
             report.problems.append(f"{name}: of another size than its image ({sizes})")
-    if split != "test" and not used & files.masks.keys():
+    if split != "test" and not used:
         adjective = {"train": "training", "validation": "validation"}[split]
         report.blockers.append(f"no {adjective} image has a mask under {report.root}")
+
+
+def _used(split: str, files: SplitFiles) -> set[str]:
+    """The ids whose files a training run reads: pairs, and the test images with what masks there are."""
+    if split == "test":
+        return set(files.images)
+    return (files.images.keys() & files.masks.keys()) - (LEFT_OUT if split == "train" else frozenset())
 
 
 def _check_labels(report: Report, split: str, files: SplitFiles) -> None:

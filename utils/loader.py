@@ -5,10 +5,12 @@ import json
 import os
 import random
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import albumentations as A
 import cv2
@@ -21,6 +23,7 @@ from utils import UserError
 from utils.data import Sample, read_image, read_mask
 from utils.logger import log, progress
 
+Item, Result = TypeVar("Item"), TypeVar("Result")
 CACHE = Path(__file__).resolve().parents[1] / "Data" / "cache"
 STORE_VERSION = 1  # raise it when what is stored changes
 TRAIN_SCALE = 1.5  # training images are stored at 1.5 × the network's size: a crop of half the area stays sharp
@@ -54,11 +57,12 @@ def prepare(samples: Sequence[Sample], size: tuple[int, int], folder: Path = CAC
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shape = (len(samples), size[1], size[0], 4)
-        pixels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-        _decode_into(pixels, samples, size)
-        pixels.flush()
-        del pixels
+        with partial.open("wb") as file:
+            shape = (len(samples), size[1], size[0], 4)
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for pixels in _decode(samples, size):
+                file.write(pixels)
         partial.replace(path)
     except OSError as error:
         raise UserError(
@@ -82,22 +86,42 @@ def _key(samples: tuple[Sample, ...], size: tuple[int, int]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def _decode_into(pixels: np.ndarray, samples: tuple[Sample, ...], size: tuple[int, int]) -> None:
-    def decode(index: int) -> str | None:
-        sample = samples[index]
-        try:
-            pixels[index, ..., :3] = read_image(sample.image, size)
-            pixels[index, ..., 3] = 0 if sample.mask is None else read_mask(sample.mask, size)
-        except UserError as error:
-            return str(error)
-        return None
+def _decode(samples: tuple[Sample, ...], size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Each sample's uint8 [height, width, 4], in order. UserError at the end that names the files that failed."""
 
+    def decode(sample: Sample) -> np.ndarray | UserError:
+        pixels = np.zeros((size[1], size[0], 4), np.uint8)
+        try:
+            pixels[..., :3] = read_image(sample.image, size)
+            if sample.mask:
+                pixels[..., 3] = read_mask(sample.mask, size)
+        except UserError as error:
+            return error
+        return pixels
+
+    faults = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders and resizing release the interpreter lock
-        results = pool.map(decode, range(len(samples)))
-        faults = [fault for fault in progress(results, "decoding images", len(samples)) if fault]
+        for result in progress(in_order(pool, decode, samples), "decoding images", len(samples)):
+            if isinstance(result, UserError):
+                faults.append(str(result))
+            else:
+                yield result
     if faults:
         more = f" (and {len(faults) - 5} more files; see python -m utils.inspect_data)" if len(faults) > 5 else ""
         raise UserError("; ".join(faults[:5]) + more)
+
+
+def in_order(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 32
+) -> Iterator[Result]:
+    """As `pool.map`, but takes items only as they are needed: at most `ahead` are worked on or wait for use."""
+    waiting: deque[Future] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) == ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def train_transforms(size: tuple[int, int]) -> A.Compose:
@@ -113,7 +137,12 @@ def train_transforms(size: tuple[int, int]) -> A.Compose:
     aspect = width / height
     return A.Compose(
         [
-            A.RandomResizedCrop((height, width), scale=(0.5, 1.0), ratio=(0.8 * aspect, 1.25 * aspect)),
+            A.RandomResizedCrop(
+                (height, width),
+                scale=(0.5, 1.0),
+                ratio=(0.8 * aspect, 1.25 * aspect),
+                mask_interpolation=cv2.INTER_NEAREST_EXACT,  # the default shifts the mask by up to half a pixel
+            ),
             A.HorizontalFlip(),
             A.VerticalFlip(),
             A.Rotate(30, border_mode=cv2.BORDER_REFLECT_101),
@@ -190,6 +219,9 @@ def train_loader(
         TrainingSet(store, size, seed),
         batch_size,
         sampler=EpochSampler(len(store.samples), seed),
+        # A last batch of a single image or two would push weights and running statistics its way, just before
+        # validation. Which images drop out changes from epoch to epoch.
+        drop_last=len(store.samples) > batch_size,
         num_workers=workers,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,

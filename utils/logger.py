@@ -45,7 +45,7 @@ def run_script(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on after the last whole epoch", file=sys.stderr)
+        print("stopped; the same command (without -c 0) goes on after the last whole epoch", file=sys.stderr)
         sys.exit(130)
 
 

@@ -62,7 +62,8 @@ def find_precision(device: torch.device, amp: str = "auto") -> Precision:
     """How to compute on `device`: "auto" takes bfloat16 where the hardware multiplies it faster than float32."""
     if amp == "auto":
         if device.type == "cuda":
-            amp = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+            with torch.cuda.device(device):
+                amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         else:
             amp = "bf16" if device.type == "cpu" and _cpu_multiplies_bf16() else "off"
     if amp == "fp16" and device.type != "cuda":
@@ -107,16 +108,16 @@ class Trainer:
         self.progress = Progress()
 
     def train_one_epoch(self, loader: DataLoader) -> float:
-        """One pass over the loader's (images, targets); returns the mean loss over images."""
+        """One pass over the loader's (images, targets); returns the mean of the batches' losses."""
         self.model.train()
         total = torch.zeros((), device=self.precision.device)
-        images_seen = 0
         loader.sampler.epoch = self.progress.epoch
+        batches = 0
         for images, targets in progress(loader, f"epoch {self.progress.epoch + 1}/{self.schedule.epochs}"):
             loss = self._step(images, targets.to(self.precision.device, non_blocking=True))
-            total += loss * len(images)
-            images_seen += len(images)
-        return float(total) / images_seen
+            total += loss
+            batches += 1
+        return float(total) / batches
 
     def _step(self, images: Tensor, targets: Tensor) -> Tensor:
         with self.precision.autocast():
@@ -178,8 +179,8 @@ def fit(
         done = trainer.progress
         if not np.isfinite(loss):
             raise UserError(
-                f"the loss is {loss} in epoch {done.epoch + 1}: try a lower --lr or --amp off; "
-                f"{last} holds the weights after epoch {done.epoch}"
+                f"the loss is {loss} in epoch {done.epoch + 1}: start afresh (-c 0) with a lower --lr or --amp off"
+                + (f"; {last} holds the weights after epoch {done.epoch}" if done.epoch else "")
             )
         score, columns = validate(trainer.model)
         done.epoch += 1
@@ -187,7 +188,10 @@ def fit(
             done.best_score, done.best_epoch = score, done.epoch
             save_checkpoint({"model": trainer.model.state_dict(), "progress": vars(done).copy()}, run.path("best.pth"))
         row = {"epoch": done.epoch, "lr": trainer.scheduler.get_last_lr()[0], "train_loss": loss, **columns}
-        row |= {"train_seconds": round(seconds, 3), "images_per_second": round(len(loader.dataset) / seconds, 2)}
+        row |= {
+            "train_seconds": round(seconds, 3),
+            "images_per_second": round(len(loader) * loader.batch_size / seconds, 2),
+        }
         history.append(row)
         run.write_history(history)
         run.write_events(row, done.epoch)

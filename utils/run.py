@@ -18,6 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 from utils import UserError
+from utils.data import Sample
 from utils.logger import log
 
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "albumentations", "segmentation-models-pytorch")
@@ -33,7 +34,8 @@ class Run:
         facts: what the run is made with (`environment`, a note …); a continuation adds its own to a list.
 
     Raises:
-        UserError: the folder holds something that is no run, or a run with other settings that shall be continued.
+        UserError: the folder holds something that is no run, or a checkpoint of a run with other settings that
+            shall be continued.
     """
 
     def __init__(
@@ -46,9 +48,9 @@ class Run:
         if folder.is_dir() and any(folder.iterdir()):
             if not (folder / "config.json").is_file():
                 raise UserError(f"{folder} is not empty and holds no run of this program; choose another -i")
-            if resume:
+            if resume and (folder / "last.pth").is_file():  # without a checkpoint there is nothing to continue
                 config = self._continued(settings, facts or {})
-            else:
+            elif not resume:
                 old = next(p for n in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old{n}")).exists())
                 folder.rename(old)
                 log.info("%s: the run that lay here is now %s", folder, old.name)
@@ -96,7 +98,7 @@ class Run:
 
     def write_history(self, rows: list[dict[str, float]]) -> None:
         """Replace history.csv by `rows` (an epoch that was cut off before its checkpoint drops out this way)."""
-        lines = [",".join(rows[0])] + [",".join(repr(value) for value in row.values()) for row in rows]
+        lines = [",".join(rows[0])] + [",".join(str(value) for value in row.values()) for row in rows]
         write_whole(self.path("history.csv"), ("\n".join(lines) + "\n").encode())
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
@@ -134,9 +136,9 @@ def write_whole(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
-def digest(ids: Iterable[str]) -> str:
-    """How many ids and a hash of them: tells whether two runs used the same images."""
-    ids = sorted(ids)
+def digest(samples: Iterable[Sample]) -> str:
+    """How many samples and a hash of their ids: tells whether two runs used the same images."""
+    ids = sorted(sample.id for sample in samples)
     return f"{len(ids)} images, sha256 {hashlib.sha256(' '.join(ids).encode()).hexdigest()[:16]}"
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from utils.data import image_size, read_image, read_mask
 from utils.evaluation import METRICS, SegmentationCounts, bootstrap_interval, confusion_counts
-from utils.loader import Store
+from utils.loader import Store, in_order
 from utils.model import Precision, predict
 from utils.visualize import Panel, best_median_worst, plot_contours
 
@@ -35,13 +35,13 @@ def lesion_mask(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def predict_lesions(*args, **kwargs) -> Iterator[tuple[int, np.ndarray]]:
     """As `predict`, but yields (index, lesion probability float32 [h, w] at the network's size)."""
     for index, probabilities in predict(*args, **kwargs):
-        yield index, probabilities[LESION]
+        yield index, probabilities[LESION].copy()  # the whole batch would live as long as a view of it
 
 
 def score(model: nn.Module, store: Store, precision: Precision, batch_size: int) -> SegmentationCounts:
     """Compare the predicted with the true masks at the true masks' own size; images without one are passed over.
 
-    Only counts are kept; a full-size mask lives as long as its comparison.
+    Only counts are kept; a full-size mask lives as long as its comparison, and few images are ahead of theirs.
     """
     counts = SegmentationCounts()
     indices = [index for index, sample in enumerate(store.samples) if sample.mask]
@@ -53,7 +53,8 @@ def score(model: nn.Module, store: Store, precision: Precision, batch_size: int)
         return sample.id, confusion_counts(lesion_mask(probability, truth.shape[::-1]), truth)
 
     with ThreadPoolExecutor(4) as pool:
-        for sample_id, image_counts in pool.map(compare, predict_lesions(model, store, precision, batch_size, indices)):
+        probabilities = predict_lesions(model, store, precision, batch_size, indices)
+        for sample_id, image_counts in in_order(pool, compare, probabilities):
             counts.add_counts(sample_id, image_counts)
     return counts
 

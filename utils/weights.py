@@ -77,7 +77,7 @@ def find_weights(source: Pretrained, folder: Path = MODEL) -> Path:
     if source.url is None:
         raise UserError(
             f"{folder / name} not found: these weights come from a classifier trained with this repository; "
-            "train without them (-p 0) or give another file of its kind (--weights PATH)"
+            "train without them (-p 0), or start from ImageNet's ResNet-18 (--weights model/resnet18-f37072fd.pth)"
         )
     url = source.url + name
     log.info("%s: downloading from %s", folder / name, url)
