@@ -102,7 +102,12 @@ class Trainer:
         self.precision, self.schedule = precision, schedule
         self.model = model.to(precision.device, memory_format=torch.channels_last)
         self.criterion = criterion.to(precision.device)
-        self.optimizer = torch.optim.AdamW(model.parameters(), schedule.lr, weight_decay=schedule.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            schedule.lr,
+            weight_decay=schedule.weight_decay,
+            fused=precision.device.type in ("cpu", "cuda"),  # one pass over the parameters in place of a dozen
+        )
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps * schedule.epochs)
         self.scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.dtype == torch.float16)
         self.progress = Progress()
