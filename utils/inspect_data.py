@@ -5,39 +5,27 @@ Ends with exit code 0 when segmentation training could start, else 1 (2 when the
 """
 
 import argparse
-import hashlib
 import itertools
-import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from utils import UserError
+from utils.copies import Copy, ImageFacts, find_copies, image_facts, read_all
 from utils.data import (
     CLASSES,
-    KNOWN_COPIES,
     LEFT_OUT,
     SPLITS,
     SplitFiles,
     find_files,
-    image_size,
     read_grey,
-    read_image,
     read_labels,
 )
 
-# Measured on all 2,750 images. Grey thumbnails of two photographs correlate by 0.974 at most, re-encoded copies by
-# 0.999 and more. Copies edited in colour and frame go down to 0.927, so from CANDIDATE on the details decide: with
-# one affine map, copies share 70 or more keypoints, two photographs 13 at most.
-THUMBNAIL, CANDIDATE, COPY, KEYPOINTS = 32, 0.90, 0.99, 30
 MANY = 10  # above it, one line for all images without a mask
 
 
@@ -50,21 +38,6 @@ class SplitCounts:
     pairs: int
     classes: dict[str, int] = field(default_factory=dict)
     sizes: list[tuple[int, int]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Copy:
-    """One photograph in two splits. `similarity` is the correlation of the thumbnails; `exact`: the same bytes."""
-
-    splits: tuple[str, str]
-    files: tuple[Path, Path]
-    ids: tuple[str, str]
-    similarity: float
-    exact: bool
-
-    @property
-    def known(self) -> bool:
-        return any({(a, i), (b, j)} == set(zip(self.splits, self.ids, strict=True)) for a, i, b, j in KNOWN_COPIES)
 
 
 @dataclass
@@ -114,13 +87,6 @@ class Report:
 
 
 @dataclass(frozen=True)
-class _ImageFacts:
-    size: tuple[int, int]
-    digest: bytes
-    thumbnail: np.ndarray  # float32 [THUMBNAIL²], zero mean, unit length
-
-
-@dataclass(frozen=True)
 class _MaskFacts:
     size: tuple[int, int]
     fault: str
@@ -130,10 +96,10 @@ def inspect_folder(root: str | Path) -> Report:
     """Read every image, mask and label file under `root` and report on them. Raises UserError without a folder."""
     report = Report(Path(root))
     found = {split: find_files(root, split) for split in SPLITS}
-    images = _read_all(_image_facts, [path for files in found.values() for path in files.images.values()], "images")
-    masks = _read_all(_mask_facts, [path for files in found.values() for path in files.masks.values()], "masks")
+    images = read_all(image_facts, [path for files in found.values() for path in files.images.values()], "images")
+    masks = read_all(_mask_facts, [path for files in found.values() for path in files.masks.values()], "masks")
     for split, files in found.items():
-        sizes = [images[path].size for path in files.images.values() if isinstance(images[path], _ImageFacts)]
+        sizes = [images[path].size for path in files.images.values() if isinstance(images[path], ImageFacts)]
         pairs = len(files.images.keys() & files.masks.keys())
         report.splits[split] = SplitCounts(len(files.images), len(files.masks), pairs, sizes=sizes)
         _check_files(report, split, files, images, masks)
@@ -146,10 +112,10 @@ def inspect_folder(root: str | Path) -> Report:
             if id_ in _used(a, found[a]) & _used(b, found[b]) and a == "train":
                 report.blockers.append(report.problems[-1])
     readable = {
-        split: {i: (path, images[path]) for i, path in files.images.items() if isinstance(images[path], _ImageFacts)}
+        split: {i: (path, images[path]) for i, path in files.images.items() if isinstance(images[path], ImageFacts)}
         for split, files in found.items()
     }
-    report.copies = _find_copies(readable)
+    report.copies = find_copies(readable)
     return report
 
 
@@ -177,7 +143,7 @@ def _check_files(report: Report, split: str, files: SplitFiles, images: dict, ma
         if mask.fault:
             report.problems.append(f"{name}: {mask.fault}")
         image = images.get(files.images.get(id_))
-        if isinstance(image, _ImageFacts) and image.size != mask.size:
+        if isinstance(image, ImageFacts) and image.size != mask.size:
             sizes = "mask {}x{}, image {}x{}".format(*mask.size, *image.size)
             report.problems.append(f"{name}: of another size than its image ({sizes})")
     if split != "test" and not used:
@@ -220,39 +186,11 @@ def _check_labels(report: Report, split: str, files: SplitFiles) -> None:
 def _check_twice(report: Report, split: str, files: SplitFiles, images: dict) -> None:
     by_digest = defaultdict(list)
     for path in files.images.values():
-        if isinstance(images[path], _ImageFacts):
+        if isinstance(images[path], ImageFacts):
             by_digest[images[path].digest].append(_name(path, report.root))
     for names in by_digest.values():
         if len(names) > 1:
             report.notes.append(f"{split}: the same file under {len(names)} ids: {', '.join(sorted(names))}")
-
-
-def _find_copies(readable: dict[str, dict[str, tuple[Path, _ImageFacts]]]) -> list[Copy]:
-    """Copies across splits, by bytes, by thumbnail, or by thumbnail and keypoints together.
-
-    Not found: copies turned, mirrored or framed so differently that their thumbnails do not resemble each other.
-    """
-    copies, doubtful = [], []
-    for a, b in itertools.combinations([split for split in SPLITS if readable[split]], 2):
-        left, right = list(readable[a].items()), list(readable[b].items())
-        thumbs = [np.stack([facts.thumbnail for _, (_, facts) in side]) for side in (left, right)]
-        digests = [np.array([facts.digest for _, (_, facts) in side]) for side in (left, right)]
-        exact = digests[0][:, None] == digests[1][None]
-        similarity = thumbs[0] @ thumbs[1].T  # [images of a, images of b]
-        for i, j in np.argwhere(exact | (similarity >= CANDIDATE)):
-            (id_a, (path_a, _)), (id_b, (path_b, _)) = left[i], right[j]
-            copy = Copy((a, b), (path_a, path_b), (id_a, id_b), float(similarity[i, j]), bool(exact[i, j]))
-            (copies if exact[i, j] or similarity[i, j] >= COPY else doubtful).append(copy)
-    keypoints = _read_all(_keypoints, {path for copy in doubtful for path in copy.files}, "look-alikes")
-    copies += [copy for copy in doubtful if _shared_keypoints(*(keypoints[path] for path in copy.files)) >= KEYPOINTS]
-    return sorted(copies, key=lambda copy: (copy.splits, -copy.similarity, copy.ids))
-
-
-def _image_facts(path: Path) -> _ImageFacts:
-    grey = cv2.cvtColor(read_image(path, (THUMBNAIL, THUMBNAIL)), cv2.COLOR_RGB2GRAY).astype(np.float32).ravel()
-    grey -= grey.mean()
-    digest = hashlib.sha256(path.read_bytes()).digest()
-    return _ImageFacts(image_size(path), digest, grey / max(float(np.linalg.norm(grey)), 1e-6))
 
 
 def _mask_facts(path: Path) -> _MaskFacts:
@@ -264,45 +202,6 @@ def _mask_facts(path: Path) -> _MaskFacts:
         rule = "1 is read as lesion" if values[-1] <= 1 else "above 128 is read as lesion"
         fault += f"{'; ' if fault else ''}mask is not 0/255 ({len(values)} values up to {values[-1]}; {rule})"
     return _MaskFacts((grey.shape[1], grey.shape[0]), fault)
-
-
-def _keypoints(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    grey = cv2.cvtColor(read_image(path, (256, 256)), cv2.COLOR_RGB2GRAY)
-    # Contrast is evened out first: edited copies differ in it.
-    points, features = cv2.SIFT_create(400).detectAndCompute(cv2.createCLAHE(3, (4, 4)).apply(grey), None)
-    return np.float32([point.pt for point in points]), features
-
-
-def _shared_keypoints(a: Any, b: Any) -> int:
-    """How many keypoints of two photographs one affine map brings together within 3 px (RANSAC)."""
-    (points_a, features_a), (points_b, features_b) = a, b
-    if features_a is None or features_b is None or min(len(points_a), len(points_b)) < 4:
-        return 0
-    matches = cv2.BFMatcher().knnMatch(features_a, features_b, 2)
-    matches = [best for best, second in matches if best.distance < 0.8 * second.distance]
-    if len(matches) < 4:
-        return 0
-    moved, inliers = cv2.estimateAffine2D(
-        points_a[[match.queryIdx for match in matches]],
-        points_b[[match.trainIdx for match in matches]],
-        ransacReprojThreshold=3,
-    )
-    return 0 if moved is None or abs(np.linalg.det(moved[:, :2])) < 0.4 else int(inliers.sum())
-
-
-def _read_all(read: Callable[[Path], Any], paths: Iterable[Path], what: str) -> dict[Path, Any]:
-    """`read(path)` for each path on all cores (decoding runs outside the interpreter lock); a UserError is a value."""
-
-    def one(path: Path) -> Any:
-        try:
-            return read(path)
-        except UserError as error:
-            return error
-
-    paths = list(paths)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(one, paths)
-        return dict(zip(paths, tqdm(results, desc=what, total=len(paths), disable=None, leave=False), strict=True))
 
 
 def _name(path: Path, root: Path) -> str:
