@@ -96,7 +96,10 @@ def find_files(root: str | Path, split: str) -> SplitFiles:
     if split not in SPLITS:
         raise UserError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     if not Path(root).is_dir():
-        raise UserError(f"{root}: no such folder; expected the data folder (see Data/README.md)")
+        raise UserError(
+            f"{root}: no such folder; put the challenge's data there (Data/README.md), "
+            "or draw the embedded sample (python -m utils.sample) and take --data Data/sample"
+        )
     here = _entries(Path(root))
     images, masks, labels = _NAMES[split]
     csv_paths = (here.get(name.lower()) for name in labels)
