@@ -86,8 +86,9 @@ def choose_experiment(args: argparse.Namespace) -> Experiment:
     net = NETS[args.net] if args.net else row.net if row else NETS["dense"]
     pretrained = bool(args.pretrained) if args.pretrained is not None else row.pretrained if row else True
     if pretrained and net not in PRETRAINED:
-        log.info("%s has no pretrained encoder: it starts from random weights", net)
         pretrained = False
+        if not args.weights:
+            log.info("%s has no pretrained encoder: it starts from random weights", net)
     row = row or find_experiment(net, pretrained)
     given = {name: getattr(args, name) for name in ("size", "epochs", "batch_size", "lr", "patience", "loss")}
     given = {name: value for name, value in given.items() if value is not None}
@@ -102,17 +103,15 @@ def read_data(args: argparse.Namespace) -> dict[str, list[Sample]]:
         data[split] = [sample for sample in samples if sample.mask or split == "test"]
         if split != "test" and not data[split]:
             raise UserError(f"{args.data}: no {split} image with a mask; see python -m utils.inspect_data {args.data}")
-        log.info("%s: %d images%s", split, len(data[split]), _left_out(len(samples) - len(data[split])))
+        without = len(samples) - len(data[split])
+        more = f", {without} more left out because they have no mask" if without else ""
+        log.info("%s: %d images%s", split, len(data[split]), more)
     train = {sample.id for sample in data["train"]}
     twice = sorted(sample.id for split in ("validation", "test") for sample in data[split] if sample.id in train)
     if twice:
         names = f"{', '.join(twice[:3])}{' …' if len(twice) > 3 else ''}"
         raise UserError(f"{args.data}: {len(twice)} images are in training and in another split: {names}; remove one")
     return data
-
-
-def _left_out(count: int) -> str:
-    return f", {count} more left out because they have no mask" if count else ""
 
 
 def create_model(row: Experiment, weights: Path | None) -> tuple[nn.Module, LoadReport | None]:

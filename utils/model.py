@@ -1,6 +1,5 @@
 """Training on any device: the loop that both tasks share, its checkpoints, and running a model over images."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 from utils import UserError
 from utils.loader import Store, to_input
 from utils.logger import log, progress
-from utils.run import Run
+from utils.run import Run, written_whole
 from utils.weights import load_file
 
 AMP = ("auto", "off", "bf16", "fp16")
@@ -211,12 +210,8 @@ def fit(
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write tensors and plain values so that `path` holds the old checkpoint or the whole new one at any moment."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with written_whole(path) as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def load_best(model: nn.Module, run: Run) -> int:

@@ -9,9 +9,10 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pandas as pd
 import torch
@@ -81,7 +82,7 @@ class Run:
         return self.folder / name
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        write_whole(self.path(name), (json.dumps(content, indent=2) + "\n").encode())
+        self._write(name, json.dumps(content, indent=2) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
         try:
@@ -99,10 +100,14 @@ class Run:
     def write_history(self, rows: list[dict[str, float]]) -> None:
         """Replace history.csv by `rows` (an epoch that was cut off before its checkpoint drops out this way)."""
         lines = [",".join(rows[0])] + [",".join(str(value) for value in row.values()) for row in rows]
-        write_whole(self.path("history.csv"), ("\n".join(lines) + "\n").encode())
+        self._write("history.csv", "\n".join(lines) + "\n")
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
-        write_whole(self.path(name), table.to_csv(index=False, lineterminator="\n").encode())
+        self._write(name, table.to_csv(index=False, lineterminator="\n"))
+
+    def _write(self, name: str, text: str) -> None:
+        with written_whole(self.path(name)) as file:
+            file.write(text.encode())
 
     def write_events(self, row: Mapping[str, float], epoch: int) -> None:
         """Add an epoch's numbers to the TensorBoard events below tensorboard/."""
@@ -126,11 +131,12 @@ class Run:
             self._writer = None
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all: temporary name, flush to disk, rename."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that is at `path` whole or not at all: temporary name, flush to disk, rename."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
-        file.write(content)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

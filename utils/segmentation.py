@@ -17,6 +17,7 @@ from utils.data import image_size, read_image, read_mask
 from utils.evaluation import METRICS, SegmentationCounts, bootstrap_interval, confusion_counts
 from utils.loader import Store, in_order
 from utils.model import Precision, predict
+from utils.run import written_whole
 from utils.visualize import Panel, best_median_worst, plot_contours
 
 LESION = 1  # index of the lesion among the classes background, lesion
@@ -81,9 +82,8 @@ def format_scores(split: str, summary: Mapping[str, Any]) -> str:
 
 def write_masks(model: nn.Module, store: Store, precision: Precision, batch_size: int, path: Path) -> int:
     """Write `<id>_segmentation.png` (0 and 255, at each image's own size) into a zip; returns how many."""
-    partial = path.with_name(path.name + ".partial")
     count = 0
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
+    with written_whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed
         for index, probability in predict_lesions(model, store, precision, batch_size):
             sample = store.samples[index]
             mask = lesion_mask(probability, image_size(sample.image))
@@ -93,7 +93,6 @@ def write_masks(model: nn.Module, store: Store, precision: Precision, batch_size
             entry = zipfile.ZipInfo(f"{sample.id}_segmentation.png", (2017, 1, 1, 0, 0, 0))
             archive.writestr(entry, content.getvalue())
             count += 1
-    partial.replace(path)
     return count
 
 
