@@ -15,18 +15,19 @@ ALPHA_START = 0.001  # of the paper
 
 
 class ARLAttention(nn.Module):
-    """The attention term of a block, `α · R(F(x)) ⊙ s`.
+    """The sum of an ARL block, `F(x) + s + α · R(F(x)) ⊙ s`.
 
     R is a softmax over the H×W positions of each channel ("spatial", the paper's), or over the channels of each
     position ("channel", what two public codes do). It has no weights but α, one scalar.
+
+    The sum is made in float32 and rounded once, also under autocast: added to an F(x) + s that is rounded to
+    bfloat16 already, a term of less than half its last bit would always be lost. The bfloat16 result still has an
+    error of its own of up to 1/512, beside which the term is small while α is near its start.
 
     Args:
         over: "spatial" or "channel".
         alpha: "learn" (a parameter that starts at 0.001), "fixed" (stays at 0.001) or "0" (the term vanishes and
             the block is a plain residual block, bit for bit).
-
-    In bfloat16 the sum F(x) + s keeps 8 bits, so a term below 1/512 of it is rounded away, and at the start, with
-    α = 0.001, nearly all of it is. α still gets its gradient and can grow. Compare networks at this stage in float32.
     """
 
     def __init__(self, over: str = "spatial", alpha: str = "learn") -> None:
@@ -40,20 +41,24 @@ class ARLAttention(nn.Module):
             self.register_buffer("alpha", start)
 
     def weights(self, residual: Tensor) -> Tensor:
-        """R(F(x)): residual [B, C, H, W] → attention of the same shape and dtype in [0, 1].
+        """R(F(x)): residual [B, C, H, W] → attention of the same shape in [0, 1], float32 or wider.
 
-        Sums to 1 over H×W for each channel ("spatial") or over C at each position ("channel"). The softmax is
-        computed in float32 whatever the autocast state.
+        Sums to 1 over H×W for each channel ("spatial") or over C at each position ("channel").
         """
+        residual = residual.to(torch.promote_types(residual.dtype, torch.float32))
         if self.over == "channel":
-            return residual.float().softmax(dim=1).to(residual.dtype)
-        return residual.float().flatten(2).softmax(dim=2).view(residual.shape).to(residual.dtype)
+            return residual.softmax(dim=1)
+        batch, channels, height, width = residual.shape
+        positions = residual.permute(0, 2, 3, 1).flatten(1, 2)  # [B, H·W, C], a view of channels-last memory
+        return positions.softmax(dim=1).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
-        """F(x) and s, both [B, C, H, W] → the term to add, [B, C, H, W]."""
+        """F(x) and s, both [B, C, H, W] → their attended sum, of the same shape and dtype."""
         if self.off:
-            return torch.zeros((), dtype=shortcut.dtype, device=shortcut.device)
-        return self.alpha.to(shortcut.dtype) * self.weights(residual) * shortcut
+            return residual + shortcut
+        with torch.autocast(residual.device.type, enabled=False):
+            attended = 1 + self.alpha * self.weights(residual)
+            return (residual + attended * shortcut).to(residual.dtype)
 
     def extra_repr(self) -> str:
         return f"over={self.over}, alpha={float(self.alpha):g}"

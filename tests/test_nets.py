@@ -127,15 +127,33 @@ def test_attention_none_is_a_resnet():
 
 
 def test_attention_by_hand():
-    """α · softmax over positions (or channels) of F(x), times s, on numbers that a pocket calculator can follow."""
+    """F(x) + s + α · softmax over positions (or channels) of F(x), times s, as on a pocket calculator."""
     residual = torch.log(torch.tensor([[[[1.0, 3.0]], [[1.0, 1.0]]]]))  # [1, 2, 1, 2]
     shortcut = torch.tensor([[[[4.0, 8.0]], [[2.0, 6.0]]]])
-    spatial = ARLAttention("spatial")
-    assert float(spatial.alpha.detach()) == pytest.approx(0.001)
-    expected = torch.tensor([[[[0.25 * 4, 0.75 * 8]], [[0.5 * 2, 0.5 * 6]]]]) * 0.001
-    assert torch.allclose(spatial(residual, shortcut), expected, rtol=1e-6)
-    expected = torch.tensor([[[[0.5 * 4, 0.75 * 8]], [[0.5 * 2, 0.25 * 6]]]]) * 0.001
-    assert torch.allclose(ARLAttention("channel")(residual, shortcut), expected, rtol=1e-6)
+    for over, weights in (("spatial", [[0.25, 0.75], [0.5, 0.5]]), ("channel", [[0.5, 0.75], [0.5, 0.25]])):
+        attention = ARLAttention(over)
+        weights = torch.tensor(weights).view(1, 2, 1, 2)
+        assert float(attention.alpha.detach()) == pytest.approx(0.001)
+        assert torch.allclose(attention.weights(residual), weights, rtol=1e-6)
+        nn.init.constant_(attention.alpha, 0.5)
+        expected = residual + shortcut + 0.5 * weights * shortcut
+        assert torch.allclose(attention(residual, shortcut), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("over", ["spatial", "channel"])
+def test_bfloat16_does_not_lose_terms_below_its_precision(over):
+    """Added to a sum that is rounded already, terms below 1/512 of it are lost: 1 % of their mean is left here.
+
+    Rounded once, ties (frequent where F and s are bfloat16 themselves) all go the term's way: up to twice the mean.
+    """
+    residual, shortcut = torch.randn(2, 32, 64, 64).bfloat16(), torch.rand(2, 32, 64, 64).add(1).bfloat16()
+    attention = ARLAttention(over)
+    nn.init.constant_(attention.alpha, 2.0 if over == "spatial" else 0.02)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        change = attention(residual, shortcut).double() - (residual + shortcut).double()
+        term = attention.alpha * attention.weights(residual).double() * shortcut
+    assert (term < 2**-9).double().mean() > 0.5
+    assert 0.5 < change.mean() / term.mean() < 2.5
 
 
 def test_block_formula():
