@@ -9,125 +9,30 @@ What a run keeps lies in model/<experiment>/run<id>/.
 """
 
 import argparse
-import math
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import nn
 
-import nets
-from utils import UserError
-from utils.data import SPLITS, Sample, read_split
-from utils.experiments import EXPERIMENTS, Experiment, find_experiment
-from utils.loader import CACHE, TRAIN_SCALE, Store, prepare, train_loader
+from utils.command_line import choose_experiment, create_model, make_parser, start_run
+from utils.loader import TRAIN_SCALE, MaskViews, Store, prepare, train_loader
 from utils.logger import log, run_script
 from utils.loss import LOSSES, create_loss
-from utils.model import AMP, Precision, Schedule, Trainer, find_device, find_precision, fit, load_best
-from utils.run import Run, digest, environment
+from utils.model import Precision, Schedule, Trainer, find_device, find_precision, fit, load_best
+from utils.run import Run
 from utils.segmentation import format_scores, plot_examples, score, summarize, write_masks
+from utils.splits import Data, segmentation_data
 from utils.visualize import plot_history
-from utils.weights import MODEL, PRETRAINED, LoadReport, find_weights, load_encoder
 
 NETS = {"dense": "dense_unet", "res": "res_unet", "unet": "unet", "arl": "arl_unet"}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line; what is None there is decided by the experiment's row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("-i", "--id", type=at_least(0), default=0, help="run number (0)")
-    add("-n", "--net", choices=NETS, help="network (the experiment's, else dense)")
-    add("-c", "--checked", type=int, choices=(0, 1), default=1, help="1: continue this run where it stopped, or start "
-        "where there is none; 0: start afresh, the old run is kept under another name (1)")  # fmt: skip
-    add("-p", "--pretrained", type=int, choices=(0, 1), help="pretrained encoder (the experiment's, else 1)")
-    add("-m", "--message", default="", help="a note kept with the run")
-    add("--experiment", choices=list(EXPERIMENTS), help="row of the results table; other flags override its settings")
-    add("--data", type=Path, default=Path("Data/ISIC2017"), help="data folder (Data/ISIC2017)")
-    add("--output", type=Path, default=MODEL, help="where run folders go (model)")
-    add("--cache", type=Path, default=CACHE, help="where prepared images go (Data/cache)")
-    add("--weights", type=Path, help="file with a state dict for the encoder, in place of the pretrained one")
-    add("--size", type=at_least(32), nargs=2, metavar=("WIDTH", "HEIGHT"), help="input of the network, pixels")
-    add("--epochs", type=at_least(1), help="of the whole schedule")
-    add("--batch-size", type=at_least(1))
-    add("--lr", type=rate, help="learning rate at the start")
-    add("--patience", type=at_least(1), help="epochs without a better validation Jaccard after which it stops")
-    add("--loss", choices=LOSSES)
-    add("--seed", type=at_least(0), default=0, help="of weights, order and augmentation (0)")
-    add("--workers", type=at_least(0), help="loader processes (none on a CPU, one per core up to 8 beside a GPU)")
-    add("--device", help="cuda, cuda:1, mps, cpu … (the first of these that is there)")
-    add("--amp", choices=AMP, default="auto", help="mixed precision (auto: where the hardware gains by it)")
-    add("--keep-copies", action="store_true", help="train on the known copies of validation and test images too")
-    return parser.parse_args(argv)
+    return make_parser("segmentation", __doc__, NETS, "dense", LOSSES).parse_args(argv)
 
 
-def at_least(minimum: int):
-    """An argparse type: a whole number that is not below `minimum`."""
-
-    def whole_number(text: str) -> int:
-        if int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"{text} is below {minimum}")
-        return int(text)
-
-    return whole_number
-
-
-def rate(text: str) -> float:
-    """An argparse type: a positive number."""
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return float(text)
-
-
-def choose_experiment(args: argparse.Namespace) -> Experiment:
-    """The row of the table that is meant, with what the command line says otherwise."""
-    row = EXPERIMENTS[args.experiment] if args.experiment else None
-    net = NETS[args.net] if args.net else row.net if row else NETS["dense"]
-    pretrained = bool(args.pretrained) if args.pretrained is not None else row.pretrained if row else True
-    if pretrained and net not in PRETRAINED:
-        pretrained = False
-        if not args.weights:
-            log.info("%s has no pretrained encoder: it starts from random weights", net)
-    row = row or find_experiment(net, pretrained)
-    given = {name: getattr(args, name) for name in ("size", "epochs", "batch_size", "lr", "patience", "loss")}
-    given = {name: value for name, value in given.items() if value is not None}
-    return replace(row, **given | {"net": net, "pretrained": pretrained})
-
-
-def read_data(args: argparse.Namespace) -> dict[str, list[Sample]]:
-    """The images of each split; training and validation keep those with a mask."""
-    data = {}
-    for split in SPLITS:
-        samples = read_split(args.data, split, leave_out_copies=not args.keep_copies, with_labels=False)
-        data[split] = [sample for sample in samples if sample.mask or split == "test"]
-        if split != "test" and not data[split]:
-            raise UserError(f"{args.data}: no {split} image with a mask; see python -m utils.inspect_data {args.data}")
-        without = len(samples) - len(data[split])
-        more = f", {without} more left out because they have no mask" if without else ""
-        log.info("%s: %d images%s", split, len(data[split]), more)
-    train = {sample.id for sample in data["train"]}
-    twice = sorted(sample.id for split in ("validation", "test") for sample in data[split] if sample.id in train)
-    if twice:
-        names = f"{', '.join(twice[:3])}{' …' if len(twice) > 3 else ''}"
-        raise UserError(f"{args.data}: {len(twice)} images are in training and in another split: {names}; remove one")
-    return data
-
-
-def create_model(row: Experiment, weights: Path | None) -> tuple[nn.Module, LoadReport | None]:
-    """The network with its encoder pretrained as asked, and what was loaded."""
-    model = nets.create_model(row.net)
-    report = None
-    if weights:
-        log.info("%s: if these weights have seen ISIC 2018 or later, they have seen most of the test images", weights)
-    if weights or row.pretrained:
-        report = load_encoder(model, row.net, weights or find_weights(PRETRAINED[row.net]))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    log.info("%s, %.1f M parameters, encoder from %s", row.net, parameters / 1e6, report or "random weights")
-    return model, report
-
-
-def prepare_all(data: dict[str, list[Sample]], size: tuple[int, int], cache: Path) -> dict[str, Store]:
+def prepare_all(data: Data, size: tuple[int, int], cache: Path) -> dict[str, Store]:
     """Every split decoded before training starts, so that an unreadable file shows now and not after it."""
     large = (round(size[0] * TRAIN_SCALE), round(size[1] * TRAIN_SCALE))
     return {split: prepare(data[split], large if split == "train" else size, cache) for split in data if data[split]}
@@ -158,21 +63,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     row = choose_experiment(args)
     precision = find_precision(find_device(args.device), args.amp)
-    data = read_data(args)
+    data = segmentation_data(args.data, keep_copies=args.keep_copies)
     torch.manual_seed(args.seed)
     model, weights = create_model(row, args.weights)
     stores = prepare_all(data, row.size, args.cache)
+    run = start_run(args, row, data, weights, precision)
 
-    settings = {**asdict(row), "seed": args.seed, "amp": args.amp, "weights": weights and asdict(weights)}
-    del settings["published"]  # not ours, and nothing to hold a run to
-    settings |= {f"{split}_images": digest(data[split]) for split in ("train", "validation")}
-    facts = {"data": str(args.data), "test_images": digest(data["test"]), "message": args.message}
-    facts |= {"precision": str(precision), **environment(precision.device)}
-    run = Run(args.output / row.name / f"run{args.id}", settings, facts, resume=bool(args.checked))
-    log.info("%s: %s, %d×%d pixels, %s", run.folder, row.loss, *row.size, precision)
-
-    loader = train_loader(stores["train"], row.size, row.batch_size, args.seed, precision.device, args.workers)
-    schedule = Schedule(row.epochs, row.lr, row.weight_decay, row.patience)
+    views = MaskViews(row.size)
+    loader = train_loader(stores["train"], views, row.batch_size, args.seed, precision.device, args.workers)
+    schedule = Schedule(row.epochs, row.lr, row.weight_decay, row.patience, row.optimizer)
     trainer = Trainer(model, create_loss(row.loss), schedule, len(loader), precision)
 
     def validate(model: nn.Module) -> tuple[float, dict[str, float]]:

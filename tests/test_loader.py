@@ -10,7 +10,7 @@ from PIL import Image
 
 from utils import UserError
 from utils.data import Sample
-from utils.loader import EpochSampler, TrainingSet, prepare, to_input, train_loader
+from utils.loader import EpochSampler, MaskViews, TrainingSet, prepare, to_input, train_loader
 
 SIZE = (48, 32)
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def samples(tmp_path) -> list[Sample]:
 
 
 def batches(samples, tmp_path, epoch=0, seed=0, workers=0):
-    loader = train_loader(prepare(samples, (72, 48), tmp_path / "cache"), SIZE, 4, seed, CPU, workers)
+    loader = train_loader(prepare(samples, (72, 48), tmp_path / "cache"), MaskViews(SIZE), 4, seed, CPU, workers)
     loader.sampler.epoch = epoch
     return [torch.cat([images, masks.unsqueeze(-1)], dim=-1) for images, masks in loader]
 
@@ -43,7 +43,7 @@ def equal(a, b) -> bool:
 
 
 def test_shapes_and_types(samples, tmp_path):
-    loader = train_loader(prepare(samples, (72, 48), tmp_path / "cache"), SIZE, 4, 0, CPU)
+    loader = train_loader(prepare(samples, (72, 48), tmp_path / "cache"), MaskViews(SIZE), 4, 0, CPU)
     images, masks = next(iter(loader))
     assert images.shape == (4, 32, 48, 3) and images.dtype == torch.uint8
     assert masks.shape == (4, 32, 48) and set(masks.unique().tolist()) == {0, 1}
@@ -52,7 +52,7 @@ def test_shapes_and_types(samples, tmp_path):
 @pytest.mark.parametrize("count,expected", [(3, [3]), (4, [4]), (9, [4, 4]), (10, [4, 4])])
 def test_no_small_last_batch(samples, tmp_path, count, expected):
     """One image alone must not have the last word on weights and running statistics before they are scored."""
-    loader = train_loader(prepare(samples[:count], (72, 48), tmp_path / "cache"), SIZE, 4, 0, CPU)
+    loader = train_loader(prepare(samples[:count], (72, 48), tmp_path / "cache"), MaskViews(SIZE), 4, 0, CPU)
     assert [len(images) for images, _ in loader] == expected
 
 
@@ -65,7 +65,7 @@ def test_draws_depend_on_seed_and_epoch_alone(samples, tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_draws_do_not_depend_on_the_number_of_workers(samples, tmp_path, workers):
-    loader = train_loader(prepare(samples, (72, 48), tmp_path / "cache"), SIZE, 4, 0, CPU, workers)
+    loader = train_loader(prepare(samples, (72, 48), tmp_path / "cache"), MaskViews(SIZE), 4, 0, CPU, workers)
     for epoch in (0, 1):  # the workers live on into the second epoch
         loader.sampler.epoch = epoch
         got = [torch.cat([images, masks.unsqueeze(-1)], dim=-1) for images, masks in loader]
@@ -96,18 +96,18 @@ def test_flips_are_drawn_independently(samples, tmp_path):
     image = np.zeros((64, 96, 3), np.uint8)
     image[:32, :48], image[:32, 48:], image[32:, :48], image[32:, 48:] = 10, 90, 170, 250
     Image.fromarray(image).save(samples[0].image)
-    data = TrainingSet(prepare(samples[:1], SIZE, tmp_path / "cache"), SIZE, seed=0)
-    data.transforms = A.Compose(
-        [t for t in data.transforms.transforms if isinstance(t, (A.HorizontalFlip, A.VerticalFlip))]
+    data = TrainingSet(prepare(samples[:1], SIZE, tmp_path / "cache"), MaskViews(SIZE), seed=0)
+    data.views.transforms = A.Compose(
+        [t for t in data.views.transforms.transforms if isinstance(t, (A.HorizontalFlip, A.VerticalFlip))]
     )
-    assert len(data.transforms.transforms) == 2
+    assert len(data.views.transforms.transforms) == 2
     seen = Counter(int(data[epoch, 0][0][2, 2, 0]) for epoch in range(200))
     assert sorted(seen) == [10, 90, 170, 250]
     assert min(seen.values()) > 25
 
 
 def test_mask_follows_the_image(samples, tmp_path):
-    data = TrainingSet(prepare(samples, (72, 48), tmp_path / "cache"), SIZE, seed=0)
+    data = TrainingSet(prepare(samples, (72, 48), tmp_path / "cache"), MaskViews(SIZE), seed=0)
     for epoch in range(20):
         for index in range(len(samples)):
             image, mask = data[epoch, index]
@@ -123,7 +123,7 @@ def test_an_epoch_opens_no_image_file(samples, tmp_path):
     for sample in samples:
         sample.image.unlink()
         sample.mask.unlink()
-    loader = train_loader(store, SIZE, 4, 0, CPU)
+    loader = train_loader(store, MaskViews(SIZE), 4, 0, CPU)
     assert equal(before, [torch.cat([images, masks.unsqueeze(-1)], dim=-1) for images, masks in loader])
 
 

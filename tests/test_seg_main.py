@@ -16,8 +16,8 @@ from PIL import Image
 
 import seg_main
 from tests.test_evaluation import official_command
-from utils import UserError, weights
-from utils.experiments import EXPERIMENTS
+from utils import UserError, command_line, weights
+from utils.experiments import EXPERIMENTS, experiments
 from utils.sample import make_sample
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,7 +94,7 @@ def test_without_truth_for_the_test_images_there_are_masks_and_no_scores(data, t
 @pytest.mark.parametrize("net", seg_main.NETS)
 def test_p_0_needs_no_file_for_any_network(net, folders, monkeypatch):
     """Old fault: -p 0 was ignored for the Res-UNet."""
-    monkeypatch.setattr(seg_main, "find_weights", lambda *_: pytest.fail("looked for pretrained weights"))
+    monkeypatch.setattr(command_line, "find_weights", lambda *_: pytest.fail("looked for pretrained weights"))
     seg_main.main(["-n", net, "-p", "0", *QUICK, *folders])
 
 
@@ -167,7 +167,8 @@ def test_which_experiment_is_meant(arguments, name, net, pretrained):
 
 
 def test_every_row_of_the_table_is_runnable_by_name():
-    for name, row in EXPERIMENTS.items():
+    for name in experiments("segmentation"):
+        row = EXPERIMENTS[name]
         assert seg_main.choose_experiment(seg_main.parse(["--experiment", name])) == row
         assert len(row.published) == 6
 

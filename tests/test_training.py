@@ -10,7 +10,7 @@ from torch import nn
 import nets
 from utils import UserError
 from utils.data import read_split
-from utils.loader import prepare, train_loader
+from utils.loader import MaskViews, prepare, train_loader
 from utils.loss import create_loss
 from utils.model import Precision, Schedule, Trainer, find_device, find_precision, fit, load_best
 from utils.run import Run
@@ -41,7 +41,7 @@ class Stopped(Exception):
 
 def train(run, store, scores, *, stop_in_epoch=None, patience=99, model=None, lr=1e-2):
     """An epoch for each of the given validation scores; a kill before the validation of epoch `stop_in_epoch`."""
-    loader = train_loader(store, SIZE, 4, 0, torch.device("cpu"))
+    loader = train_loader(store, MaskViews(SIZE), 4, 0, torch.device("cpu"))
     schedule = Schedule(len(scores), lr, 1e-4, patience)
     trainer = Trainer(model or tiny(), create_loss("dice_ce"), schedule, len(loader), FLOAT32)
 

@@ -14,7 +14,7 @@ import torchvision
 
 import nets
 from utils import UserError
-from utils.weights import PRETRAINED, find_weights, load_encoder, load_file
+from utils.weights import PRETRAINED, find_weights, load_file, load_pretrained
 
 RESNET18 = torchvision.models.resnet18
 
@@ -32,7 +32,7 @@ def features(model, x):
 def test_torchvision_resnet18(tmp_path):
     reference = RESNET18(weights=None).eval()
     model = nets.create_model("res_unet")
-    report = load_encoder(model, "res_unet", saved(reference.state_dict(), tmp_path / "resnet18.pth"))
+    report = load_pretrained(model, "res_unet", saved(reference.state_dict(), tmp_path / "resnet18.pth"))
     assert (report.missing, report.left_over) == ((), ("fc.bias", "fc.weight"))
     assert report.loaded == len(reference.state_dict()) - 2
     assert report.sha256 == hashlib.sha256((tmp_path / "resnet18.pth").read_bytes()).hexdigest()
@@ -52,7 +52,7 @@ def test_torchvision_densenet121(tmp_path, old_names):
     }
     assert any(".norm.1." in name for name in state) == old_names
     model = nets.create_model("dense_unet")
-    report = load_encoder(model, "dense_unet", saved(state, tmp_path / "densenet.pth"))
+    report = load_pretrained(model, "dense_unet", saved(state, tmp_path / "densenet.pth"))
     assert (report.missing, report.left_over) == ((), ("classifier.bias", "classifier.weight"))
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_arl_unet_takes_the_classifier_with_its_alphas(tmp_path):
         if name.endswith("alpha"):
             tensor.fill_(0.25)
     model = nets.create_model("arl_unet")
-    report = load_encoder(model, "arl_unet", saved({"model": classifier.state_dict()}, tmp_path / "arl18.pth"))
+    report = load_pretrained(model, "arl_unet", saved({"model": classifier.state_dict()}, tmp_path / "arl18.pth"))
     assert (report.missing, report.left_over) == ((), ("fc.bias", "fc.weight"))
     alphas = [float(tensor) for name, tensor in model.state_dict().items() if name.endswith("alpha")]
     assert alphas == [0.25] * 8
@@ -73,16 +73,16 @@ def test_arl_unet_takes_the_classifier_with_its_alphas(tmp_path):
 
 def test_arl_unet_from_resnet18_lacks_exactly_the_alphas(tmp_path):
     model = nets.create_model("arl_unet")
-    report = load_encoder(model, "arl_unet", saved(RESNET18(weights=None).state_dict(), tmp_path / "r.pth"))
+    report = load_pretrained(model, "arl_unet", saved(RESNET18(weights=None).state_dict(), tmp_path / "r.pth"))
     assert len(report.missing) == 8 and all(name.endswith("attention.alpha") for name in report.missing)
 
 
 def test_an_encoder_alone_and_files_without_batch_counters(tmp_path):
     state = nets.create_model("unet").encoder.state_dict()
-    report = load_encoder(nets.create_model("unet"), "unet", saved(state, tmp_path / "encoder.pth"))
+    report = load_pretrained(nets.create_model("unet"), "unet", saved(state, tmp_path / "encoder.pth"))
     assert (report.missing, report.left_over) == ((), ())
     old = {n: t for n, t in RESNET18(weights=None).state_dict().items() if not n.endswith("num_batches_tracked")}
-    assert load_encoder(nets.create_model("res_unet"), "res_unet", saved(old, tmp_path / "old.pth")).missing == ()
+    assert load_pretrained(nets.create_model("res_unet"), "res_unet", saved(old, tmp_path / "old.pth")).missing == ()
 
 
 def without(state, name):
@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_an_error_and_changes_nothing(tmp_path, net, state,
     model = nets.create_model(net)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(UserError, match=f"file.pth: not the weights of {net}'s encoder.*{message}"):
-        load_encoder(model, net, saved(state(), tmp_path / "file.pth"))
+        load_pretrained(model, net, saved(state(), tmp_path / "file.pth"))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -205,7 +205,7 @@ def test_offline(tmp_path):
 
 
 def test_arl18_is_ours_and_not_downloaded(tmp_path):
-    with pytest.raises(UserError, match=r"arl18.pth not found: .*trained with this repository"):
+    with pytest.raises(UserError, match=r"arl18.pth not found: python cls_main.py -n arl18 trains it"):
         find_weights(PRETRAINED["arl_unet"], tmp_path)
 
 

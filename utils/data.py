@@ -65,6 +65,7 @@ _NAMES = {
         ("ISIC-2017_Test_v2_Part3_GroundTruth.csv", "ISIC-2017_Test_Part3_GroundTruth.csv"),
     ),
 }
+_ID = re.compile(r"ISIC_\d+")
 _IMAGE = re.compile(r"(ISIC_\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 _MASK = re.compile(r"(ISIC_\d+)_segmentation\.png", re.IGNORECASE)
 
@@ -134,7 +135,7 @@ def read_labels(csv_path: str | Path) -> dict[str, int]:
     """Index into CLASSES by image id, from an official `Part3_GroundTruth.csv`.
 
     Columns image_id, melanoma, seborrheic_keratosis in any order, 0/1 or 0.0/1.0; both 0 means nevus.
-    Raises UserError naming file and row: missing column, value not 0 or 1, both 1, id twice.
+    Raises UserError naming file and row: missing column, no ISIC id, value not 0 or 1, both 1, id twice.
     """
     csv_path, labels = Path(csv_path), {}
     try:
@@ -147,6 +148,8 @@ def read_labels(csv_path: str | Path) -> dict[str, int]:
             for row in reader:
                 where = f"{csv_path}: row {reader.line_num}"
                 id_ = (row["image_id"] or "").strip().upper()
+                if not _ID.fullmatch(id_):
+                    raise UserError(f"{where}: image_id is {row['image_id']!r}, expected one like ISIC_0000000")
                 values = [_zero_or_one(row[name], where, id_, name) for name in CLASSES[:2]]
                 if all(values):
                     raise UserError(f"{where}, {id_}: both {' and '.join(CLASSES[:2])} are 1, expected one at most")

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+EQUAL = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -10,52 +13,109 @@ class Experiment:
 
     Attributes:
         name: e.g. "seg-3"; also the folder of its runs below `model/`.
+        task: "segmentation" or "classification".
         net: name for `nets.create_model`.
         pretrained: whether the encoder starts from pretrained weights.
         loss: name for `utils.loss.create_loss`.
+        class_weights: one for each of `utils.data.CLASSES` in the loss; None where there are no such classes.
+        attention, alpha: of ARL networks, as for `nets.arl.arl`; None for others.
         size: (width, height) of the network's input, pixels.
-        epochs: of the whole schedule; the learning rate falls from `lr` to 0 along a half cosine.
-        patience: epochs without a better validation score after which training stops.
-        published: the earlier project's numbers on the official test set, pooled over all pixels; its jaccard, dice
-            and threshold_jaccard are means of background and lesion.
+        epochs: of the whole schedule.
+        optimizer, lr, weight_decay, patience: as for `utils.model.Schedule`.
+        published: the earlier project's numbers on the official test set. Segmentation: pooled over all pixels; its
+            jaccard, dice and threshold_jaccard are means of background and lesion. Classification: a mapping for each
+            of melanoma and seborrheic_keratosis.
     """
 
     name: str
+    task: str
     net: str
     pretrained: bool
-    loss: str = "dice_ce"
-    size: tuple[int, int] = (336, 224)
-    batch_size: int = 16
-    lr: float = 1e-4
-    weight_decay: float = 1e-4
-    epochs: int = 150
-    patience: int = 45
-    published: Mapping[str, float] = field(default_factory=dict)
+    loss: str
+    size: tuple[int, int]
+    batch_size: int
+    lr: float
+    weight_decay: float
+    epochs: int
+    patience: int
+    class_weights: tuple[float, ...] | None = None
+    attention: str | None = None
+    alpha: str | None = None
+    optimizer: str = "adamw"
+    published: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _published(*values: float) -> dict[str, float]:
+DEFAULTS: dict[str, Experiment] = {
+    "segmentation": Experiment(
+        "", "segmentation", "", False, "dice_ce", (336, 224), 16, lr=1e-4, weight_decay=1e-4, epochs=150, patience=45
+    ),
+    "classification": Experiment(
+        "", "classification", "", False, "focal", (224, 224), 32, lr=1e-4, weight_decay=1e-2, epochs=100, patience=30,
+        class_weights=EQUAL,
+    ),
+}  # fmt: skip
+
+
+def _attention(net: str) -> dict[str, str]:
+    return {"attention": "spatial", "alpha": "learn"} if net.startswith("arl") else {}
+
+
+def _segment(name: str, net: str, pretrained: bool, *published: float) -> Experiment:
     names = ("accuracy", "sensitivity", "specificity", "jaccard", "dice", "threshold_jaccard")
-    return dict(zip(names, values, strict=True))
+    numbers = dict(zip(names, published, strict=True))
+    default = DEFAULTS["segmentation"]
+    return replace(default, name=name, net=net, pretrained=pretrained, published=numbers, **_attention(net))
 
 
+def _classify(
+    name: str,
+    net: str,
+    pretrained: bool,
+    loss: str,
+    class_weights: tuple[float, ...],
+    melanoma: tuple[float, ...],
+    keratosis: tuple[float, ...],
+) -> Experiment:
+    names = ("auc", "accuracy", "sensitivity", "specificity")
+    numbers = {
+        "melanoma": dict(zip(names, melanoma, strict=True)),
+        "seborrheic_keratosis": dict(zip(names, keratosis, strict=True)),
+    }
+    return replace(
+        DEFAULTS["classification"], name=name, net=net, pretrained=pretrained, loss=loss, class_weights=class_weights,
+        published=numbers, **_attention(net),
+    )  # fmt: skip
+
+
+_RARE = (2.5, 2.5, 0.5)
 EXPERIMENTS: dict[str, Experiment] = {
     row.name: row
     for row in (
-        Experiment("seg-1", "unet", False, published=_published(0.8924, 0.6872, 0.9705, 0.7525, 0.8539, 0.6784)),
-        Experiment("seg-2", "dense_unet", False, published=_published(0.9215, 0.8224, 0.9593, 0.8207, 0.8995, 0.7420)),
-        Experiment("seg-3", "dense_unet", True, published=_published(0.9335, 0.8452, 0.9672, 0.8457, 0.9150, 0.7875)),
-        Experiment("seg-4", "res_unet", True, published=_published(0.9222, 0.7765, 0.9778, 0.8174, 0.8972, 0.7447)),
-        Experiment("seg-5", "arl_unet", True, published=_published(0.9220, 0.7795, 0.9764, 0.8173, 0.8972, 0.7413)),
+        _classify("cls-1-1", "arl50", True, "focal", EQUAL, (.861, .853, .590, .917), (.959, .927, .722, .963)),
+        _classify("cls-1-2", "resnet50", True, "focal", EQUAL, (.849, .860, .504, .946), (.919, .908, .533, .975)),
+        _classify("cls-2-1", "arl14", False, "focal", EQUAL, (.846, .858, .538, .936), (.924, .912, .511, .982)),
+        _classify("cls-2-2", "arl14", False, "focal", _RARE, (.863, .862, .556, .936), (.927, .903, .444, .984)),
+        _classify("cls-2-3", "arl14", False, "ce", EQUAL, (.822, .835, .487, .919), (.929, .893, .833, .904)),
+        _classify("cls-2-4", "arl14", False, "ce", _RARE, (.882, .857, .632, .911), (.955, .925, .811, .945)),
+        _segment("seg-1", "unet", False, .8924, .6872, .9705, .7525, .8539, .6784),
+        _segment("seg-2", "dense_unet", False, .9215, .8224, .9593, .8207, .8995, .7420),
+        _segment("seg-3", "dense_unet", True, .9335, .8452, .9672, .8457, .9150, .7875),
+        _segment("seg-4", "res_unet", True, .9222, .7765, .9778, .8174, .8972, .7447),
+        _segment("seg-5", "arl_unet", True, .9220, .7795, .9764, .8173, .8972, .7413),
     )
-}
+}  # fmt: skip
 
 
-def find_experiment(net: str, pretrained: bool) -> Experiment:
-    """The row of this network and this start; without one, the network's other row under a name of its own."""
-    rows = [row for row in EXPERIMENTS.values() if row.net == net]
-    for row in rows:
-        if row.pretrained == pretrained:
+def experiments(task: str) -> list[str]:
+    """Names of the rows of a task, in the table's order."""
+    return [name for name, row in EXPERIMENTS.items() if row.task == task]
+
+
+def find_experiment(task: str, net: str, pretrained: bool, **settings: Any) -> Experiment:
+    """The first row of this network and start that has these settings; without one, they make a row of their own."""
+    wanted = {"task": task, "net": net, "pretrained": pretrained, **settings}
+    for row in EXPERIMENTS.values():
+        if all(getattr(row, name) == value for name, value in wanted.items()):
             return row
-    return replace(
-        rows[0], name=f"{net}-{'pretrained' if pretrained else 'scratch'}", pretrained=pretrained, published={}
-    )
+    name = f"{net}-{'pretrained' if pretrained else 'scratch'}"
+    return replace(DEFAULTS[task], name=name, **_attention(net) | wanted)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import albumentations as A
 import cv2
@@ -25,14 +25,14 @@ from utils.logger import log, progress
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 CACHE = Path(__file__).resolve().parents[1] / "Data" / "cache"
-STORE_VERSION = 1  # raise it when what is stored changes
+STORE_VERSION = 2  # raise it when what is stored changes
 TRAIN_SCALE = 1.5  # training images are stored at 1.5 × the network's size: a crop of half the area stays sharp
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which the pretrained encoders expect
 
 
 @dataclass(frozen=True)
 class Store:
-    """Decoded images and masks of one split: a file of uint8 [N, height, width, 4], RGB and mask (0 or 1)."""
+    """Decoded images of one split: a file of uint8 [N, height, width, 3], or 4 with the mask (0 or 1) after RGB."""
 
     samples: tuple[Sample, ...]
     path: Path
@@ -42,8 +42,8 @@ class Store:
         return np.load(self.path, mmap_mode="r")
 
 
-def prepare(samples: Sequence[Sample], size: tuple[int, int], folder: Path = CACHE) -> Store:
-    """Decode every image and mask once, at `size` = (width, height) with the whole frame kept, into a store.
+def prepare(samples: Sequence[Sample], size: tuple[int, int], folder: Path = CACHE, *, masks: bool = True) -> Store:
+    """Decode every image, and mask if asked, once, at `size` = (width, height) with the whole frame kept, into a store.
 
     A store is found again by its files' paths, sizes and times of change. It is written under another name and
     renamed when whole, so neither an interrupted nor a second process leaves a half-written one in use.
@@ -51,17 +51,18 @@ def prepare(samples: Sequence[Sample], size: tuple[int, int], folder: Path = CAC
     Raises UserError that names the unreadable files, or the folder when it cannot be written.
     """
     samples = tuple(samples)
-    path = folder / f"{_key(samples, size)}.npy"
+    channels = 4 if masks else 3
+    path = folder / f"{_key(samples, size, channels)}.npy"
     if path.is_file():
         return Store(samples, path)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            shape = (len(samples), size[1], size[0], 4)
+            shape = (len(samples), size[1], size[0], channels)
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            for pixels in _decode(samples, size):
+            for pixels in _decode(samples, size, channels):
                 file.write(pixels)
         partial.replace(path)
     except OSError as error:
@@ -75,25 +76,26 @@ def prepare(samples: Sequence[Sample], size: tuple[int, int], folder: Path = CAC
     return Store(samples, path)
 
 
-def _key(samples: tuple[Sample, ...], size: tuple[int, int]) -> str:
+def _key(samples: tuple[Sample, ...], size: tuple[int, int], channels: int) -> str:
     def identity(path: Path | None) -> list | None:
         if path is None:
             return None
         status = path.stat()
         return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
-    content = [STORE_VERSION, size, [[identity(sample.image), identity(sample.mask)] for sample in samples]]
+    files = [[identity(sample.image), identity(sample.mask if channels == 4 else None)] for sample in samples]
+    content = [STORE_VERSION, size, channels, files]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def _decode(samples: tuple[Sample, ...], size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Each sample's uint8 [height, width, 4], in order. UserError at the end that names the files that failed."""
+def _decode(samples: tuple[Sample, ...], size: tuple[int, int], channels: int) -> Iterator[np.ndarray]:
+    """Each sample's uint8 [height, width, channels], in order. UserError at the end that names the unreadable."""
 
     def decode(sample: Sample) -> np.ndarray | UserError:
-        pixels = np.zeros((size[1], size[0], 4), np.uint8)
+        pixels = np.zeros((size[1], size[0], channels), np.uint8)
         try:
             pixels[..., :3] = read_image(sample.image, size)
-            if sample.mask:
+            if channels == 4 and sample.mask:
                 pixels[..., 3] = read_mask(sample.mask, size)
         except UserError as error:
             return error
@@ -124,56 +126,58 @@ def in_order(
         yield waiting.popleft().result()
 
 
-def train_transforms(size: tuple[int, int]) -> A.Compose:
-    """Augmentation for segmentation: random resized crop, flips, rotation, Gaussian noise.
+class MaskViews:
+    """Training views for segmentation: random resized crop, flips, rotation, Gaussian noise; the target is the mask.
 
-    Args:
-        size: (width, height) of the result.
-
-    Returns:
-        Callable on `image` uint8 [H, W, 3] and `mask` uint8 [H, W]; give it a `set_random_state` before each call.
+    size: (width, height) of the network's input.
     """
-    width, height = size
-    aspect = width / height
-    return A.Compose(
-        [
-            A.RandomResizedCrop(
-                (height, width),
-                scale=(0.5, 1.0),
-                ratio=(0.8 * aspect, 1.25 * aspect),
-                mask_interpolation=cv2.INTER_NEAREST_EXACT,  # the default shifts the mask by up to half a pixel
-            ),
-            A.HorizontalFlip(),
-            A.VerticalFlip(),
-            A.Rotate(30, border_mode=cv2.BORDER_REFLECT_101),
-            A.GaussNoise(std_range=(0.01, 0.05), p=0.3),
-        ]
-    )
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        width, height = size
+        aspect = width / height
+        self.transforms = A.Compose(
+            [
+                A.RandomResizedCrop(
+                    (height, width),
+                    scale=(0.5, 1.0),
+                    ratio=(0.8 * aspect, 1.25 * aspect),
+                    mask_interpolation=cv2.INTER_NEAREST_EXACT,  # the default shifts the mask by up to half a pixel
+                ),
+                A.HorizontalFlip(),
+                A.VerticalFlip(),
+                A.Rotate(30, border_mode=cv2.BORDER_REFLECT_101),
+                A.GaussNoise(std_range=(0.01, 0.05), p=0.3),
+            ]
+        )
+
+    def __call__(self, pixels: np.ndarray, sample: Sample, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Stored pixels uint8 [h, w, 4] → image uint8 [H, W, 3], mask uint8 [H, W] of 0 and 1; `seed` decides all."""
+        # One state that all transforms draw from in turn. set_random_seed would give each its own generator with the
+        # same seed, and an image would be flipped one way exactly when it is flipped the other way.
+        self.transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        view = self.transforms(image=np.ascontiguousarray(pixels[..., :3]), mask=np.ascontiguousarray(pixels[..., 3]))
+        return view["image"], view["mask"]
+
+
+Views = Callable[[np.ndarray, Sample, int], tuple[np.ndarray, Any]]  # (stored pixels, sample, seed) → image, target
 
 
 class TrainingSet(Dataset):
     """Augmented views of a store; which view depends on (seed, epoch, index) alone, not on the worker."""
 
-    def __init__(self, store: Store, size: tuple[int, int], seed: int) -> None:
-        self.store, self.seed = store, seed
-        self.transforms = train_transforms(size)
+    def __init__(self, store: Store, views: Views, seed: int) -> None:
+        self.store, self.views, self.seed = store, views, seed
         self._pixels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.store.samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """(epoch, index) → image uint8 [H, W, 3], mask uint8 [H, W] of 0 and 1."""
+    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, Any]:
+        """(epoch, index) → image uint8 [H, W, 3] and what the views give as its target."""
         epoch, index = key
         if self._pixels is None:  # opened where it is used: a memory map does not travel to a worker process
             self._pixels = self.store.pixels()
-        pixels = self._pixels[index]
-        # One state that all transforms draw from in turn. set_random_seed would give each its own generator with the
-        # same seed, and an image would be flipped one way exactly when it is flipped the other way.
-        seed = draw_seed(self.seed, epoch, index)
-        self.transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        view = self.transforms(image=np.ascontiguousarray(pixels[..., :3]), mask=np.ascontiguousarray(pixels[..., 3]))
-        return view["image"], view["mask"]
+        return self.views(self._pixels[index], self.store.samples[index], draw_seed(self.seed, epoch, index))
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_pixels": None}
@@ -210,13 +214,13 @@ def default_workers(device: torch.device) -> int:
 
 
 def train_loader(
-    store: Store, size: tuple[int, int], batch_size: int, seed: int, device: torch.device, workers: int | None = None
+    store: Store, views: Views, batch_size: int, seed: int, device: torch.device, workers: int | None = None
 ) -> DataLoader:
-    """Batches of augmented images uint8 [B, H, W, 3] and masks uint8 [B, H, W]; set `loader.sampler.epoch` first."""
+    """Batches of augmented images uint8 [B, H, W, 3] and their targets [B, …]; set `loader.sampler.epoch` first."""
     workers = default_workers(device) if workers is None else workers
     fork = workers > 0 and sys.platform not in ("win32", "darwin")
     return DataLoader(
-        TrainingSet(store, size, seed),
+        TrainingSet(store, views, seed),
         batch_size,
         sampler=EpochSampler(len(store.samples), seed),
         # A last batch of a single image or two would push weights and running statistics its way, just before

@@ -1,34 +1,60 @@
 """Training on any device: the loop that both tasks share, its checkpoints, and running a model over images."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from torch.utils.data import DataLoader
 
+from nets.arl import ARLAttention
 from utils import UserError
-from utils.loader import Store, to_input
+from utils.loader import to_input
 from utils.logger import log, progress
 from utils.run import Run, written_whole
 from utils.weights import load_file
 
 AMP = ("auto", "off", "bf16", "fp16")
+HALVED_EVERY = 30  # epochs, of the ARL-CNN paper's schedule
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """AdamW with a half cosine from `lr` to 0 over all steps of `epochs`, and early stopping after `patience`."""
+    """How the learning rate falls from `lr`, and when training ends.
+
+    Attributes:
+        epochs: of the whole schedule.
+        patience: epochs without a better validation score after which training stops.
+        optimizer: "adamw", its rate falling to 0 along a half cosine over all steps; or "sgd" with momentum 0.9, its
+            rate halved every 30 epochs.
+    """
 
     epochs: int
     lr: float
     weight_decay: float
     patience: int
+    optimizer: str = "adamw"
+
+    def build(self, model: nn.Module, steps: int, device: torch.device) -> tuple[Optimizer, LRScheduler]:
+        """The optimizer over the model's parameters and its scheduler, to be stepped `steps` times an epoch."""
+        options = {
+            "lr": self.lr,
+            "weight_decay": self.weight_decay,
+            "fused": device.type in ("cpu", "cuda"),  # one pass over the parameters in place of a dozen
+        }
+        if self.optimizer == "sgd":
+            optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, **options)
+            return optimizer, StepLR(optimizer, HALVED_EVERY * steps, gamma=0.5)
+        optimizer = torch.optim.AdamW(model.parameters(), **options)
+        return optimizer, CosineAnnealingLR(optimizer, steps * self.epochs)
 
 
 @dataclass(frozen=True)
@@ -101,13 +127,7 @@ class Trainer:
         self.precision, self.schedule = precision, schedule
         self.model = model.to(precision.device, memory_format=torch.channels_last)
         self.criterion = criterion.to(precision.device)
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(),
-            schedule.lr,
-            weight_decay=schedule.weight_decay,
-            fused=precision.device.type in ("cpu", "cuda"),  # one pass over the parameters in place of a dozen
-        )
-        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps * schedule.epochs)
+        self.optimizer, self.scheduler = schedule.build(self.model, steps, precision.device)
         self.scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.dtype == torch.float16)
         self.progress = Progress()
 
@@ -192,6 +212,7 @@ def fit(
             done.best_score, done.best_epoch = score, done.epoch
             save_checkpoint({"model": trainer.model.state_dict(), "progress": vars(done).copy()}, run.path("best.pth"))
         row = {"epoch": done.epoch, "lr": trainer.scheduler.get_last_lr()[0], "train_loss": loss, **columns}
+        row |= alphas(trainer.model)
         row |= {
             "train_seconds": round(seconds, 3),
             "images_per_second": round(len(loader) * loader.batch_size / seconds, 2),
@@ -206,6 +227,13 @@ def fit(
     if trainer.progress.epoch < trainer.schedule.epochs:
         log.info("stopped early: best epoch was %d", trainer.progress.best_epoch)
     run.close()
+
+
+def alphas(model: nn.Module) -> dict[str, float]:
+    """α of every ARL block in order, e.g. {"alpha_layer1.0": 0.001, …}; empty for a network without them."""
+    blocks = {name: module for name, module in model.named_modules() if isinstance(module, ARLAttention)}
+    values = torch.stack([block.alpha.detach() for block in blocks.values()]).tolist() if blocks else []
+    return {f"alpha_{name.removesuffix('.attention')}": value for name, value in zip(blocks, values, strict=True)}
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -223,18 +251,15 @@ def load_best(model: nn.Module, run: Run) -> int:
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, store: Store, precision: Precision, batch_size: int, indices: Sequence[int] | None = None
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Probabilities for the images of a store (or those of `indices`), whole frames, in order.
+    model: nn.Module, images: Iterable[np.ndarray], precision: Precision, batch_size: int
+) -> Iterator[np.ndarray]:
+    """Probabilities for images uint8 [H, W, 3] of one size, in their order.
 
-    Yields (index, float32 array of the logits' shape without the batch axis, softmax over classes).
+    Yields float32 arrays of the logits' shape without the batch axis, softmax over classes.
     """
     model.eval()
-    pixels = store.pixels()
-    indices = range(len(pixels)) if indices is None else indices
-    for start in range(0, len(indices), batch_size):
-        batch = list(indices[start : start + batch_size])
-        images = torch.from_numpy(np.ascontiguousarray(pixels[batch][..., :3]))
+    images = iter(images)
+    while batch := list(islice(images, batch_size)):
         with precision.autocast():
-            logits = model(to_input(images, precision.device))
-        yield from zip(batch, logits.float().softmax(dim=1).cpu().numpy(), strict=True)
+            logits = model(to_input(torch.from_numpy(np.stack(batch)), precision.device))
+        yield from logits.float().softmax(dim=1).cpu().numpy()

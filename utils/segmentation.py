@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,14 @@ def lesion_mask(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return probability > 0.5
 
 
-def predict_lesions(*args, **kwargs) -> Iterator[tuple[int, np.ndarray]]:
-    """As `predict`, but yields (index, lesion probability float32 [h, w] at the network's size)."""
-    for index, probabilities in predict(*args, **kwargs):
+def predict_lesions(
+    model: nn.Module, store: Store, precision: Precision, batch_size: int, indices: Sequence[int] | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (index, lesion probability float32 [h, w] at the network's size), whole frames, for all or `indices`."""
+    pixels = store.pixels()
+    indices = range(len(pixels)) if indices is None else indices
+    frames = (pixels[index][..., :3] for index in indices)
+    for index, probabilities in zip(indices, predict(model, frames, precision, batch_size), strict=True):
         yield index, probabilities[LESION].copy()  # the whole batch would live as long as a view of it
 
 

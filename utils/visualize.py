@@ -1,14 +1,28 @@
-"""Figures: learning curves, photographs with contours. Every function returns a matplotlib Figure and shows nothing."""
+"""Figures: learning curves, photographs with contours or heat maps, and how well a classifier did.
 
+Every function returns a matplotlib Figure and shows nothing.
+"""
+
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
+
+from utils.data import CLASSES
 
 TRUTH, PREDICTION = "#19e3ff", "#ffd21f"  # both visible on skin and on pigment, and to the colour-blind
+HEAT = "inferno"  # dark to bright in even steps, also in grey and to the colour-blind
+NAMES = [name.replace("_", " ") for name in CLASSES]
+LABELS = {"train_loss": "training loss", "val_loss": "validation loss"}
+DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
 
 
 @dataclass(frozen=True)
@@ -21,23 +35,46 @@ class Panel:
     prediction: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class HeatRow:
+    """A photograph uint8 [H, W, 3], its heat maps by column title (float [h, w] of any size) and the true mask."""
+
+    title: str
+    image: np.ndarray
+    heats: Mapping[str, np.ndarray]
+    mask: np.ndarray | None = None
+
+
 def plot_history(history: Sequence[Mapping[str, float]], best_epoch: int | None = None) -> Figure:
-    """Learning curves from the rows of a run's history: loss, then the validation scores, by epoch."""
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    """Learning curves from the rows of a run's history, by epoch.
+
+    One panel of losses, one of the validation scores (columns `val_…`), and, where the rows have columns `alpha_…`,
+    one of the α of each ARL block (a colour for each stage).
+    """
+    scores = [name for name in history[0] if name.startswith("val_")]
+    losses = ["train_loss", *(name for name in scores if name.endswith("loss"))]
+    title = "Training" if len(losses) == 1 else "Loss"
+    panels = {title: losses, "Validation": [name for name in scores if name not in losses]}
+    if alphas := [name for name in history[0] if name.startswith("alpha_")]:
+        panels["α of each ARL block"] = alphas
+    many = {title: len(names) > 7 for title, names in panels.items()}
+    widths = [5 + 1.8 * many[title] for title in panels]
+    figure = Figure(figsize=(sum(widths), 4.2 if any(many.values()) else 3.6), layout="constrained")
+    grid = figure.subplots(1, len(panels), width_ratios=widths)
     epochs = [row["epoch"] for row in history]
     marker = "o" if len(epochs) < 20 else None
-    left.plot(epochs, [row["train_loss"] for row in history], marker=marker, markersize=3, label="training loss")
-    for name in [name for name in history[0] if name.startswith("val_")]:
-        label = name.removeprefix("val_").replace("_", " ")
-        right.plot(epochs, [row[name] for row in history], marker=marker, markersize=3, label=label)
-    for axes, title in ((left, "Training"), (right, "Validation")):
+    for axes, (title, names) in zip(grid, panels.items(), strict=True):
+        for name, style in zip(names, _line_styles(names), strict=True):
+            words = name.removeprefix("val_").removeprefix("alpha_").replace("_", " ").replace("auc", "AUC")
+            label = LABELS.get(name, words)
+            axes.plot(epochs, [row[name] for row in history], marker=marker, markersize=3, label=label, **style)
         if best_epoch:
             axes.axvline(best_epoch, color="grey", linestyle=":", label=f"best epoch, {best_epoch}")
         axes.set(title=title, xlabel="epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False} if many[title] else {}
+        axes.legend(fontsize=8, **beside)
     return figure
 
 
@@ -74,6 +111,145 @@ def best_median_worst(values: np.ndarray, count: int = 4) -> dict[str, np.ndarra
     middle = len(order) // 2 - count // 2
     groups = {"best": order[:count], "median": order[middle : middle + count], "worst": order[-count:]}
     return groups if len(order) >= 3 else {"best": order}
+
+
+def plot_heatmaps(rows: Sequence[HeatRow], title: str = "") -> Figure:
+    """One row an image: the photograph, then each heat map over a grey copy of it; the true outline on all of them.
+
+    Each map is enlarged bilinearly over its image and coloured from its own lowest to its own highest value. Columns
+    are the titles of all rows' maps, in order; a row that lacks one leaves its place empty.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row.heats))
+    height, width = rows[0].image.shape[:2]
+    side = 1.9 if len(columns) > 2 else 2.6  # inches
+    size = (side * (len(columns) + 1) + 1, (side * height / width + 0.05) * len(rows) + (1.1 if title else 0.8))
+    figure = Figure(figsize=size, layout="compressed")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    grid = figure.subplots(len(rows), len(columns) + 1, squeeze=False)
+    for axes, name in zip(grid[0], ["photograph", *columns], strict=True):
+        axes.set_title("\n".join(textwrap.fill(part, 22) for part in name.split("\n")), fontsize=10)
+    for line, row in zip(grid, rows, strict=True):
+        line[0].set_ylabel(row.title, rotation=0, ha="right", va="center", fontsize=9)
+        for axes, name in zip(line, [None, *columns], strict=True):
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            if name is not None and name not in row.heats:
+                continue
+            axes.imshow(row.image if name is None else _heated(row.image, row.heats[name]))
+            if row.mask is not None:
+                _outline(axes, row.mask, TRUTH)
+    place = {"shrink": min(0.3, 3.5 / size[0]), "aspect": 30, "anchor": (0.2, 1), "pad": 0.1 / size[1]}
+    bar = figure.colorbar(ScalarMappable(cmap=HEAT), ax=grid, location="bottom", **place)
+    bar.set_ticks([0, 1], labels=["lowest", "highest of each map"])
+    bar.ax.tick_params(labelsize=9, length=0)
+    if any(row.mask is not None for row in rows):
+        handle = Line2D([], [], color=TRUTH, label="true outline")
+        beside = {"loc": "center left", "bbox_to_anchor": (1.5, 0.5), "facecolor": "0.35", "labelcolor": "white"}
+        bar.ax.legend(handles=[handle], fontsize=9, **beside)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_classification(probabilities: np.ndarray, labels: np.ndarray, title: str = "") -> Figure:
+    """ROC curves of the two classes of the challenge, confusion matrix, and how far the confidence can be trusted.
+
+    Args:
+        probabilities: [N, 3], in the order of `utils.data.CLASSES`.
+        labels: int [N], indices into CLASSES.
+        title: over the figure.
+
+    Raises:
+        ValueError: other shapes, or no image.
+    """
+    probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
+    if probabilities.shape != (len(labels), len(CLASSES)) or not len(labels):
+        raise ValueError(f"probabilities {probabilities.shape}, labels {labels.shape}: expected [N, 3] and [N], N ≥ 1")
+    figure = Figure(figsize=(14, 4.6), layout="constrained")
+    left, middle, right = figure.subfigures(1, 3)
+    _plot_roc(left.subplots(), probabilities, labels)
+    _plot_confusion(middle.subplots(), probabilities.argmax(1), labels)
+    _plot_reliability(*right.subplots(2, 1, sharex=True, height_ratios=(3, 1)), probabilities, labels)
+    figure.suptitle(title)
+    return figure
+
+
+def _plot_roc(axes: Axes, probabilities: np.ndarray, labels: np.ndarray) -> None:
+    for index in (0, 1):
+        truth, score = labels == index, probabilities[:, index]
+        if truth.all() or not truth.any():  # no curve without both sides
+            axes.plot([], [], label=f"{NAMES[index]}, no AUC: {truth.sum()} of {len(truth)} images")
+            continue
+        label = f"{NAMES[index]}, AUC {roc_auc_score(truth, score):.3f}"
+        axes.plot(*roc_curve(truth, score)[:2], label=label, linewidth=2)
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="chance")
+    axes.set(title="ROC, one class against the rest", xlabel="1 − specificity", ylabel="sensitivity", aspect="equal")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9, loc="lower right")
+
+
+def _plot_confusion(axes: Axes, predictions: np.ndarray, labels: np.ndarray) -> None:
+    counts = confusion_matrix(labels, predictions, labels=range(len(CLASSES)))
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), share in np.ndenumerate(shares):
+        text = f"{counts[row, column]}\n{share:.0%}" if counts[row].any() else "–"
+        axes.text(column, row, text, ha="center", va="center", color="white" if share > 0.5 else "black", fontsize=12)
+    ticks = [name.replace(" ", "\n") for name in NAMES]
+    axes.set_xticks(range(len(CLASSES)), ticks)
+    axes.set_yticks(range(len(CLASSES)), ticks)
+    accuracy = counts.trace() / counts.sum()
+    axes.set(title=f"Confusion matrix, accuracy {accuracy:.3f}", xlabel="predicted", ylabel="true")
+
+
+def _plot_reliability(axes: Axes, below: Axes, probabilities: np.ndarray, labels: np.ndarray) -> None:
+    """Share of correct answers by confidence, in tenths, and under it how many images each tenth holds.
+
+    The expected calibration error is the mean distance of the two, weighted by images (Guo et al. 2017,
+    arXiv:1706.04599).
+    """
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    edges = np.linspace(0, 1, 11)
+    bins = np.clip(np.digitize(confidence, edges[1:-1], right=True), 0, 9)
+    counts = np.bincount(bins, minlength=10)
+    filled = counts > 0
+    mean_confidence = np.bincount(bins, confidence, 10)[filled] / counts[filled]
+    accuracy = np.bincount(bins, correct, 10)[filled] / counts[filled]
+    error = np.abs(accuracy - mean_confidence) @ counts[filled] / counts.sum()
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect calibration")
+    axes.plot(mean_confidence, accuracy, marker="o", linewidth=2, label=f"expected calibration error {error:.3f}")
+    axes.set(title="Reliability of the predicted class", ylabel="share correct")
+    axes.set(xlim=(0.3, 1.01), ylim=(-0.02, 1.02))  # the highest of three probabilities is 1/3 or more
+    below.bar(edges[:-1] + 0.05, counts, width=0.09, color="C0", alpha=0.6)
+    below.set(xlabel="confidence (highest probability)", ylabel="images")
+    for part in (axes, below):
+        part.grid(alpha=0.3)
+    axes.legend(fontsize=9, loc="lower right")
+
+
+def _heated(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """The map in colour over a grey copy of the photograph, uint8 [H, W, 3]."""
+    low, high = float(heat.min()), float(heat.max())
+    heat = ((heat - low) / ((high - low) or 1)).astype(np.float32)
+    heat = cv2.resize(heat, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+    colour = colormaps[HEAT](heat)[..., :3] * 255
+    opacity = 0.35 + 0.4 * heat[..., None]  # the photograph shows through where the map is low
+    return ((1 - opacity) * grey + opacity * colour).astype(np.uint8)
+
+
+def _line_styles(names: Sequence[str]) -> list[dict]:
+    """A colour and a dash for each line; the blocks of one stage ("layer1.0", "layer1.1") share the colour."""
+    if not names or not names[0].startswith("alpha_"):
+        return [{"color": f"C{i % 10}", "linestyle": DASHES[i // 10 % len(DASHES)]} for i in range(len(names))]
+    stages: dict[str, list[str]] = {}
+    for name in names:
+        stages.setdefault(name.rpartition(".")[0], []).append(name)
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(stages)))
+    return [
+        {"color": colour, "linestyle": DASHES[i % len(DASHES)]}
+        for colour, blocks in zip(colours, stages.values(), strict=True)
+        for i in range(len(blocks))
+    ]
 
 
 def _outline(axes, mask: np.ndarray, colour: str) -> None:

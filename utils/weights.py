@@ -1,10 +1,11 @@
-"""Pretrained encoder weights: which file belongs to which network, where it comes from, and loading it strictly."""
+"""Pretrained weights: which file belongs to which network, where it comes from, and loading it strictly."""
 
 import hashlib
 import pickle
 import re
 import socket
 import urllib.error
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,36 +15,42 @@ from torch import Tensor, nn
 
 from utils import UserError
 from utils.logger import log
+from utils.run import written_whole
 
 MODEL = Path(__file__).resolve().parents[1] / "model"
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights of an encoder: `files` are accepted in `folder`, the first is fetched from `url` when none is there.
+    """Weights to start from: `files` are accepted in `folder`, the first is fetched from `url` when none is there.
 
     torchvision's file names end in the first eight digits of the file's SHA-256.
     """
 
     files: tuple[str, ...]
     url: str | None
-    classifier: frozenset[str]  # the tensors that a file of the whole network has and the encoder has not
+    classifier: frozenset[str] = frozenset({"fc.weight", "fc.bias"})  # of the file's network; not taken over
 
 
 _TORCHVISION = "https://download.pytorch.org/models/"
-_FC = frozenset({"fc.weight", "fc.bias"})
+_RESNET18 = Pretrained(("resnet18-f37072fd.pth", "resnet18-5c106cde.pth"), _TORCHVISION)
+_RESNET50 = Pretrained(("resnet50-19c8e357.pth", "resnet50-0676ba61.pth"), _TORCHVISION)
 PRETRAINED: dict[str, Pretrained] = {
-    "res_unet": Pretrained(("resnet18-f37072fd.pth", "resnet18-5c106cde.pth"), _TORCHVISION, _FC),
+    "res_unet": _RESNET18,
     "dense_unet": Pretrained(
         ("densenet121-a639ec97.pth",), _TORCHVISION, frozenset({"classifier.weight", "classifier.bias"})
     ),
-    "arl_unet": Pretrained(("arl18.pth",), None, _FC),
+    "arl_unet": Pretrained(("arl18.pth",), None),
+    "resnet18": _RESNET18,
+    "arl18": _RESNET18,
+    "resnet50": _RESNET50,
+    "arl50": _RESNET50,
 }
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a weights file gave to an encoder; all names are the encoder's own."""
+    """What a weights file gave to a network or its encoder; all names are the network's own."""
 
     file: str
     sha256: str
@@ -76,8 +83,8 @@ def find_weights(source: Pretrained, folder: Path = MODEL) -> Path:
     name = source.files[0]
     if source.url is None:
         raise UserError(
-            f"{folder / name} not found: these weights come from a classifier trained with this repository; "
-            "train without them (-p 0), or start from ImageNet's ResNet-18 (--weights model/resnet18-f37072fd.pth)"
+            f"{folder / name} not found: python cls_main.py -n arl18 trains it; or train without it (-p 0), "
+            "or start from ImageNet's ResNet-18 (--weights model/resnet18-f37072fd.pth)"
         )
     url = source.url + name
     log.info("%s: downloading from %s", folder / name, url)
@@ -96,35 +103,59 @@ def find_weights(source: Pretrained, folder: Path = MODEL) -> Path:
     return folder / name
 
 
-def load_encoder(model: nn.Module, net: str, path: str | Path) -> LoadReport:
-    """Load a state dict into `model.encoder`, strictly.
+def load_pretrained(model: nn.Module, net: str, path: str | Path) -> LoadReport:
+    """Load a state dict into a classifier, or into the encoder of a segmenter, strictly.
 
     Accepted are torchvision's files, a state dict of the encoder alone, and checkpoints that keep one under
-    "model". Missing may be nothing but the α of all ARL blocks together, left over nothing but the classifier.
+    "model". Missing may be nothing but the classifier, which always starts from random weights, and the α of all ARL
+    blocks together; left over nothing but the classifier.
 
     Raises UserError naming the file and the names or shapes that do not fit.
     """
     path = Path(path)
-    target = getattr(model.encoder, "backbone", model.encoder)
-    wanted = target.state_dict()
+    encoder = getattr(model, "encoder", model)
+    target = getattr(encoder, "backbone", encoder)
+    outside = PRETRAINED[net].classifier if net in PRETRAINED else Pretrained.classifier
+    new = {name for name in target.state_dict() if name in outside}
+    wanted = {name: tensor for name, tensor in target.state_dict().items() if name not in new}
     state = {_current_name(name): tensor for name, tensor in read_state_dict(path).items()}
     for name, tensor in wanted.items():
         if name.endswith("num_batches_tracked"):  # torchvision's older files have none
             state.setdefault(name, torch.zeros_like(tensor))
     alphas = {name for name in wanted if name.endswith("attention.alpha")}
     missing, left_over = wanted.keys() - state.keys(), state.keys() - wanted.keys()
-    outside = PRETRAINED[net].classifier if net in PRETRAINED else set()
+    whose = f"{path}: not the weights of {net}" + ("" if encoder is model else "'s encoder")
     if missing not in (set(), alphas):
-        raise UserError(f"{path}: not the weights of {net}'s encoder, it lacks {_some(missing - alphas or missing)}")
+        raise UserError(f"{whose}, it lacks {_some(missing - alphas or missing)}")
     if left_over - outside:
-        raise UserError(f"{path}: not the weights of {net}'s encoder, which has no {_some(left_over - outside)}")
+        raise UserError(f"{whose}, which has no {_some(left_over - outside)}")
     for name in wanted.keys() & state.keys():
         if wanted[name].shape != state[name].shape:
             shapes = f"{tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}"
-            raise UserError(f"{path}: not the weights of {net}'s encoder, {name} is {shapes}")
+            raise UserError(f"{whose}, {name} is {shapes}")
     loaded = {name: state[name] for name in wanted if name in state}
     nn.Module.load_state_dict(target, loaded, strict=False)
-    return LoadReport(path.name, _sha256(path), len(loaded), tuple(sorted(missing)), tuple(sorted(left_over)))
+    return LoadReport(path.name, _sha256(path), len(loaded), tuple(sorted(missing | new)), tuple(sorted(left_over)))
+
+
+def export_arl18(model: nn.Module, folder: Path, source: Mapping[str, Any]) -> None:
+    """Leave a classifier's weights in `folder`/arl18.pth, where the ARL-UNet looks for its encoder.
+
+    source: plain values that tell where they come from, "val_mean_auc" and "validation_images" among them. A file that
+    is there is replaced only by a better score on the same validation images.
+    """
+    path = folder / PRETRAINED["arl_unet"].files[0]
+    if path.is_file():
+        content = load_file(path)
+        there = content.get("source", {}) if isinstance(content, dict) else {}
+        same = there.get("validation_images") == source["validation_images"]
+        if there != source and not (same and there["val_mean_auc"] < source["val_mean_auc"]):
+            origin = ", ".join(f"{name} {value}" for name, value in there.items()) or "of unknown origin"
+            log.info("%s stays as it is (%s); delete it to have this run's weights there", path, origin)
+            return
+    with written_whole(path) as file:
+        torch.save({"model": model.state_dict(), "source": dict(source)}, file)
+    log.info("weights for the ARL-UNet's encoder (seg-5): %s", path)
 
 
 def load_file(path: str | Path) -> Any:

@@ -1,0 +1,149 @@
+#!/usr/bin/env python
+"""Train a skin-lesion classifier on ISIC 2017 and score it.
+
+    python cls_main.py --experiment cls-2-4             a row of the results table
+    python cls_main.py -n arl18 -p 0 --size 128 128 --epochs 30 --lr 1e-3
+    nohup python cls_main.py -i 1 -n resnet50 &         in the background; the same command continues it
+
+What a run keeps lies in model/<experiment>/run<id>/. A run of ARL-18 leaves its weights in model/arl18.pth, from where
+seg_main.py takes them for the ARL-UNet's encoder.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils.classification import (
+    balanced_weights,
+    class_probabilities,
+    format_scores,
+    labels_of,
+    plot_explanations,
+    stored_size,
+    summarize,
+)
+from utils.command_line import choose_experiment, create_model, make_parser, positive, start_run
+from utils.data import CLASSES
+from utils.evaluation_cls import TASKS, classification_scores, official_predictions, predictions_table
+from utils.experiments import Experiment
+from utils.loader import Store, prepare, train_loader
+from utils.logger import log, run_script
+from utils.loss import create_loss
+from utils.model import Precision, Schedule, Trainer, find_device, find_precision, fit, load_best
+from utils.patches import VIEWS, PatchViews
+from utils.run import Run
+from utils.splits import Data, classification_data
+from utils.visualize import plot_classification, plot_history
+from utils.weights import export_arl18
+
+NETS = {name: name for name in ("arl14", "arl18", "arl50", "resnet14", "resnet18", "resnet50")}
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser("classification", __doc__, NETS, "arl50", ("focal", "ce"))
+    add = parser.add_argument
+    add("--class-weights", nargs="+", metavar="W", help="three numbers (melanoma, seborrheic keratosis, nevus), or "
+        "balanced: each class the same share of the loss")  # fmt: skip
+    add("--recipe", choices=("repo", "paper"), default="repo", help="repo: AdamW, half cosine; paper: SGD, learning "
+        "rate 0.01 (pretrained 1e-4), halved every 30 epochs")  # fmt: skip
+    add("--views", choices=VIEWS, default="9", help="what the scores average: nine fixed patches, nine around the "
+        "centre, or the whole frame (9)")  # fmt: skip
+    add("--flips", action="store_true", help="average each view's four flips too")
+    add("--require-all", action="store_true", help="stop when images are not there whose labels are")
+    args = parser.parse_args(argv)
+    if args.class_weights == ["balanced"]:
+        args.class_weights = "balanced"  # a number for each class once the labels are read
+    elif args.class_weights:
+        try:
+            args.class_weights = tuple(map(positive, args.class_weights))
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            parser.error(f"argument --class-weights: {error}")
+        if len(args.class_weights) != len(CLASSES):
+            parser.error("argument --class-weights: expected three numbers, or balanced")
+    return args
+
+
+def choose(args: argparse.Namespace) -> Experiment:
+    row = choose_experiment(args, class_weights=args.class_weights)
+    if args.recipe == "paper":
+        lr = args.lr or (1e-4 if row.pretrained or args.weights else 1e-2)
+        return replace(row, optimizer="sgd", lr=lr, weight_decay=1e-4)
+    return row
+
+
+def prepare_all(data: Data, size: tuple[int, int], cache: Path) -> dict[str, Store]:
+    """Every split decoded before training starts, so that an unreadable file shows now and not after it."""
+    stored = stored_size([sample for samples in data.values() for sample in samples], size)
+    return {split: prepare(data[split], stored, cache, masks=False) for split in data if data[split]}
+
+
+def evaluate(model: nn.Module, stores: dict[str, Store], row: Experiment, precision: Precision, args, run: Run) -> None:
+    """Score the best weights where there is truth, predict the test images, draw the figures."""
+    best_epoch, history = load_best(model, run), run.history()
+    metrics = {"validation": None, "test": None, "best_epoch": best_epoch, "epochs": len(history)}
+    metrics |= {"views": args.views, "flips": args.flips}
+    for split in ("validation", "test"):
+        if split not in stores:
+            continue
+        samples = stores[split].samples
+        probabilities = class_probabilities(
+            model, stores[split], precision, row.size, row.batch_size, args.views, args.flips
+        )
+        table = predictions_table([sample.id for sample in samples], probabilities)
+        run.write_table(f"{split}_predictions.csv", table)
+        run.write_table(f"{split}_predictions_official.csv", official_predictions(table))
+        log.info("probabilities of the %d %s images: %s", len(table), split, run.path(f"{split}_predictions.csv"))
+        if any(sample.label is None for sample in samples):
+            continue
+        labels = labels_of(samples)
+        metrics[split] = summarize(probabilities, labels)
+        log.info(format_scores(split, metrics[split]))
+        figures = plot_explanations(model, stores[split], probabilities, row.size, precision.device)
+        figures["scores"] = plot_classification(probabilities, labels, f"{row.name}, {len(labels)} {split} images")
+        for name, figure in figures.items():
+            log.info("figure: %s", run.save_figure(figure, f"{split}_{name}.png"))
+    run.save_figure(plot_history(history, best_epoch), "history.png")
+    run.write_json("metrics.json", metrics)
+    if (row.net, row.attention, row.alpha) == ("arl18", "spatial", "learn") and not args.keep_copies:
+        selected = history[best_epoch - 1]["val_mean_auc"]
+        images = run.read_json("config.json")["settings"]["validation_images"]
+        source = {"run": f"{row.name}/{run.folder.name}", "val_mean_auc": selected, "validation_images": images}
+        export_arl18(model, args.output, source)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    row = choose(args)
+    precision = find_precision(find_device(args.device), args.amp)
+    data, absent = classification_data(args.data, keep_copies=args.keep_copies, require_all=args.require_all)
+    if row.class_weights == "balanced":
+        row = replace(row, class_weights=balanced_weights(labels_of(data["train"])))
+    torch.manual_seed(args.seed)
+    model, weights = create_model(row, args.weights)
+    stores = prepare_all(data, row.size, args.cache)
+    run = start_run(args, row, data, weights, precision, {"images_not_there": {s: len(i) for s, i in absent.items()}})
+
+    views = PatchViews(row.size)
+    loader = train_loader(stores["train"], views, row.batch_size, args.seed, precision.device, args.workers)
+    schedule = Schedule(row.epochs, row.lr, row.weight_decay, row.patience, row.optimizer)
+    trainer = Trainer(model, create_loss(row.loss, class_weights=row.class_weights), schedule, len(loader), precision)
+    truth = labels_of(data["validation"])
+
+    def validate(model: nn.Module) -> tuple[float, dict[str, float]]:
+        """On the whole frames, whatever `--views`: the same view of the same images every epoch."""
+        probabilities = class_probabilities(model, stores["validation"], precision, row.size, row.batch_size)
+        scores = classification_scores(probabilities, truth)
+        columns = {f"val_{task}_auc": scores[task]["auc"] for task in TASKS}
+        overall = {f"val_{name}": scores[name] for name in ("mean_auc", "balanced_accuracy", "accuracy")}
+        return sum(columns.values()), overall | columns
+
+    fit(trainer, loader, validate, run)
+    evaluate(model, stores, row, precision, args, run)
+    log.info("run folder: %s", run.folder)
+
+
+if __name__ == "__main__":
+    run_script(main)

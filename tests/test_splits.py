@@ -1,0 +1,125 @@
+"""Which images each task uses, and what stops it: labels and images that do not belong together."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from utils import UserError
+from utils.data import LEFT_OUT
+from utils.sample import make_sample
+from utils.splits import classification_data, segmentation_data
+
+HEADER = "image_id,melanoma,seborrheic_keratosis\n"
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory) -> Path:
+    counts = {"train": 8, "validation": 8, "test": 3}
+    return make_sample(tmp_path_factory.mktemp("data") / "sample", counts, (64, 64), seed=3)
+
+
+@pytest.fixture
+def root(sample, tmp_path) -> Path:
+    return shutil.copytree(sample, tmp_path / "data")
+
+
+def labels(root: Path, split: str = "Training") -> Path:
+    return root / f"ISIC-2017_{split}_Part3_GroundTruth.csv"
+
+
+def lines(caplog) -> list[str]:
+    return [record.message for record in caplog.records]
+
+
+def test_real_data_with_the_1320_extra_labels(isic2017, caplog):
+    """Their images are absent: said in one line, left out; the copies of test images are no absent ones."""
+    caplog.set_level("INFO", "isic2017")
+    data, absent = classification_data(isic2017)
+    assert {split: len(samples) for split, samples in data.items()} == {"train": 1969, "validation": 150, "test": 600}
+    assert {split: len(ids) for split, ids in absent.items()} == {"train": 1320, "validation": 0}
+    assert sum("1320 are not there" in line for line in lines(caplog)) == 1
+    by_class = [sum(sample.label == label for sample in data["validation"]) for label in range(3)]
+    assert by_class == [30, 42, 78]
+    assert all(sample.label is None for sample in data["test"])
+    whole, _ = classification_data(isic2017, keep_copies=True)
+    assert {sample.id for sample in whole["train"]} - {sample.id for sample in data["train"]} == LEFT_OUT
+    with pytest.raises(UserError, match=r"Aug_Part3.*1320 are not there \(ISIC_0000005.*without --require-all"):
+        classification_data(isic2017, require_all=True)
+
+
+def test_augmented_labels_come_first_and_their_images_are_used_where_they_are(root):
+    extra = labels(root).with_name("ISIC-2017_Training_Aug_Part3_GroundTruth.csv")
+    extra.write_text(labels(root).read_text() + "ISIC_0000001,1,0\nISIC_0000002,0,1\n")
+    image = next((root / "ISIC-2017_Training_Data").glob("*.jpg"))
+    (root / "Aug_Training_Data").mkdir()
+    shutil.copy(image, root / "Aug_Training_Data" / "ISIC_0000002.jpg")
+    data, absent = classification_data(root)
+    assert absent["train"] == ["ISIC_0000001"]
+    assert {sample.id: sample.label for sample in data["train"]}["ISIC_0000002"] == 1 and len(data["train"]) == 9
+
+
+def test_test_labels_may_be_absent(root):
+    labels(root, "Test_v2").unlink()
+    assert [sample.label for sample in classification_data(root)[0]["test"]] == [None] * 3
+
+
+def replace_row(path: Path, row: int, text: str) -> None:
+    rows = path.read_text().splitlines()
+    rows[row] = text
+    path.write_text("\n".join(rows) + "\n")
+
+
+@pytest.mark.parametrize(
+    "fault,message",
+    [
+        (lambda r: labels(r).unlink(), "no labels of the train images"),
+        (lambda r: labels(r, "Validation").unlink(), "no labels of the validation images"),
+        (
+            lambda r: replace_row(labels(r), 2, "ISIC_9000001,1,1"),
+            r"Training_Part3.*row 3, ISIC_9000001: both melanoma",
+        ),
+        (lambda r: replace_row(labels(r), 2, "ISIC_9000000,0,0"), r"row 3: ISIC_9000000 is there a second time"),
+        (
+            lambda r: replace_row(labels(r), 2, "lesion 5,0,0"),
+            r"row 3: image_id is 'lesion 5', expected one like ISIC_",
+        ),
+        (lambda r: replace_row(labels(r), 2, "ISIC_9000007,yes,0"), r"row 3, ISIC_9000007: melanoma is 'yes'"),
+        (lambda r: replace_row(labels(r), 8, ""), r"1 train images have no label here: ISIC_9000007"),
+        (
+            lambda r: labels(r).write_text(labels(r).read_text() + "ISIC_9200001,0,0\n"),
+            r"1 ids are images of another split: ISIC_9200001",
+        ),
+        (
+            lambda r: shutil.copy(next((r / "ISIC-2017_Training_Data").glob("*.jpg")), r / "ISIC-2017_Test_v2_Data"),
+            r"ids are images of another split: ISIC_90000",
+        ),
+        (
+            lambda r: labels(r, "Validation").write_text(labels(r, "Validation").read_text().replace("1.0,", "0.0,")),
+            "Validation_Part3.*no image of melanoma, so there is no AUC",
+        ),
+    ],
+)
+def test_what_does_not_belong_together_is_named_and_refused(root, fault, message):
+    fault(root)
+    with pytest.raises(UserError, match=message) as caught:
+        classification_data(root)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_without_images_are_said(root, caplog):
+    caplog.set_level("INFO", "isic2017")
+    gone = sorted((root / "ISIC-2017_Training_Data").glob("*.jpg"))[:2]
+    for path in gone:
+        path.unlink()
+    data, absent = classification_data(root)
+    assert absent["train"] == [path.stem for path in gone] and len(data["train"]) == 6
+    assert any("train: 6 images of the 8 labelled ones; 2 are not there (ISIC_" in line for line in lines(caplog))
+
+
+def test_segmentation_keeps_images_with_a_mask(root, caplog):
+    caplog.set_level("INFO", "isic2017")
+    next((root / "ISIC-2017_Training_Part1_GroundTruth").glob("*.png")).unlink()
+    data = segmentation_data(root)
+    assert [len(data[split]) for split in data] == [7, 8, 3]
+    assert "train: 7 images, 1 more left out because they have no mask" in lines(caplog)

@@ -1,0 +1,153 @@
+"""The classification task: probabilities of the three classes from views of a photograph, scored and explained."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from utils import UserError
+from utils.data import CLASSES, Sample, image_size, read_mask
+from utils.evaluation_cls import TASKS, classification_scores, score_intervals
+from utils.explain import attention_maps, class_activation_maps, grad_cam
+from utils.loader import Store, to_input
+from utils.model import Precision, predict
+from utils.patches import FRAME, VIEWS, take
+from utils.visualize import HeatRow, plot_heatmaps
+
+STORED_SCALE = 2.5  # images are stored at 2.5 × the network's size: patches from 2/5 of the sides on stay sharp
+FLIPS = ((1, 1), (1, -1), (-1, 1), (-1, -1))  # steps through rows and columns
+
+
+def stored_size(samples: Sequence[Sample], size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) at which to store images for a network's input `size`: no larger than the largest original."""
+    originals = [image_size(sample.image) for sample in samples]
+    largest = (max(sides) for sides in zip(*originals, strict=True))
+    return tuple(max(side, min(round(STORED_SCALE * side), most)) for side, most in zip(size, largest, strict=True))
+
+
+def balanced_weights(labels: Sequence[int]) -> tuple[float, ...]:
+    """Weights that give every class the same share of the loss: N / (classes · images of the class)."""
+    counts = np.bincount(labels, minlength=len(CLASSES))
+    if not counts.all():
+        raise UserError(f"--class-weights balanced: no training image of {CLASSES[int(counts.argmin())]}")
+    return tuple(round(float(weight), 4) for weight in len(labels) / (len(CLASSES) * counts))
+
+
+def class_probabilities(
+    model: nn.Module,
+    store: Store,
+    precision: Precision,
+    size: tuple[int, int],
+    batch_size: int,
+    views: str = "1",
+    flips: bool = False,
+) -> np.ndarray:
+    """Probabilities float32 [N, 3] of the images of a store, averaged over its views (each flipped in all four ways).
+
+    size: (width, height) of the network's input; views: a name from `utils.patches.VIEWS`.
+    """
+    pixels = store.pixels()
+    steps = FLIPS if flips else FLIPS[:1]
+
+    def inputs() -> Iterator[np.ndarray]:
+        for image in pixels:
+            for patch in VIEWS[views]:
+                view = take(image, patch, size)
+                yield from (view[::rows, ::columns] for rows, columns in steps)
+
+    each = np.stack(list(predict(model, inputs(), precision, batch_size)))
+    return each.reshape(len(pixels), -1, len(CLASSES)).mean(axis=1)
+
+
+def labels_of(samples: Sequence[Sample]) -> np.ndarray:
+    """Class indices [N] of samples that all have a label."""
+    return np.array([sample.label for sample in samples])
+
+
+def summarize(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Scores with 95 % bootstrap intervals over images, as plain values for JSON."""
+    scores = classification_scores(probabilities, labels)
+    return {"images": len(labels), **scores, "interval_95": score_intervals(probabilities, labels)}
+
+
+def format_scores(split: str, summary: Mapping[str, Any]) -> str:
+    """AUC and the scores of the most probable class as lines of text: value and 95 % interval."""
+
+    def line(name: str, scores: Mapping[str, Any], intervals: Mapping[str, Any], key: str) -> str:
+        if scores[key] is None:
+            return f"  {name:<18} undefined: no such image"
+        low, high = intervals[key]
+        return f"  {name:<18} {scores[key]:.4f}  [{low:.4f}, {high:.4f}]"
+
+    intervals = summary["interval_95"]
+    lines = [f"{split}, {summary['images']} images: classes by the highest probability [95 % interval]"]
+    lines += [
+        line(name, summary, intervals, key)
+        for name, key in (("mean AUC", "mean_auc"), ("balanced accuracy", "balanced_accuracy"))
+    ]
+    for task in TASKS:
+        lines.append(f" {task.replace('_', ' ')}")
+        names = (
+            ("AUC", "auc"),
+            ("accuracy", "accuracy"),
+            ("sensitivity", "sensitivity"),
+            ("specificity", "specificity"),
+        )
+        lines += [line(name, summary[task], intervals[task], key) for name, key in names]
+    return "\n".join(lines)
+
+
+def examples(probabilities: np.ndarray, labels: np.ndarray) -> list[int]:
+    """Of each class the image that is recognised best and the one that is recognised worst, as indices."""
+    chosen = []
+    for label in range(len(CLASSES)):
+        (indices,) = np.nonzero(labels == label)
+        if len(indices):
+            own = probabilities[indices, label]
+            chosen += dict.fromkeys((int(indices[own.argmax()]), int(indices[own.argmin()])))
+    return chosen
+
+
+def plot_explanations(
+    model: nn.Module,
+    store: Store,
+    probabilities: np.ndarray,
+    size: tuple[int, int],
+    device: torch.device,
+) -> dict[str, Figure]:
+    """Figures of where the network looks, on the best and worst recognised image of each class.
+
+    "cam": class activation maps for the predicted class and for both classes of the challenge, Grad-CAM at two
+    layers; "attention": the map of every ARL block, where there are any. The true outline is drawn where it is known.
+    """
+    labels = labels_of(store.samples)
+    chosen = examples(probabilities, labels)
+    photographs = [store.pixels()[index] for index in chosen]
+    frames = [take(photograph, FRAME, size) for photograph in photographs]
+    images = to_input(torch.from_numpy(np.stack(frames)), device)
+    cams = {
+        "CAM\npredicted class": class_activation_maps(model, images),
+        **{f"CAM\n{task.replace('_', ' ')}": class_activation_maps(model, images, n) for n, task in enumerate(TASKS)},
+        **{f"Grad-CAM {layer}\npredicted class": grad_cam(model, images, layer) for layer in ("layer3", "layer4")},
+    }
+    titles, masks = [], []
+    for index in chosen:
+        sample, p = store.samples[index], probabilities[index]
+        titles.append(f"{sample.id}\n{CLASSES[sample.label].replace('_', ' ')}, p = {p[sample.label]:.2f}")
+        masks.append(read_mask(sample.mask, photographs[0].shape[1::-1]) if sample.mask else None)
+
+    def figure(maps: Mapping[str, torch.Tensor], title: str) -> Figure:
+        maps = {name: heats.cpu().numpy() for name, heats in maps.items()}
+        rows = [
+            HeatRow(titles[n], photographs[n], {name: heats[n] for name, heats in maps.items()}, masks[n])
+            for n in range(len(chosen))
+        ]
+        return plot_heatmaps(rows, title)
+
+    figures = {"cam": figure(cams, "What the classes are recognised by: best and worst recognised image of each")}
+    if attention := attention_maps(model, images):
+        figures["attention"] = figure(attention, "Attention of every ARL block, mean over channels")
+    return figures

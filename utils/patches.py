@@ -1,0 +1,75 @@
+"""Patches of a photograph, for classification: random ones to train on, the same ones each time to score by.
+
+Zhang et al. 2019 (doi 10.1109/TMI.2019.2893944) train on rectangles at 1/5, 2/5, 3/5 and 4/5 of the image's sides,
+drawn from its central part, and average the probabilities of nine of them to score an image. A patch is given here as
+(left, top, width, height) in shares of the frame; taken out, it is resized to the network's input. It contains the
+middle of the image: its own centre lies in the central fifth of either side, so that the largest just stays inside.
+"""
+
+import random
+
+import albumentations as A
+import cv2
+import numpy as np
+
+from utils.data import Sample
+
+Patch = tuple[float, float, float, float]
+SCALES = (0.8, 0.6, 0.4, 0.2)
+CENTRAL = 0.2  # share of either side from which a patch's centre is drawn
+FRAME: Patch = (0.0, 0.0, 1.0, 1.0)
+
+
+def patch_at(scale: float, x: float = 0.5, y: float = 0.5) -> Patch:
+    """The patch of `scale` (share of the sides, in (0, 1]) whose centre lies at x, y (shares from the left and top)."""
+    return (x - scale / 2, y - scale / 2, scale, scale)
+
+
+def draw_patch(rng: np.random.Generator, scale: float | None = None) -> Patch:
+    """A random patch from the central part, of one of SCALES, each as likely, unless a scale is given."""
+    scale = scale or float(rng.choice(SCALES))
+    x, y = 0.5 + CENTRAL * (rng.random(2) - 0.5)
+    return patch_at(scale, float(x), float(y))
+
+
+# What an image is scored by. "9": nine patches drawn once as the training patches are, the larger scales first in
+# turn; "center9": nine around the middle, from 1/5 of the sides to the whole frame; "1": the whole frame.
+VIEWS: dict[str, tuple[Patch, ...]] = {
+    "9": tuple(draw_patch(np.random.default_rng([2017, n]), SCALES[n % len(SCALES)]) for n in range(9)),
+    "center9": tuple(patch_at(n / 10) for n in range(2, 11)),
+    "1": (FRAME,),
+}
+
+
+def take(pixels: np.ndarray, patch: Patch, size: tuple[int, int]) -> np.ndarray:
+    """A patch of an image uint8 [H, W, 3], resized to `size` = (width, height): area averaging or linear."""
+    height, width = pixels.shape[:2]
+    left, right = (round(width * share) for share in (patch[0], patch[0] + patch[2]))
+    top, bottom = (round(height * share) for share in (patch[1], patch[1] + patch[3]))
+    view = pixels[max(0, top) : bottom, max(0, left) : right]
+    shrinks = view.shape[1] >= size[0] and view.shape[0] >= size[1]
+    return cv2.resize(view, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+class PatchViews:
+    """Training views for classification: a random patch, flips, rotation by up to 10°; the target is the label.
+
+    size: (width, height) of the network's input.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
+        self.transforms = A.Compose(
+            [
+                A.HorizontalFlip(),
+                A.VerticalFlip(),
+                A.Affine(rotate=(-10, 10), border_mode=cv2.BORDER_REFLECT_101, p=1.0),
+            ]
+        )
+
+    def __call__(self, pixels: np.ndarray, sample: Sample, seed: int) -> tuple[np.ndarray, int]:
+        """Stored pixels uint8 [h, w, 3] → image uint8 [H, W, 3] and class index; `seed` decides all draws."""
+        rng = np.random.default_rng(seed)
+        image = take(pixels, draw_patch(rng), self.size)
+        self.transforms.set_random_state(rng, random.Random(seed))
+        return self.transforms(image=image)["image"], sample.label
