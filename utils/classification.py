@@ -122,11 +122,15 @@ def plot_explanations(
 
     "cam": class activation maps for the predicted class and for both classes of the challenge, Grad-CAM at two
     layers; "attention": the map of every ARL block, where there are any. The true outline is drawn where it is known.
+
+    The network sees the whole frame at twice its input `size`: as large as in a patch of half the sides, with twice
+    as many positions in each map.
     """
     labels = labels_of(store.samples)
     chosen = examples(probabilities, labels)
     photographs = [store.pixels()[index] for index in chosen]
-    frames = [take(photograph, FRAME, size) for photograph in photographs]
+    twice = (2 * size[0], 2 * size[1])
+    frames = [take(photograph, FRAME, twice) for photograph in photographs]
     images = to_input(torch.from_numpy(np.stack(frames)), device)
     cams = {
         "CAM\npredicted class": class_activation_maps(model, images),
