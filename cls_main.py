@@ -33,7 +33,7 @@ from utils.loader import Store, prepare, train_loader
 from utils.logger import log, run_script
 from utils.loss import create_loss
 from utils.model import Precision, Schedule, Trainer, find_device, find_precision, fit, load_best
-from utils.patches import VIEWS, PatchViews
+from utils.patches import SELECTION, VIEWS, PatchViews
 from utils.run import Run
 from utils.splits import Data, classification_data
 from utils.visualize import plot_classification, plot_history
@@ -90,7 +90,7 @@ def evaluate(model: nn.Module, stores: dict[str, Store], row: Experiment, precis
             continue
         samples = stores[split].samples
         probabilities = class_probabilities(
-            model, stores[split], precision, row.size, row.batch_size, args.views, args.flips
+            model, stores[split], precision, row.size, row.batch_size, VIEWS[args.views], args.flips
         )
         table = predictions_table([sample.id for sample in samples], probabilities)
         run.write_table(f"{split}_predictions.csv", table)
@@ -133,8 +133,8 @@ def main(argv: list[str] | None = None) -> None:
     truth = labels_of(data["validation"])
 
     def validate(model: nn.Module) -> tuple[float, dict[str, float]]:
-        """On the whole frames, whatever `--views`: the same view of the same images every epoch."""
-        probabilities = class_probabilities(model, stores["validation"], precision, row.size, row.batch_size)
+        """By the same patches of the same images every epoch, whatever `--views`."""
+        probabilities = class_probabilities(model, stores["validation"], precision, row.size, row.batch_size, SELECTION)
         scores = classification_scores(probabilities, truth)
         columns = {f"val_{task}_auc": scores[task]["auc"] for task in TASKS}
         overall = {f"val_{name}": scores[name] for name in ("mean_auc", "balanced_accuracy", "accuracy")}

@@ -311,10 +311,10 @@ def test_probabilities_are_the_mean_over_views_and_flips(data, tmp_path):
                 seen.append(model(normalised).softmax(1)[0])
         return torch.stack(seen).mean(0)
 
-    got = class_probabilities(model, store, FLOAT32, (16, 12), 5, "9", flips=True)
+    got = class_probabilities(model, store, FLOAT32, (16, 12), 5, VIEWS["9"], flips=True)
     expected = torch.stack([by_hand(image) for image in store.pixels()])
     assert got.shape == (6, 3) and np.allclose(got, expected, atol=1e-5)
-    assert np.allclose(got, class_probabilities(model, store, FLOAT32, (16, 12), 64, "9", flips=True), atol=1e-6)
+    assert np.allclose(got, class_probabilities(model, store, FLOAT32, (16, 12), 64, VIEWS["9"], flips=True), atol=1e-6)
 
 
 def test_examples_are_best_and_worst_of_each_class():

@@ -13,6 +13,7 @@ from tests.test_data import HEADER, encoded, photograph
 from utils import UserError
 from utils.data import KNOWN_COPIES
 from utils.inspect_data import inspect_folder, main
+from utils.splits import segmentation_data
 
 FOLDERS = {"train": "Training", "validation": "Validation", "test": "Test_v2"}
 
@@ -155,7 +156,7 @@ def test_it_agrees_with_training_on_what_stops_it(folder, tmp_path_factory):
         damage()
         assert inspect_folder(folder).can_start == can_start, what
         try:
-            data = seg_main.read_data(seg_main.parse(["--data", str(folder)]))
+            data = segmentation_data(folder)
             seg_main.prepare_all(data, (32, 32), tmp_path_factory.mktemp("cache"))
             started = True
         except UserError:

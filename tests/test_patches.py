@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from utils.data import Sample
-from utils.patches import FRAME, SCALES, VIEWS, PatchViews, draw_patch, patch_at, take
+from utils.patches import FRAME, SCALES, SELECTION, VIEWS, PatchViews, draw_patch, patch_at, take
 
 SAMPLE = Sample("ISIC_0000000", Path("none.jpg"), None, 1)
 
@@ -41,6 +41,11 @@ def test_other_views():
     assert [round(patch[2], 6) for patch in centred] == [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
     for left, top, width, height in centred:
         assert left + width / 2 == pytest.approx(0.5) and top + height / 2 == pytest.approx(0.5)
+
+
+def test_the_best_epoch_is_chosen_by_the_middle_at_each_scale():
+    assert [round(patch[2], 6) for patch in SELECTION] == [0.8, 0.6, 0.4, 0.2]
+    assert all(left + width / 2 == top + height / 2 == 0.5 for left, top, width, height in SELECTION)
 
 
 def ramp(width: int, height: int) -> np.ndarray:

@@ -139,6 +139,31 @@ def test_learning_rate_follows_a_half_cosine_to_zero(store, tmp_path):
     assert rates == pytest.approx([1e-2 * (1 + c) / 2 for c in (2**-0.5, 0, -(2**-0.5), -1)], abs=1e-12)
 
 
+def test_the_papers_schedule_halves_every_30_epochs():
+    """SGD with momentum (Zhang et al. 2019): the rate is the start's for epochs 1 to 30, half of it for 31 to 60 …"""
+    schedule = Schedule(100, 0.01, 1e-4, 30, "sgd")
+    optimizer, scheduler = schedule.build(tiny(), 5, torch.device("cpu"))
+    assert isinstance(optimizer, torch.optim.SGD) and optimizer.defaults["momentum"] == 0.9
+    rates = []
+    for _ in range(100):
+        rates.append(scheduler.get_last_lr()[0])
+        for _ in range(5):
+            optimizer.step()
+            scheduler.step()
+    assert rates == pytest.approx([0.01] * 30 + [0.005] * 30 + [0.0025] * 30 + [0.00125] * 10)
+
+
+def test_alpha_of_every_block_is_in_the_history(store, tmp_path):
+    model = nets.create_model("arl_unet")
+    run = Run(tmp_path / "run", {}, resume=True)
+    train(run, store, [0.1], model=model)
+    (row,) = run.history()
+    names = [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
+    assert [name for name in row if name.startswith("alpha_")] == [f"alpha_encoder.{name}" for name in names]
+    for name in names:
+        assert row[f"alpha_encoder.{name}"] == model.encoder.get_submodule(name).attention.alpha.item()
+
+
 def test_a_segmenter_learns(store, tmp_path):
     """Twelve images by heart: the score on them, over whole frames, must rise far above the start."""
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ from utils.evaluation_cls import TASKS, classification_scores, score_intervals
 from utils.explain import attention_maps, class_activation_maps, grad_cam
 from utils.loader import Store, to_input
 from utils.model import Precision, predict
-from utils.patches import FRAME, VIEWS, take
+from utils.patches import FRAME, Patch, take
 from utils.visualize import HeatRow, plot_heatmaps
 
 STORED_SCALE = 2.5  # images are stored at 2.5 × the network's size: patches from 2/5 of the sides on stay sharp
@@ -42,19 +42,19 @@ def class_probabilities(
     precision: Precision,
     size: tuple[int, int],
     batch_size: int,
-    views: str = "1",
+    patches: Sequence[Patch],
     flips: bool = False,
 ) -> np.ndarray:
-    """Probabilities float32 [N, 3] of the images of a store, averaged over its views (each flipped in all four ways).
+    """Probabilities float32 [N, 3] of the images of a store, averaged over patches (each flipped in all four ways).
 
-    size: (width, height) of the network's input; views: a name from `utils.patches.VIEWS`.
+    size: (width, height) of the network's input; patches: such as those of `utils.patches.VIEWS`.
     """
     pixels = store.pixels()
     steps = FLIPS if flips else FLIPS[:1]
 
     def inputs() -> Iterator[np.ndarray]:
         for image in pixels:
-            for patch in VIEWS[views]:
+            for patch in patches:
                 view = take(image, patch, size)
                 yield from (view[::rows, ::columns] for rows, columns in steps)
 

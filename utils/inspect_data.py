@@ -25,6 +25,7 @@ from utils.data import (
     read_grey,
     read_labels,
 )
+from utils.splits import classification_data
 
 MANY = 10  # above it, one line for all images without a mask
 
@@ -50,7 +51,7 @@ class Report:
     copies: list[Copy] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     blockers: list[str] = field(default_factory=list)
-    label_faults: list[str] = field(default_factory=list)
+    classification_fault: str = ""
 
     @property
     def can_start(self) -> bool:
@@ -70,7 +71,8 @@ class Report:
         if self.blockers:
             more = f" (and {len(self.blockers) - 1} more)" if len(self.blockers) > 1 else ""
             return "\n".join([*lines, f"training cannot start: {self.blockers[0]}{more}"])
-        only = f" (segmentation only; classification: {self.label_faults[0]})" if self.label_faults else ""
+        fault = self.classification_fault
+        only = f" (segmentation only; classification: {fault})" if fault else ""
         return "\n".join([*lines, f"training can start{only}"])
 
     def _copy_lines(self) -> list[str]:
@@ -116,6 +118,10 @@ def inspect_folder(root: str | Path) -> Report:
         for split, files in found.items()
     }
     report.copies = find_copies(readable)
+    try:
+        classification_data(Path(root))
+    except UserError as error:
+        report.classification_fault = f"{error}"
     return report
 
 
@@ -165,13 +171,11 @@ def _check_labels(report: Report, split: str, files: SplitFiles) -> None:
         if split == "test":
             report.notes.append("test: no label file, so classification cannot be scored here")
         else:
-            report.label_faults.append(f"{split} has no label file")
             report.problems.append(f"{split}: no label file; classification cannot train")
         return
     try:
         labels = read_labels(files.labels)
     except UserError as error:
-        report.label_faults.append(f"{error}")
         report.problems.append(f"{error}")
         return
     counts = Counter(CLASSES[labels[id_]] for id_ in files.images if id_ in labels)

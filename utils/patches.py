@@ -39,6 +39,8 @@ VIEWS: dict[str, tuple[Patch, ...]] = {
     "center9": tuple(patch_at(n / 10) for n in range(2, 11)),
     "1": (FRAME,),
 }
+# What the best epoch is chosen by: the middle at each scale that is trained on. One view alone is too noisy for that.
+SELECTION: tuple[Patch, ...] = tuple(patch_at(scale) for scale in SCALES)
 
 
 def take(pixels: np.ndarray, patch: Patch, size: tuple[int, int]) -> np.ndarray:
