@@ -1,12 +1,14 @@
-# make train: a model trains and is scored, from nothing.   make test: the tests.   Both make .venv when needed.
+# make train: a segmenter trains and is scored, from nothing; make train-cls: a classifier; make test: the tests.
+# Each makes .venv when needed.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 # Small enough for two cores; ARGS is added last and overrides, e.g. make train ARGS="-i 1 --epochs 30 --seed 1"
 QUICK := --experiment seg-4 -p 0 --size 128 128 --lr 1e-3
+QUICK_CLS := -n arl18 -p 0 --lr 1e-3
 ARGS ?=
 
-.PHONY: train test lint lock
+.PHONY: train train-cls test lint lock
 
 train: $(VENV)/.train
 	@if [ -d Data/ISIC2017 ]; then \
@@ -16,6 +18,16 @@ train: $(VENV)/.train
 		echo "no Data/ISIC2017: training on the embedded sample (drawn, not photographed)"; \
 		$(PY) -m utils.sample --out Data/sample && \
 		$(PY) seg_main.py $(QUICK) --epochs 20 --data Data/sample --output model/sample $(ARGS); \
+	fi
+
+train-cls: $(VENV)/.train
+	@if [ -d Data/ISIC2017 ]; then \
+		echo "Data/ISIC2017 is there: training on the challenge's photographs"; \
+		$(PY) cls_main.py $(QUICK_CLS) --size 112 112 --epochs 25 --output model/quick $(ARGS); \
+	else \
+		echo "no Data/ISIC2017: training on the embedded sample (drawn, not photographed)"; \
+		$(PY) -m utils.sample --out Data/sample_cls --train 1200 --validation 200 --test 200 --size 192 144 && \
+		$(PY) cls_main.py $(QUICK_CLS) --size 64 64 --epochs 25 --data Data/sample_cls --output model/sample $(ARGS); \
 	fi
 
 test: $(VENV)/.test
