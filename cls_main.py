@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     if row.class_weights == "balanced":
         row = replace(row, class_weights=balanced_weights(labels_of(data["train"])))
     torch.manual_seed(args.seed)
-    model, weights = create_model(row, args.weights)
+    model, weights = create_model(args, row)
     stores = prepare_all(data, row.size, args.cache)
     run = start_run(args, row, data, weights, precision, {"images_not_there": {s: len(i) for s, i in absent.items()}})
 

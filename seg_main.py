@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     precision = find_precision(find_device(args.device), args.amp)
     data = segmentation_data(args.data, keep_copies=args.keep_copies)
     torch.manual_seed(args.seed)
-    model, weights = create_model(row, args.weights)
+    model, weights = create_model(args, row)
     stores = prepare_all(data, row.size, args.cache)
     run = start_run(args, row, data, weights, precision)
 

@@ -155,7 +155,7 @@ def test_a_finished_run_is_scored_anew_with_other_views(folders, tmp_path, undra
     assert len(history(tmp_path / "model" / "resnet18-scratch" / "run0")) == 1
 
 
-def test_arl18_becomes_the_encoder_of_seg_5(folders, tmp_path, monkeypatch, caplog, undrawn):
+def test_arl18_becomes_the_encoder_of_seg_5(folders, tmp_path, caplog, undrawn):
     """The file is left where the ARL-UNet looks, and all its tensors but the classifier arrive there."""
     caplog.set_level("INFO", "isic2017")
     cls_main.main(["-n", "arl18", "-p", "0", "--views", "1", *QUICK, *folders])
@@ -164,7 +164,6 @@ def test_arl18_becomes_the_encoder_of_seg_5(folders, tmp_path, monkeypatch, capl
     best = torch.load(tmp_path / "model" / "arl18-scratch" / "run0" / "best.pth", weights_only=True)["model"]
     assert state.keys() == best.keys() and all(torch.equal(best[name], state[name]) for name in best)
 
-    monkeypatch.setattr(weights.find_weights, "__defaults__", (tmp_path / "model",))
     seg_main.main(["--experiment", "seg-5", *QUICK, *folders])
     report = f"arl18.pth: {len(state) - 2} tensors loaded, missing none, unused 2 (fc.bias, fc.weight)"
     assert any(report in record.message for record in caplog.records)
@@ -191,13 +190,12 @@ def test_arl18_pth_is_replaced_only_by_better_weights(tmp_path, caplog):
     assert torch.load(path, weights_only=True).keys() == model.state_dict().keys()
 
 
-def test_pretrained_rows_take_torchvisions_file(folders, tmp_path, monkeypatch):
+def test_pretrained_rows_take_torchvisions_file(tmp_path):
     reference = torchvision.models.resnet50(weights=None)
     torch.save(reference.state_dict(), tmp_path / "resnet50-0676ba61.pth")
-    monkeypatch.setattr(weights.find_weights, "__defaults__", (tmp_path,))
     for name, missing in (("cls-1-1", 18), ("cls-1-2", 2)):
-        row = EXPERIMENTS[name]
-        model, report = command_line.create_model(row, None)
+        args = cls_main.parse(["--experiment", name, "--output", str(tmp_path)])
+        model, report = command_line.create_model(args, cls_main.choose(args))
         assert len(report.missing) == missing and {"fc.weight", "fc.bias"} <= set(report.missing)
         assert set(report.left_over) == {"fc.weight", "fc.bias"}
         assert torch.equal(model.layer4[2].conv3.weight, reference.layer4[2].conv3.weight)

@@ -100,15 +100,19 @@ def choose_experiment(args: argparse.Namespace, **settings: Any) -> Experiment:
     return replace(row, **kind, **scale, net=net, pretrained=pretrained)
 
 
-def create_model(row: Experiment, weights: Path | None) -> tuple[nn.Module, LoadReport | None]:
-    """The network with its weights pretrained as asked, and what was loaded."""
+def create_model(args: argparse.Namespace, row: Experiment) -> tuple[nn.Module, LoadReport | None]:
+    """The network with its weights pretrained as asked, and what was loaded.
+
+    Pretrained weights are looked for among the runs (`--output`, where `cls_main.py` leaves arl18.pth) and in model/.
+    """
     options = {"attention": row.attention, "alpha": row.alpha} if row.attention else {}
     model = nets.create_model(row.net, **options)
     report = None
-    if weights:
-        log.info("%s: if these weights have seen ISIC 2018 or later, they have seen most of the test images", weights)
-    if weights or row.pretrained:
-        report = load_pretrained(model, row.net, weights or find_weights(PRETRAINED[row.net]))
+    if args.weights:
+        log.info("%s: if these weights have seen ISIC 2018 or later, they have seen most test images", args.weights)
+    if args.weights or row.pretrained:
+        path = args.weights or find_weights(PRETRAINED[row.net], args.output, MODEL)
+        report = load_pretrained(model, row.net, path)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info("%s, %.1f M parameters, from %s", row.net, parameters / 1e6, report or "random weights")
     return model, report

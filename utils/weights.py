@@ -67,15 +67,16 @@ class LoadReport:
         )
 
 
-def find_weights(source: Pretrained, folder: Path = MODEL) -> Path:
-    """The first of `source.files` that lies in `folder`, else the first one, downloaded to there.
+def find_weights(source: Pretrained, *folders: Path) -> Path:
+    """The first of `source.files` that lies in one of `folders`, else the first one, downloaded to the last of them.
 
     The SHA-256 of a download must start as its name says; a file that was there before is only warned about.
     Raises UserError naming the file, the URL and the folder when the file cannot be had.
     """
-    for name in source.files:
-        path = folder / name
+    folder = folders[-1]
+    for path in (folder / name for folder in folders for name in source.files):
         if path.is_file():
+            name = path.name
             wanted = _digest_in(name)
             if wanted and not _sha256(path).startswith(wanted):
                 log.warning("%s: its SHA-256 does not start with %s as its name says; going on with it", path, wanted)
