@@ -5,8 +5,8 @@
     python cls_main.py -n arl18 -p 0 --size 128 128 --epochs 30 --lr 1e-3
     nohup python cls_main.py -i 1 -n resnet50 &         in the background; the same command continues it
 
-What a run keeps lies in model/<experiment>/run<id>/. A run of ARL-18 leaves its weights in model/arl18.pth, from where
-seg_main.py takes them for the ARL-UNet's encoder.
+What a run keeps lies in model/<experiment>/run<id>/. A run of ARL-18 leaves its weights beside it, in model/arl18.pth,
+from where seg_main.py takes them for the ARL-UNet's encoder.
 """
 
 import argparse
@@ -25,9 +25,9 @@ from utils.classification import (
     stored_size,
     summarize,
 )
-from utils.command_line import choose_experiment, create_model, make_parser, positive, start_run
+from utils.command_line import Task, build_model, choose_experiment, make_parser, positive, start_run
 from utils.data import CLASSES
-from utils.evaluation_cls import TASKS, classification_scores, official_predictions, predictions_table
+from utils.evaluation_cls import TASKS, classification_scores, official_predictions, official_truth, predictions_table
 from utils.experiments import Experiment
 from utils.loader import Store, prepare, train_loader
 from utils.logger import log, run_script
@@ -40,10 +40,12 @@ from utils.visualize import plot_classification, plot_history
 from utils.weights import export_arl18
 
 NETS = {name: name for name in ("arl14", "arl18", "arl50", "resnet14", "resnet18", "resnet50")}
+SCORE = "AUC(melanoma) + AUC(seborrheic keratosis)"
+TASK = Task("classification", NETS, "arl50", ("focal", "ce"), SCORE)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = make_parser("classification", __doc__, NETS, "arl50", ("focal", "ce"))
+    parser = make_parser(TASK, __doc__)
     add = parser.add_argument
     add("--class-weights", nargs="+", metavar="W", help="three numbers (melanoma, seborrheic keratosis, nevus), or "
         "balanced: each class the same share of the loss")  # fmt: skip
@@ -67,51 +69,68 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def choose(args: argparse.Namespace) -> Experiment:
-    row = choose_experiment(args, class_weights=args.class_weights)
-    if args.recipe == "paper":
-        lr = args.lr or (1e-4 if row.pretrained or args.weights else 1e-2)
-        return replace(row, optimizer="sgd", lr=lr, weight_decay=1e-4)
+    paper = args.recipe == "paper"
+    row = choose_experiment(args, TASK, class_weights=args.class_weights, optimizer="sgd" if paper else None)
+    if paper:
+        return replace(row, lr=args.lr or (1e-4 if row.pretrained else 1e-2), weight_decay=1e-4)
     return row
 
 
 def prepare_all(data: Data, size: tuple[int, int], cache: Path) -> dict[str, Store]:
     """Every split decoded before training starts, so that an unreadable file shows now and not after it."""
-    stored = stored_size([sample for samples in data.values() for sample in samples], size)
-    return {split: prepare(data[split], stored, cache, masks=False) for split in data if data[split]}
+    return {split: prepare(data[split], size, cache, masks=False) for split in data if data[split]}
 
 
-def evaluate(model: nn.Module, stores: dict[str, Store], row: Experiment, precision: Precision, args, run: Run) -> None:
-    """Score the best weights where there is truth, predict the test images, draw the figures."""
+def evaluate(
+    model: nn.Module, stores: dict[str, Store], row: Experiment, precision: Precision, views: str, flips: bool, run: Run
+) -> None:
+    """Score the best weights where there is truth, predict the test images, then draw the figures."""
     best_epoch, history = load_best(model, run), run.history()
     metrics = {"validation": None, "test": None, "best_epoch": best_epoch, "epochs": len(history)}
-    metrics |= {"views": args.views, "flips": args.flips}
+    metrics |= {"views": views, "flips": flips}
+    scored = {}
     for split in ("validation", "test"):
         if split not in stores:
             continue
         samples = stores[split].samples
         probabilities = class_probabilities(
-            model, stores[split], precision, row.size, row.batch_size, VIEWS[args.views], args.flips
+            model, stores[split], precision, row.size, row.batch_size, VIEWS[views], flips
         )
         table = predictions_table([sample.id for sample in samples], probabilities)
         run.write_table(f"{split}_predictions.csv", table)
         run.write_table(f"{split}_predictions_official.csv", official_predictions(table))
         log.info("probabilities of the %d %s images: %s", len(table), split, run.path(f"{split}_predictions.csv"))
-        if any(sample.label is None for sample in samples):
-            continue
-        labels = labels_of(samples)
-        metrics[split] = summarize(probabilities, labels)
-        log.info(format_scores(split, metrics[split]))
-        figures = plot_explanations(model, stores[split], probabilities, row.size, precision.device)
-        figures["scores"] = plot_classification(probabilities, labels, f"{row.name}, {len(labels)} {split} images")
+        if all(sample.label is not None for sample in samples):
+            run.write_table(f"{split}_truth_official.csv", official_truth({s.id: s.label for s in samples}))
+            metrics[split] = summarize(probabilities, labels_of(samples))
+            log.info(format_scores(split, metrics[split]))
+            scored[split] = probabilities
+    run.write_json("metrics.json", metrics)
+
+    run.save_figure(plot_history(history, best_epoch), "history.png")
+    for split, probabilities in scored.items():
+        labels = labels_of(stores[split].samples)
+        figures = {"scores": plot_classification(probabilities, labels, f"{row.name}, {len(labels)} {split} images")}
+        figures |= plot_explanations(model, stores[split], probabilities, row.size, precision.device)
         for name, figure in figures.items():
             log.info("figure: %s", run.save_figure(figure, f"{split}_{name}.png"))
-    run.save_figure(plot_history(history, best_epoch), "history.png")
-    run.write_json("metrics.json", metrics)
-    if (row.net, row.attention, row.alpha) == ("arl18", "spatial", "learn") and not args.keep_copies:
-        selected = history[best_epoch - 1]["val_mean_auc"]
-        images = run.read_json("config.json")["settings"]["validation_images"]
-        source = {"run": f"{row.name}/{run.folder.name}", "val_mean_auc": selected, "validation_images": images}
-        export_arl18(model, args.output, source)
+
+
+def leave_arl18(model: nn.Module, args: argparse.Namespace, row: Experiment, run: Run) -> None:
+    """The best weights of the paper's ARL-18 become the ARL-UNet's encoder, unless their origin is in doubt."""
+    if (row.net, row.attention, row.alpha) != ("arl18", "spatial", "learn"):
+        return
+    if args.keep_copies or args.weights:
+        log.info("arl18.pth is not made of weights that have seen copies of test images, or started from --weights")
+        return
+    best = run.read_json("metrics.json")["best_epoch"]
+    source = {
+        "run": f"{row.name}/{run.folder.name}",
+        "val_mean_auc": round(run.history()[best - 1]["val_mean_auc"], 4),
+        "data": str(args.data),
+        "training": run.read_json("config.json")["settings"]["train_images"],
+    }
+    export_arl18(model, args.output, source)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -122,9 +141,11 @@ def main(argv: list[str] | None = None) -> None:
     if row.class_weights == "balanced":
         row = replace(row, class_weights=balanced_weights(labels_of(data["train"])))
     torch.manual_seed(args.seed)
-    model, weights = create_model(args, row)
-    stores = prepare_all(data, row.size, args.cache)
-    run = start_run(args, row, data, weights, precision, {"images_not_there": {s: len(i) for s, i in absent.items()}})
+    model, weights = build_model(args, row)
+    stored = stored_size(data["train"], row.size)
+    stores = prepare_all(data, stored, args.cache)
+    not_there = {split: len(ids) for split, ids in absent.items()}
+    run = start_run(args, row, data, weights, precision, stored, {"images_not_there": not_there})
 
     views = PatchViews(row.size)
     loader = train_loader(stores["train"], views, row.batch_size, args.seed, precision.device, args.workers)
@@ -141,7 +162,8 @@ def main(argv: list[str] | None = None) -> None:
         return sum(columns.values()), overall | columns
 
     fit(trainer, loader, validate, run)
-    evaluate(model, stores, row, precision, args, run)
+    evaluate(model, stores, row, precision, args.views, args.flips, run)
+    leave_arl18(model, args, row, run)
     log.info("run folder: %s", run.folder)
 
 

@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from utils.command_line import choose_experiment, create_model, make_parser, start_run
+from utils.command_line import Task, build_model, choose_experiment, make_parser, start_run
+from utils.experiments import Experiment
 from utils.loader import TRAIN_SCALE, MaskViews, Store, prepare, train_loader
 from utils.logger import log, run_script
 from utils.loss import LOSSES, create_loss
@@ -26,16 +27,21 @@ from utils.splits import Data, segmentation_data
 from utils.visualize import plot_history
 
 NETS = {"dense": "dense_unet", "res": "res_unet", "unet": "unet", "arl": "arl_unet"}
+TASK = Task("segmentation", NETS, "dense", LOSSES, "Jaccard")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    return make_parser("segmentation", __doc__, NETS, "dense", LOSSES).parse_args(argv)
+    return make_parser(TASK, __doc__).parse_args(argv)
 
 
-def prepare_all(data: Data, size: tuple[int, int], cache: Path) -> dict[str, Store]:
+def choose(args: argparse.Namespace) -> Experiment:
+    return choose_experiment(args, TASK)
+
+
+def prepare_all(data: Data, size: tuple[int, int], train_size: tuple[int, int], cache: Path) -> dict[str, Store]:
     """Every split decoded before training starts, so that an unreadable file shows now and not after it."""
-    large = (round(size[0] * TRAIN_SCALE), round(size[1] * TRAIN_SCALE))
-    return {split: prepare(data[split], large if split == "train" else size, cache) for split in data if data[split]}
+    sizes = {"train": train_size, "validation": size, "test": size}
+    return {split: prepare(data[split], sizes[split], cache) for split in data if data[split]}
 
 
 def evaluate(model: nn.Module, stores: dict[str, Store], precision: Precision, batch_size: int, run: Run) -> None:
@@ -61,13 +67,14 @@ def evaluate(model: nn.Module, stores: dict[str, Store], precision: Precision, b
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    row = choose_experiment(args)
+    row = choose(args)
     precision = find_precision(find_device(args.device), args.amp)
     data = segmentation_data(args.data, keep_copies=args.keep_copies)
     torch.manual_seed(args.seed)
-    model, weights = create_model(args, row)
-    stores = prepare_all(data, row.size, args.cache)
-    run = start_run(args, row, data, weights, precision)
+    model, weights = build_model(args, row)
+    train_size = (round(row.size[0] * TRAIN_SCALE), round(row.size[1] * TRAIN_SCALE))
+    stores = prepare_all(data, row.size, train_size, args.cache)
+    run = start_run(args, row, data, weights, precision, train_size)
 
     views = MaskViews(row.size)
     loader = train_loader(stores["train"], views, row.batch_size, args.seed, precision.device, args.workers)

@@ -61,7 +61,7 @@ class ARLAttention(nn.Module):
             return (residual + attended * shortcut).to(residual.dtype)
 
     def extra_repr(self) -> str:
-        return f"over={self.over}, alpha={float(self.alpha):g}"
+        return f"over={self.over}, alpha={self.alpha.item():g}"
 
 
 def arl(

@@ -16,6 +16,7 @@ import torchvision
 from matplotlib.figure import Figure
 
 import cls_main
+import nets
 import seg_main
 from utils import UserError, command_line, weights
 from utils.classification import STORED_SCALE, balanced_weights, class_probabilities, examples, stored_size
@@ -24,7 +25,7 @@ from utils.evaluation_cls import TASKS, classification_scores
 from utils.experiments import EXPERIMENTS, experiments
 from utils.loader import prepare
 from utils.model import Precision
-from utils.patches import VIEWS, take
+from utils.patches import SELECTION, VIEWS, take
 from utils.sample import make_sample
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,7 +81,8 @@ def test_a_run_from_start_to_scores(folders, data, tmp_path):
             assert metrics[split][task]["at_0.5"] == pytest.approx(scores[task]["at_0.5"])
         low, high = metrics[split]["interval_95"]["mean_auc"]
         assert low <= metrics[split]["mean_auc"] <= high
-        assert list(pd.read_csv(run / f"{split}_predictions_official.csv")) == ["image", *CLASSES]
+    for name in ("predictions", "truth"):
+        assert list(pd.read_csv(run / f"validation_{name}_official.csv")) == ["image", *CLASSES]
     config = json.loads((run / "config.json").read_text())
     assert config["message"] == "a note" and config["images_not_there"] == {"train": 0, "validation": 0, "test": 0}
     assert config["settings"]["class_weights"] == [2.5, 2.5, 0.5] and config["settings"]["loss"] == "ce"
@@ -93,6 +95,7 @@ def test_a_run_from_start_to_scores(folders, data, tmp_path):
 def unscored(monkeypatch):
     """Training alone, for tests that look at nothing else: figures and intervals take seconds."""
     monkeypatch.setattr(cls_main, "evaluate", lambda *_: None)
+    monkeypatch.setattr(cls_main, "leave_arl18", lambda *_: None)
 
 
 @pytest.fixture
@@ -145,6 +148,56 @@ def test_the_command_repeated_after_a_stop_gives_the_same_run(folders, tmp_path,
         assert (whole / name).read_bytes() == (continued / name).read_bytes()
 
 
+def test_the_best_weights_are_scored_not_the_last(folders, data, tmp_path, monkeypatch, undrawn):
+    """Three epochs, the second the best by AUC(melanoma) + AUC(seborrheic keratosis), the third by any other score."""
+    aucs = iter([(0.5, 0.6), (0.6, 0.7), (0.7, 0.5)])
+
+    def scores(probabilities, labels):
+        melanoma, keratosis = next(aucs)
+        other = {"mean_auc": 0.5, "balanced_accuracy": melanoma, "accuracy": melanoma}
+        return {"melanoma": {"auc": melanoma}, "seborrheic_keratosis": {"auc": keratosis}, **other}
+
+    monkeypatch.setattr(cls_main, "classification_scores", scores)
+    cls_main.main(["-n", "arl14", "--views", "1", "--amp", "off", *QUICK, "--epochs", "3", *folders])
+    run = tmp_path / "model" / "cls-2-1" / "run0"
+    best, last = (torch.load(run / name, weights_only=True)["model"] for name in ("best.pth", "last.pth"))
+    store = prepare(read_split(data, "test"), (80, 64), tmp_path, masks=False)
+
+    def predicted(state) -> np.ndarray:
+        model = nets.create_model("arl14")
+        model.load_state_dict(state)
+        return class_probabilities(model, store, FLOAT32, (32, 32), 4, VIEWS["1"])
+
+    written = pd.read_csv(run / "test_predictions.csv")[list(CLASSES)].to_numpy()
+    assert np.allclose(written, predicted(best), atol=1e-5) and not np.allclose(written, predicted(last), atol=1e-3)
+    assert json.loads((run / "metrics.json").read_text())["best_epoch"] == 2
+
+
+def test_every_flag_arrives_where_it_acts(folders, data, monkeypatch, undrawn):
+    labels = list(read_labels(data / "ISIC-2017_Training_Part3_GroundTruth.csv").values())
+    seen = {}
+
+    def record(module, name):
+        real = getattr(module, name)
+
+        def call(*args, **kwargs):
+            seen.setdefault(name, []).append((args, kwargs))
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, call)
+
+    for name in ("create_loss", "Schedule", "class_probabilities", "classification_data"):
+        record(cls_main, name)
+    flags = ["--loss", "ce", "--class-weights", "balanced", "--recipe", "paper", "--views", "center9", "--flips"]
+    cls_main.main(["-n", "arl14", *flags, "--require-all", "--keep-copies", "--patience", "7", *QUICK, *folders])
+    (((loss,), options),) = seen["create_loss"]
+    assert loss == "ce" and options["class_weights"] == balanced_weights(labels) != (1, 1, 1)
+    assert seen["Schedule"] == [((1, 1e-3, 1e-4, 7, "sgd"), {})]
+    chosen, *scored = (args[5:] for args, _ in seen["class_probabilities"])
+    assert chosen == (SELECTION,) and scored == [(VIEWS["center9"], True)] * 2
+    assert seen["classification_data"][0][1] == {"keep_copies": True, "require_all": True}
+
+
 def test_a_finished_run_is_scored_anew_with_other_views(folders, tmp_path, undrawn):
     command = ["-n", "resnet18", "-p", "0", *QUICK, *folders]
     tables = []
@@ -165,29 +218,39 @@ def test_arl18_becomes_the_encoder_of_seg_5(folders, tmp_path, caplog, undrawn):
     assert state.keys() == best.keys() and all(torch.equal(best[name], state[name]) for name in best)
 
     seg_main.main(["--experiment", "seg-5", *QUICK, *folders])
-    report = f"arl18.pth: {len(state) - 2} tensors loaded, missing none, unused 2 (fc.bias, fc.weight)"
-    assert any(report in record.message for record in caplog.records)
+    report = f"{len(state) - 2} tensors loaded, missing none, unused 2 (fc.bias, fc.weight)"
+    (line,) = [record.message for record in caplog.records if report in record.message]
+    assert "from arl18.pth (run arl18-scratch/run0, val_mean_auc " in line and f"data {folders[1]}" in line
     config = json.loads((tmp_path / "model" / "seg-5" / "run0" / "config.json").read_text())
     assert config["settings"]["weights"]["loaded"] == len(state) - 2
 
 
-def test_arl18_pth_is_replaced_only_by_better_weights(tmp_path, caplog):
+def test_an_arl18_pth_that_is_there_is_left_alone(tmp_path, caplog):
     caplog.set_level("INFO", "isic2017")
-    model = torch.nn.Linear(1, 1)
-    path = tmp_path / "arl18.pth"
+    model, path = torch.nn.Linear(1, 1), tmp_path / "arl18.pth"
+    weights.export_arl18(model, tmp_path, {"run": "a", "val_mean_auc": 0.7})
+    before = path.read_bytes()
+    weights.export_arl18(model, tmp_path, {"run": "b", "val_mean_auc": 0.9})
+    assert path.read_bytes() == before
+    assert "stays as it is (run a, val_mean_auc 0.7); --weights FILE takes" in caplog.records[-1].message
 
-    def export(run: str, score: float, images: str = "150 images") -> dict:
-        weights.export_arl18(model, tmp_path, {"run": run, "val_mean_auc": score, "validation_images": images})
-        return torch.load(path, weights_only=True)["source"]["run"]
 
-    assert export("a", 0.7) == "a"
-    assert export("b", 0.6) == "a"
-    assert "stays as it is (run a, val_mean_auc 0.7" in caplog.records[-1].message
-    assert export("c", 0.9, "other images") == "a"
-    assert export("d", 0.8) == "d"
-    torch.save(model.state_dict(), path)
-    weights.export_arl18(model, tmp_path, {"run": "e", "val_mean_auc": 0.9, "validation_images": "150 images"})
-    assert torch.load(path, weights_only=True).keys() == model.state_dict().keys()
+@pytest.mark.parametrize("flags", [["--keep-copies"], ["--alpha", "fixed"], ["--attention", "channel"]])
+def test_variants_and_leaks_leave_no_arl18_pth(flags, folders, tmp_path, undrawn):
+    cls_main.main(["-n", "arl18", "-p", "0", "--views", "1", *flags, *QUICK, *folders])
+    assert not (tmp_path / "model" / "arl18.pth").exists()
+
+
+def test_a_continued_run_needs_its_pretrained_weights_no_more(folders, tmp_path, unscored):
+    """arl18.pth may have gone, or be another one: the checkpoint holds what came of it."""
+    state = nets.create_model("arl18").state_dict()
+    (tmp_path / "model").mkdir()
+    torch.save(state, tmp_path / "model" / "resnet18-f37072fd.pth")
+    for _ in range(2):
+        cls_main.main(["-n", "arl18", "-p", "1", *QUICK, *folders])
+        (tmp_path / "model" / "resnet18-f37072fd.pth").unlink(missing_ok=True)
+    config = json.loads((tmp_path / "model" / "arl18-pretrained" / "run0" / "config.json").read_text())
+    assert config["settings"]["weights"]["file"] == "resnet18-f37072fd.pth" and len(config["continued"]) == 1
 
 
 def test_pretrained_rows_take_torchvisions_file(tmp_path):
@@ -195,9 +258,9 @@ def test_pretrained_rows_take_torchvisions_file(tmp_path):
     torch.save(reference.state_dict(), tmp_path / "resnet50-0676ba61.pth")
     for name, missing in (("cls-1-1", 18), ("cls-1-2", 2)):
         args = cls_main.parse(["--experiment", name, "--output", str(tmp_path)])
-        model, report = command_line.create_model(args, cls_main.choose(args))
-        assert len(report.missing) == missing and {"fc.weight", "fc.bias"} <= set(report.missing)
-        assert set(report.left_over) == {"fc.weight", "fc.bias"}
+        model, report = command_line.build_model(args, cls_main.choose(args))
+        assert len(report["missing"]) == missing and {"fc.weight", "fc.bias"} <= set(report["missing"])
+        assert set(report["left_over"]) == {"fc.weight", "fc.bias"}
         assert torch.equal(model.layer4[2].conv3.weight, reference.layer4[2].conv3.weight)
         assert model.fc.out_features == 3
 
@@ -222,6 +285,9 @@ def test_offline_is_one_line(folders, monkeypatch):
         (["-n", "arl18", "-p", "0"], "arl18-scratch", "arl18", "focal", (1, 1, 1)),
         (["-n", "resnet14"], "resnet14-scratch", "resnet14", "focal", (1, 1, 1)),
         (["--experiment", "cls-2-4", "--class-weights", "balanced"], "cls-2-4", "arl14", "ce", "balanced"),
+        (["--experiment", "cls-2-4", "-n", "arl18", "-p", "0"], "arl18-scratch", "arl18", "ce", RARE),
+        (["--experiment", "cls-1-1", "-n", "resnet50"], "resnet50-pretrained", "resnet50", "focal", (1, 1, 1)),
+        (["-n", "arl14", "--weights", "file.pth"], "arl14-pretrained", "arl14", "focal", (1, 1, 1)),
     ],
 )  # fmt: skip
 def test_which_experiment_is_meant(arguments, name, net, loss, class_weights):
@@ -229,6 +295,8 @@ def test_which_experiment_is_meant(arguments, name, net, loss, class_weights):
     assert (row.name, row.net, row.loss, row.class_weights) == (name, net, loss, class_weights)
     assert (row.size, row.batch_size, row.epochs, row.lr, row.weight_decay) == ((224, 224), 32, 100, 1e-4, 1e-2)
     assert (row.patience, row.optimizer) == (30, "adamw")
+    with_block = row.net.startswith("arl")
+    assert (row.attention is not None, row.alpha is not None) == (with_block, with_block and row.attention != "none")
 
 
 def test_recipe_of_the_paper():
@@ -237,6 +305,8 @@ def test_recipe_of_the_paper():
         for arguments in (["-n", "arl14"], ["-n", "arl50"], ["-n", "arl50", "--lr", "0.5"])
     )
     assert (scratch.optimizer, scratch.lr, tuned.lr, other.lr) == ("sgd", 0.01, 1e-4, 0.5)
+    assert scratch.name == "arl14-scratch"  # not a row of the table, unless it is asked for by name
+    assert cls_main.choose(cls_main.parse(["--experiment", "cls-2-1", "--recipe", "paper"])).name == "cls-2-1"
 
 
 def test_every_row_of_the_table_is_runnable_by_name():

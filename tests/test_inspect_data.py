@@ -13,6 +13,7 @@ from tests.test_data import HEADER, encoded, photograph
 from utils import UserError
 from utils.data import KNOWN_COPIES
 from utils.inspect_data import inspect_folder, main
+from utils.sample import make_sample
 from utils.splits import segmentation_data
 
 FOLDERS = {"train": "Training", "validation": "Validation", "test": "Test_v2"}
@@ -136,6 +137,17 @@ def test_without_any_mask_training_cannot_start(folder, split, reason):
     assert f"training cannot start: no {reason} image has a mask" in str(inspect_folder(folder))
 
 
+def test_a_folder_without_masks_is_for_classification(tmp_path):
+    root = make_sample(tmp_path / "sample", {"train": 8, "validation": 8, "test": 3}, (64, 64), seed=3)
+    for folder in root.glob("*Part1_GroundTruth"):
+        shutil.rmtree(folder)
+    report = inspect_folder(root)
+    assert report.can_start
+    assert str(report).splitlines()[-1] == "training can start (classification only; segmentation: there are no masks)"
+    next((root / "ISIC-2017_Training_Data").glob("*.jpg")).write_bytes(b"cut")
+    assert not inspect_folder(root).can_start
+
+
 def test_it_agrees_with_training_on_what_stops_it(folder, tmp_path_factory):
     """Whatever the inspection lets pass, `seg_main.py` starts with, and the other way round."""
     damages = {
@@ -157,7 +169,7 @@ def test_it_agrees_with_training_on_what_stops_it(folder, tmp_path_factory):
         assert inspect_folder(folder).can_start == can_start, what
         try:
             data = segmentation_data(folder)
-            seg_main.prepare_all(data, (32, 32), tmp_path_factory.mktemp("cache"))
+            seg_main.prepare_all(data, (32, 32), (48, 48), tmp_path_factory.mktemp("cache"))
             started = True
         except UserError:
             started = False

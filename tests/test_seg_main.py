@@ -158,10 +158,14 @@ def test_an_id_in_two_splits_is_refused(data, tmp_path):
         (["-n", "arl"], "seg-5", "arl_unet", True),
         (["-n", "res", "-p", "0"], "res_unet-scratch", "res_unet", False),
         (["--experiment", "seg-4", "-p", "0"], "seg-4", "res_unet", False),
+        (["--experiment", "seg-4", "-n", "arl", "-p", "0"], "arl_unet-scratch", "arl_unet", False),
+        (["--experiment", "seg-5", "-n", "res", "-p", "1"], "res_unet-pretrained", "res_unet", True),
+        (["-n", "unet", "--weights", "encoder.pth"], "unet-pretrained", "unet", True),
+        (["-n", "arl", "--attention", "none"], "arl_unet-pretrained", "arl_unet", True),
     ],
 )
 def test_which_experiment_is_meant(arguments, name, net, pretrained):
-    row = seg_main.choose_experiment(seg_main.parse(arguments))
+    row = seg_main.choose(seg_main.parse(arguments))
     assert (row.name, row.net, row.pretrained) == (name, net, pretrained)
     assert (row.size, row.batch_size, row.epochs, row.lr, row.patience) == ((336, 224), 16, 150, 1e-4, 45)
 
@@ -169,7 +173,7 @@ def test_which_experiment_is_meant(arguments, name, net, pretrained):
 def test_every_row_of_the_table_is_runnable_by_name():
     for name in experiments("segmentation"):
         row = EXPERIMENTS[name]
-        assert seg_main.choose_experiment(seg_main.parse(["--experiment", name])) == row
+        assert seg_main.choose(seg_main.parse(["--experiment", name])) == row
         assert len(row.published) == 6
 
 
@@ -179,7 +183,10 @@ def test_every_row_of_the_table_is_runnable_by_name():
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--data", "."], "no train image with a mask; see python -m utils.inspect_data"),
         (["--device", "cuda:99"], "--device cuda:99: not available"),
-        (["--weights", "none.pth", "-p", "0"], "none.pth: no such file"),
+        (["--weights", "none.pth"], "none.pth: no such file"),
+        (["--weights", "none.pth", "-p", "0"], "--weights FILE starts from weights, -p 0 does not"),
+        (["--experiment", "seg-4", "--alpha", "0"], "res_unet has no ARL block"),
+        (["-n", "arl", "--attention", "none", "--alpha", "fixed"], "--attention none leaves no α"),
     ],
 )
 def test_a_mistake_stops_before_anything_is_made(arguments, message, tmp_path, data, monkeypatch):

@@ -119,7 +119,7 @@ def test_early_stop_counts_from_the_best_epoch(store, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_with_the_way_out(store, tmp_path):
     run = Run(tmp_path / "run", {}, resume=True)
-    with pytest.raises(UserError, match=r"the loss is nan in epoch \d.*lower --lr"):
+    with pytest.raises(UserError, match=r"the (loss is nan|weights are not finite) in epoch \d.*lower --lr"):
         train(run, store, [0.1, 0.2, 0.3], lr=1e30)
 
 
@@ -136,7 +136,7 @@ def test_learning_rate_follows_a_half_cosine_to_zero(store, tmp_path):
     run = Run(tmp_path / "run", {}, resume=True)
     train(run, store, [0.1] * 4)
     rates = [row["lr"] for row in run.history()]
-    assert rates == pytest.approx([1e-2 * (1 + c) / 2 for c in (2**-0.5, 0, -(2**-0.5), -1)], abs=1e-12)
+    assert rates == pytest.approx([1e-2 * (1 + c) / 2 for c in (1, 2**-0.5, 0, -(2**-0.5))])  # each epoch's first
 
 
 def test_the_papers_schedule_halves_every_30_epochs():

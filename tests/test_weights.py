@@ -71,6 +71,26 @@ def test_arl_unet_takes_the_classifier_with_its_alphas(tmp_path):
     assert alphas == [0.25] * 8
 
 
+@pytest.mark.parametrize("alpha,value", [("learn", 0.25), ("fixed", 0.001), ("0", 0.0)])
+def test_only_a_learnt_alpha_comes_from_the_file(tmp_path, alpha, value):
+    classifier = nets.create_model("arl18")
+    for name, tensor in classifier.state_dict().items():
+        if name.endswith("alpha"):
+            tensor.fill_(0.25)
+    model = nets.create_model("arl_unet", alpha=alpha)
+    load_pretrained(model, "arl_unet", saved(classifier.state_dict(), tmp_path / "arl18.pth"))
+    alphas = [float(tensor) for name, tensor in model.state_dict().items() if name.endswith("alpha")]
+    assert alphas == pytest.approx([value] * 8)
+    assert torch.equal(model.encoder.layer4[1].conv2.weight, classifier.layer4[1].conv2.weight)
+
+
+def test_a_network_without_attention_takes_the_rest(tmp_path):
+    classifier = nets.create_model("arl18")
+    model = nets.create_model("arl_unet", attention="none")
+    report = load_pretrained(model, "arl_unet", saved(classifier.state_dict(), tmp_path / "arl18.pth"))
+    assert report.missing == () and len([name for name in report.left_over if name.endswith("alpha")]) == 8
+
+
 def test_arl_unet_from_resnet18_lacks_exactly_the_alphas(tmp_path):
     model = nets.create_model("arl_unet")
     report = load_pretrained(model, "arl_unet", saved(RESNET18(weights=None).state_dict(), tmp_path / "r.pth"))
@@ -205,7 +225,7 @@ def test_offline(tmp_path):
 
 
 def test_arl18_is_ours_and_not_downloaded(tmp_path):
-    with pytest.raises(UserError, match=r"arl18.pth not found: python cls_main.py -n arl18 trains it"):
+    with pytest.raises(UserError, match=r"arl18.pth not found in .*: python cls_main.py -n arl18 trains it"):
         find_weights(PRETRAINED["arl_unet"], tmp_path)
 
 

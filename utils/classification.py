@@ -13,7 +13,8 @@ from utils.data import CLASSES, Sample, image_size, read_mask
 from utils.evaluation_cls import TASKS, classification_scores, score_intervals
 from utils.explain import attention_maps, class_activation_maps, grad_cam
 from utils.loader import Store, to_input
-from utils.model import Precision, predict
+from utils.logger import log
+from utils.model import Precision, alphas, predict
 from utils.patches import FRAME, Patch, take
 from utils.visualize import HeatRow, plot_heatmaps
 
@@ -120,8 +121,9 @@ def plot_explanations(
 ) -> dict[str, Figure]:
     """Figures of where the network looks, on the best and worst recognised image of each class.
 
-    "cam": class activation maps for the predicted class and for both classes of the challenge, Grad-CAM at two
-    layers; "attention": the map of every ARL block, where there are any. The true outline is drawn where it is known.
+    "cam": class activation maps for the class that `probabilities` predict and for both classes of the challenge,
+    Grad-CAM at two layers; "attention": the map of every ARL block, where there are any. The true outline is drawn
+    where it is known.
 
     The network sees the whole frame at twice its input `size`: as large as in a patch of half the sides, with twice
     as many positions in each map.
@@ -132,16 +134,20 @@ def plot_explanations(
     twice = (2 * size[0], 2 * size[1])
     frames = [take(photograph, FRAME, twice) for photograph in photographs]
     images = to_input(torch.from_numpy(np.stack(frames)), device)
+    predicted = torch.from_numpy(probabilities[chosen].argmax(axis=1)).to(device)
     cams = {
-        "CAM\npredicted class": class_activation_maps(model, images),
+        "CAM\npredicted class": class_activation_maps(model, images, predicted),
         **{f"CAM\n{task.replace('_', ' ')}": class_activation_maps(model, images, n) for n, task in enumerate(TASKS)},
-        **{f"Grad-CAM {layer}\npredicted class": grad_cam(model, images, layer) for layer in ("layer3", "layer4")},
+        **{
+            f"Grad-CAM {layer}\npredicted class": grad_cam(model, images, layer, predicted)
+            for layer in ("layer3", "layer4")
+        },
     }
     titles, masks = [], []
     for index in chosen:
         sample, p = store.samples[index], probabilities[index]
         titles.append(f"{sample.id}\n{CLASSES[sample.label].replace('_', ' ')}, p = {p[sample.label]:.2f}")
-        masks.append(read_mask(sample.mask, photographs[0].shape[1::-1]) if sample.mask else None)
+        masks.append(_mask_or_none(sample, photographs[0].shape[1::-1]))
 
     def figure(maps: Mapping[str, torch.Tensor], title: str) -> Figure:
         maps = {name: heats.cpu().numpy() for name, heats in maps.items()}
@@ -152,6 +158,15 @@ def plot_explanations(
         return plot_heatmaps(rows, title)
 
     figures = {"cam": figure(cams, "What the classes are recognised by: best and worst recognised image of each")}
-    if attention := attention_maps(model, images):
-        figures["attention"] = figure(attention, "Attention of every ARL block, mean over channels")
+    if alphas(model) and (attention := attention_maps(model, images)):
+        figures["attention"] = figure(attention, "Attention of every ARL block")
     return figures
+
+
+def _mask_or_none(sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
+    """Outlines are an extra here: nothing else in classification reads masks, and a bad one stops nothing."""
+    try:
+        return read_mask(sample.mask, size) if sample.mask else None
+    except UserError as error:
+        log.warning("%s; drawn without an outline", error)
+        return None

@@ -3,7 +3,7 @@
 import argparse
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +13,62 @@ import nets
 from nets.arl import ALPHA, ATTENTION
 from utils import UserError
 from utils.data import SPLITS
-from utils.experiments import EXPERIMENTS, Experiment, experiments, find_experiment
+from utils.experiments import DEFAULTS, EXPERIMENTS, Experiment, experiments, find_experiment
 from utils.loader import CACHE
 from utils.logger import log
 from utils.model import AMP, Precision
-from utils.run import Run, digest, environment
+from utils.run import Run, digest, environment, read_json
 from utils.splits import Data
-from utils.weights import MODEL, PRETRAINED, LoadReport, find_weights, load_pretrained
+from utils.weights import MODEL, PRETRAINED, find_weights, load_pretrained
 
 
-def make_parser(
-    task: str, doc: str, names: Mapping[str, str], default: str, losses: Sequence[str]
-) -> argparse.ArgumentParser:
-    """The flags that mean the same for both tasks; what is None there is decided by the experiment's row.
+@dataclass(frozen=True)
+class Task:
+    """What sets the two command lines apart.
 
-    names: networks by the name that `--net` takes; default: the one without `--net` and `--experiment`.
+    Attributes:
+        name: "segmentation" or "classification".
+        nets: networks by the name that `--net` takes.
+        default: the one of them without `--net` and `--experiment`.
+        losses: names for `utils.loss.create_loss`.
+        score: what the best epoch is chosen by.
     """
+
+    name: str
+    nets: Mapping[str, str]
+    default: str
+    losses: Sequence[str]
+    score: str
+
+
+def make_parser(task: Task, doc: str) -> argparse.ArgumentParser:
+    """The flags that mean the same for both tasks; what is None there is decided by the experiment's row."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(task=task, nets=names, default_net=default)
     add = parser.add_argument
-    score = {"segmentation": "Jaccard", "classification": "AUC(melanoma) + AUC(seborrheic keratosis)"}[task]
     add("-i", "--id", type=at_least(0), default=0, help="run number (0)")
-    add("-n", "--net", choices=names, help=f"network (the experiment's, else {default})")
+    add("-n", "--net", choices=task.nets, help=f"network (the experiment's, else {task.default})")
     add("-c", "--checked", type=int, choices=(0, 1), default=1, help="1: continue this run where it stopped, or start "
         "where there is none; 0: start afresh, the old run is kept under another name (1)")  # fmt: skip
     add("-p", "--pretrained", type=int, choices=(0, 1), help="pretrained weights (the experiment's, else 1)")
     add("-m", "--message", default="", help="a note kept with the run")
-    add("--experiment", choices=experiments(task), help="row of the results table; other flags override its settings")
+    add(
+        "--experiment",
+        choices=experiments(task.name),
+        help="row of the results table; other flags override its settings",
+    )
     add("--data", type=Path, default=Path("Data/ISIC2017"), help="data folder (Data/ISIC2017)")
     add("--output", type=Path, default=MODEL, help="where run folders go (model)")
     add("--cache", type=Path, default=CACHE, help="where prepared images go (Data/cache)")
     add("--weights", type=Path, help="file with a state dict to start from, in place of the pretrained one")
-    add("--size", type=at_least(32), nargs=2, metavar=("WIDTH", "HEIGHT"), help="input of the network, pixels")
-    add("--epochs", type=at_least(1), help="of the whole schedule")
-    add("--batch-size", type=at_least(1))
-    add("--lr", type=positive, help="learning rate at the start")
-    add("--patience", type=at_least(1), help=f"epochs without a better validation {score} after which it stops")
-    add("--loss", choices=losses)
+    row = DEFAULTS[task.name]
+    add("--size", type=at_least(32), nargs=2, metavar=("WIDTH", "HEIGHT"),
+        help="input of the network, pixels ({} {})".format(*row.size))  # fmt: skip
+    add("--epochs", type=at_least(1), help=f"of the whole schedule ({row.epochs})")
+    add("--batch-size", type=at_least(1), help=f"images a step ({row.batch_size})")
+    add("--lr", type=positive, help=f"learning rate at the start ({row.lr:g})")
+    add("--patience", type=at_least(1), help=f"epochs without a better validation {task.score} after which it stops "
+        f"({row.patience})")  # fmt: skip
+    add("--loss", choices=task.losses, help=f"the experiment's, else {row.loss}")
     add("--attention", choices=ATTENTION, help="of ARL networks: softmax over positions, over channels, or none")
     add("--alpha", choices=ALPHA, help="of ARL networks: learn, fixed at 0.001, or 0")
     add("--seed", type=at_least(0), default=0, help="of weights, order and augmentation (0)")
@@ -78,60 +97,79 @@ def positive(text: str) -> float:
     return float(text)
 
 
-def choose_experiment(args: argparse.Namespace, **settings: Any) -> Experiment:
+def choose_experiment(args: argparse.Namespace, task: Task, **settings: Any) -> Experiment:
     """The row of the table that is meant, with what the command line (and `settings`, unless None) says otherwise.
 
-    Without `--experiment` it is the row with the network, start, loss and attention that the flags name.
+    Without `--experiment` it is the row with the network, start, loss and attention that the flags name, or one of
+    their own; so is that of `--experiment` with another network.
     """
     row = EXPERIMENTS[args.experiment] if args.experiment else None
-    net = args.nets[args.net] if args.net else row.net if row else args.nets[args.default_net]
+    net = task.nets[args.net] if args.net else row.net if row else task.nets[task.default]
     pretrained = bool(args.pretrained) if args.pretrained is not None else row.pretrained if row else True
-    if pretrained and net not in PRETRAINED:
+    if args.weights and args.pretrained == 0:
+        raise UserError("--weights FILE starts from weights, -p 0 does not: leave one of them away")
+    if args.weights:
+        pretrained = True
+    elif pretrained and net not in PRETRAINED:
         pretrained = False
-        if not args.weights:
-            log.info("%s has no pretrained weights: it starts from random ones", net)
+        log.info("%s has no pretrained weights: it starts from random ones", net)
     kind = {"loss": args.loss, "attention": args.attention, "alpha": args.alpha, **settings}
     kind = {name: value for name, value in kind.items() if value is not None}
     if not net.startswith("arl") and ({"attention", "alpha"} & kind.keys()):
         raise UserError(f"--attention and --alpha are for ARL networks, {net} has no ARL block")
-    row = row or find_experiment(args.task, net, pretrained, **kind)
+    if kind.get("attention") == "none":
+        if "alpha" in kind:
+            raise UserError("--attention none leaves no α: leave --alpha away")
+        kind["alpha"] = None
+    if row is None or net != row.net:
+        row = find_experiment(task.name, net, pretrained, base=row, **kind)
     scale = {name: getattr(args, name) for name in ("size", "epochs", "batch_size", "lr", "patience")}
     scale = {name: value for name, value in scale.items() if value is not None}
-    return replace(row, **kind, **scale, net=net, pretrained=pretrained)
+    return replace(row, **kind, **scale, pretrained=pretrained)
 
 
-def create_model(args: argparse.Namespace, row: Experiment) -> tuple[nn.Module, LoadReport | None]:
-    """The network with its weights pretrained as asked, and what was loaded.
+def build_model(args: argparse.Namespace, row: Experiment) -> tuple[nn.Module, dict[str, Any] | None]:
+    """The network with its weights pretrained as asked, and what was loaded (`LoadReport`).
 
     Pretrained weights are looked for among the runs (`--output`, where `cls_main.py` leaves arl18.pth) and in model/.
+    A run that will be continued needs them no more: its checkpoint replaces them.
     """
-    options = {"attention": row.attention, "alpha": row.alpha} if row.attention else {}
+    options = {"attention": row.attention, "alpha": row.alpha or "learn"} if row.attention else {}
     model = nets.create_model(row.net, **options)
-    report = None
+    folder = run_folder(args, row)
+    weights, origin = None, "random weights"
     if args.weights:
         log.info("%s: if these weights have seen ISIC 2018 or later, they have seen most test images", args.weights)
-    if args.weights or row.pretrained:
+    if args.checked and not args.weights and (folder / "last.pth").is_file():
+        weights, origin = read_json(folder / "config.json")["settings"].get("weights"), str(folder)
+    elif args.weights or row.pretrained:
         path = args.weights or find_weights(PRETRAINED[row.net], args.output, MODEL)
-        report = load_pretrained(model, row.net, path)
+        origin = load_pretrained(model, row.net, path)
+        weights = asdict(origin)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    log.info("%s, %.1f M parameters, from %s", row.net, parameters / 1e6, report or "random weights")
-    return model, report
+    log.info("%s, %.1f M parameters, from %s", row.net, parameters / 1e6, origin)
+    return model, weights
+
+
+def run_folder(args: argparse.Namespace, row: Experiment) -> Path:
+    return args.output / row.name / f"run{args.id}"
 
 
 def start_run(
     args: argparse.Namespace,
     row: Experiment,
     data: Data,
-    weights: LoadReport | None,
+    weights: Mapping[str, Any] | None,
     precision: Precision,
+    stored_size: tuple[int, int],
     facts: Mapping[str, Any] | None = None,
 ) -> Run:
     """The run's folder, with its settings and what it is made with written to config.json."""
-    settings = {**asdict(row), "seed": args.seed, "amp": args.amp, "weights": weights and asdict(weights)}
+    settings = {**asdict(row), "seed": args.seed, "amp": args.amp, "weights": weights, "stored_size": stored_size}
     del settings["published"]  # not ours, and nothing to hold a run to
     settings |= {f"{split}_images": digest(data[split]) for split in SPLITS if split != "test"}
     facts = {"data": str(args.data), "test_images": digest(data["test"]), "message": args.message, **(facts or {})}
     facts |= {"precision": str(precision), **environment(precision.device)}
-    run = Run(args.output / row.name / f"run{args.id}", settings, facts, resume=bool(args.checked))
+    run = Run(run_folder(args, row), settings, facts, resume=bool(args.checked))
     log.info("%s: %s, %d×%d pixels, %s", run.folder, row.loss, *row.size, precision)
     return run

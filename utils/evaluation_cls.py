@@ -65,7 +65,7 @@ def sensitivity_at_specificity(scores: ArrayLike, positive: ArrayLike, specifici
     return _mean(positives > (negatives[needed - 1] if needed else -np.inf))
 
 
-def calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
+def calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 10) -> float:
     """Expected calibration error of the most probable class, in [0, 1] (Guo et al. 2017, arXiv:1706.04599, eq. 3).
 
     |share correct − mean confidence| in each of `bins` equal parts ((m − 1)/bins, m/bins] of [0, 1], averaged

@@ -111,11 +111,17 @@ def experiments(task: str) -> list[str]:
     return [name for name, row in EXPERIMENTS.items() if row.task == task]
 
 
-def find_experiment(task: str, net: str, pretrained: bool, **settings: Any) -> Experiment:
-    """The first row of this network and start that has these settings; without one, they make a row of their own."""
+def find_experiment(
+    task: str, net: str, pretrained: bool, *, base: Experiment | None = None, **settings: Any
+) -> Experiment:
+    """The first row of this network and start that has these settings; without one, they make a row of their own.
+
+    base: a row to take the other settings from, in place of the task's defaults.
+    """
     wanted = {"task": task, "net": net, "pretrained": pretrained, **settings}
-    for row in EXPERIMENTS.values():
+    for row in EXPERIMENTS.values() if base is None else ():
         if all(getattr(row, name) == value for name, value in wanted.items()):
             return row
     name = f"{net}-{'pretrained' if pretrained else 'scratch'}"
-    return replace(DEFAULTS[task], name=name, **_attention(net) | wanted)
+    attention = {"attention": None, "alpha": None} | _attention(net)
+    return replace(base or DEFAULTS[task], name=name, published={}, **attention | wanted)

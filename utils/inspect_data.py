@@ -1,7 +1,8 @@
 """Look at a data folder before training on it: `python -m utils.inspect_data [FOLDER]`.
 
 Every file is decoded once, images at a small size, so that a truncated one is found before training meets it.
-Ends with exit code 0 when segmentation training could start, else 1 (2 when there is no such folder).
+Ends with exit code 0 when segmentation training could start (in a folder without any mask: classification), else 1
+(2 when there is no such folder).
 """
 
 import argparse
@@ -51,11 +52,18 @@ class Report:
     copies: list[Copy] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     blockers: list[str] = field(default_factory=list)
+    unreadable: int = 0
     classification_fault: str = ""
 
     @property
+    def without_masks(self) -> bool:
+        """Data for classification alone: no mask, every image readable, labels without fault."""
+        masks = sum(counts.masks for counts in self.splits.values())
+        return not masks and not self.unreadable and not self.classification_fault
+
+    @property
     def can_start(self) -> bool:
-        return not self.blockers
+        return not self.blockers or self.without_masks
 
     def __str__(self) -> str:
         lines = [f"{self.root}"]
@@ -68,6 +76,8 @@ class Report:
         for title, found in (("problems", self.problems), ("copies across splits", self._copy_lines())):
             lines += [f"{title}: {len(found) or 'none'}", *(f"  {line}" for line in found)]
         lines += [f"note: {line}" for line in self.notes]
+        if self.blockers and self.without_masks:
+            return "\n".join([*lines, "training can start (classification only; segmentation: there are no masks)"])
         if self.blockers:
             more = f" (and {len(self.blockers) - 1} more)" if len(self.blockers) > 1 else ""
             return "\n".join([*lines, f"training cannot start: {self.blockers[0]}{more}"])
@@ -130,6 +140,7 @@ def _check_files(report: Report, split: str, files: SplitFiles, images: dict, ma
     used = _used(split, files)
     for id_, path in sorted(files.images.items()):
         if isinstance(images[path], UserError):
+            report.unreadable += 1
             report.problems.append(f"{images[path]}")
             report.blockers += [f"{images[path]}"] if id_ in used else []
     without = [path for id_, path in sorted(files.images.items()) if files.masks and id_ not in files.masks]

@@ -197,13 +197,14 @@ def fit(
         log.info("continuing %s after epoch %d", run.folder, trainer.progress.epoch)
     history = [row for row in run.history() if row["epoch"] <= trainer.progress.epoch]
     while not trainer.progress.finished(trainer.schedule):
-        start = time.perf_counter()
+        start, lr = time.perf_counter(), trainer.scheduler.get_last_lr()[0]
         loss = trainer.train_one_epoch(loader)
         seconds = time.perf_counter() - start
         done = trainer.progress
-        if not np.isfinite(loss):
+        if not (np.isfinite(loss) and all(bool(tensor.isfinite().all()) for tensor in trainer.model.parameters())):
+            what = "the weights are not finite" if np.isfinite(loss) else f"the loss is {loss}"
             raise UserError(
-                f"the loss is {loss} in epoch {done.epoch + 1}: start afresh (-c 0) with a lower --lr or --amp off"
+                f"{what} in epoch {done.epoch + 1}: start afresh (-c 0) with a lower --lr or --amp off"
                 + (f"; {last} holds the weights after epoch {done.epoch}" if done.epoch else "")
             )
         score, columns = validate(trainer.model)
@@ -211,7 +212,7 @@ def fit(
         if score > done.best_score:
             done.best_score, done.best_epoch = score, done.epoch
             save_checkpoint({"model": trainer.model.state_dict(), "progress": vars(done).copy()}, run.path("best.pth"))
-        row = {"epoch": done.epoch, "lr": trainer.scheduler.get_last_lr()[0], "train_loss": loss, **columns}
+        row = {"epoch": done.epoch, "lr": lr, "train_loss": loss, **columns}
         row |= alphas(trainer.model)
         row |= {
             "train_seconds": round(seconds, 3),
@@ -230,8 +231,9 @@ def fit(
 
 
 def alphas(model: nn.Module) -> dict[str, float]:
-    """α of every ARL block in order, e.g. {"alpha_layer1.0": 0.001, …}; empty for a network without them."""
-    blocks = {name: module for name, module in model.named_modules() if isinstance(module, ARLAttention)}
+    """α of every ARL block in order, e.g. {"alpha_layer1.0": 0.001, …}; empty where there is none or it is off."""
+    modules = model.named_modules()
+    blocks = {name: module for name, module in modules if isinstance(module, ARLAttention) and not module.off}
     values = torch.stack([block.alpha.detach() for block in blocks.values()]).tolist() if blocks else []
     return {f"alpha_{name.removesuffix('.attention')}": value for name, value in zip(blocks, values, strict=True)}
 

@@ -85,10 +85,7 @@ class Run:
         self._write(name, json.dumps(content, indent=2) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        try:
-            return json.loads(self.path(name).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.path(name)} cannot be read ({error}); start afresh with -c 0") from error
+        return read_json(self.path(name))
 
     def history(self) -> list[dict[str, float]]:
         """One row an epoch, numbers by column name; empty before the first epoch."""
@@ -131,6 +128,14 @@ class Run:
             self._writer = None
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What a run wrote there. UserError when it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); start afresh with -c 0") from error
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write that is at `path` whole or not at all: temporary name, flush to disk, rename."""
@@ -143,8 +148,8 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def digest(samples: Iterable[Sample]) -> str:
-    """How many samples and a hash of their ids: tells whether two runs used the same images."""
-    ids = sorted(sample.id for sample in samples)
+    """How many samples and a hash of their ids and labels: tells whether two runs used the same."""
+    ids = sorted(sample.id if sample.label is None else f"{sample.id}:{sample.label}" for sample in samples)
     return f"{len(ids)} images, sha256 {hashlib.sha256(' '.join(ids).encode()).hexdigest()[:16]}"
 
 

@@ -41,10 +41,11 @@ def classification_data(
     when an image is in two splits.
     """
     data, absent = {}, {}
-    ids = {split: find_files(root, split).images.keys() for split in SPLITS}
+    files = {split: find_files(root, split) for split in SPLITS}
+    ids = {split: files[split].images.keys() for split in SPLITS}
     for split in SPLITS:
         data[split] = read_split(root, split, leave_out_copies=not keep_copies)
-        path = find_files(root, split).labels
+        path = files[split].labels
         if path is None:
             if split != "test":
                 raise UserError(
@@ -64,23 +65,28 @@ def classification_data(
         absent[split] = sorted(labelled - ids[split])
         if split != "test" and not data[split]:
             raise UserError(f"{root}: no {split} image; see python -m utils.inspect_data {root}")
-        if split == "validation":
-            _refuse_one_class(path, data[split])
-        more = ""
-        if absent[split]:
-            more = f" of the {len(labelled)} labelled ones; {len(absent[split])} are not there ({_some(absent[split])})"
+        if split == "validation" and data[split]:
+            _refuse_one_sided(path, data[split])
+        copies = len(ids[split]) - len(data[split])
+        more = f", {copies} copies of validation or test images left out" if copies else ""
+        if gone := absent[split]:
+            text = f"{len(gone)} of the {len(labelled)} labelled images are not there ({_some(gone)})"
             if require_all:
-                raise UserError(f"{path}: {len(ids[split])} images{more}; fetch them or go on without --require-all")
+                raise UserError(f"{path}: {text}; fetch them or go on without --require-all")
+            more += f", {text}"
         log.info("%s: %d images%s", split, len(data[split]), more)
     _refuse_shared(root, data)
     return data, absent
 
 
-def _refuse_one_class(path: Path, samples: list[Sample]) -> None:
-    there = {sample.label for sample in samples}
-    for label in range(len(CLASSES)):
-        if samples and label not in there:
-            raise UserError(f"{path}: no image of {CLASSES[label]}, so there is no AUC to select the best weights by")
+def _refuse_one_sided(path: Path, samples: list[Sample]) -> None:
+    for label in range(2):
+        positive = sum(sample.label == label for sample in samples)
+        if positive in (0, len(samples)):
+            which = "no" if positive == 0 else "nothing but"
+            raise UserError(
+                f"{path}: {which} images of {CLASSES[label]}, so there is no AUC to choose the best epoch by"
+            )
 
 
 def _refuse_shared(root: Path, data: Data) -> None:

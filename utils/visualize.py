@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
 from utils.data import CLASSES
+from utils.evaluation_cls import calibration_error
 
 TRUTH, PREDICTION = "#19e3ff", "#ffd21f"  # both visible on skin and on pigment, and to the colour-blind
 HEAT = "inferno"  # dark to bright in even steps, also in grey and to the colour-blind
@@ -202,11 +203,7 @@ def _plot_confusion(axes: Axes, predictions: np.ndarray, labels: np.ndarray) -> 
 
 
 def _plot_reliability(axes: Axes, below: Axes, probabilities: np.ndarray, labels: np.ndarray) -> None:
-    """Share of correct answers by confidence, in tenths, and under it how many images each tenth holds.
-
-    The expected calibration error is the mean distance of the two, weighted by images (Guo et al. 2017,
-    arXiv:1706.04599).
-    """
+    """Share of correct answers by confidence, in tenths, and under it how many images each tenth holds."""
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
     edges = np.linspace(0, 1, 11)
     bins = np.clip(np.digitize(confidence, edges[1:-1], right=True), 0, 9)
@@ -214,7 +211,7 @@ def _plot_reliability(axes: Axes, below: Axes, probabilities: np.ndarray, labels
     filled = counts > 0
     mean_confidence = np.bincount(bins, confidence, 10)[filled] / counts[filled]
     accuracy = np.bincount(bins, correct, 10)[filled] / counts[filled]
-    error = np.abs(accuracy - mean_confidence) @ counts[filled] / counts.sum()
+    error = calibration_error(probabilities, labels, bins=10)
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect calibration")
     axes.plot(mean_confidence, accuracy, marker="o", linewidth=2, label=f"expected calibration error {error:.3f}")
     axes.set(title="Reliability of the predicted class", ylabel="share correct")

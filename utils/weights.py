@@ -57,14 +57,15 @@ class LoadReport:
     loaded: int
     missing: tuple[str, ...]
     left_over: tuple[str, ...]
+    source: str = ""  # what the file says of where it comes from
 
     def __str__(self) -> str:
         def names(keys: tuple[str, ...]) -> str:
             return f"{len(keys)} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})" if keys else "none"
 
-        return (
-            f"{self.file}: {self.loaded} tensors loaded, missing {names(self.missing)}, unused {names(self.left_over)}"
-        )
+        source = f" ({self.source})" if self.source else ""
+        found = f"{self.loaded} tensors loaded, missing {names(self.missing)}, unused {names(self.left_over)}"
+        return f"{self.file}{source}: {found}"
 
 
 def find_weights(source: Pretrained, *folders: Path) -> Path:
@@ -84,7 +85,8 @@ def find_weights(source: Pretrained, *folders: Path) -> Path:
     name = source.files[0]
     if source.url is None:
         raise UserError(
-            f"{folder / name} not found: python cls_main.py -n arl18 trains it; or train without it (-p 0), "
+            f"{name} not found in {' or '.join(map(str, folders))}: python cls_main.py -n arl18 trains it; "
+            "or train without it (-p 0), "
             "or start from ImageNet's ResNet-18 (--weights model/resnet18-f37072fd.pth)"
         )
     url = source.url + name
@@ -109,7 +111,8 @@ def load_pretrained(model: nn.Module, net: str, path: str | Path) -> LoadReport:
 
     Accepted are torchvision's files, a state dict of the encoder alone, and checkpoints that keep one under
     "model". Missing may be nothing but the classifier, which always starts from random weights, and the α of all ARL
-    blocks together; left over nothing but the classifier.
+    blocks together; left over nothing but the classifier, and α where a
+    variant of an ARL network has none that is learnt.
 
     Raises UserError naming the file and the names or shapes that do not fit.
     """
@@ -117,7 +120,12 @@ def load_pretrained(model: nn.Module, net: str, path: str | Path) -> LoadReport:
     encoder = getattr(model, "encoder", model)
     target = getattr(encoder, "backbone", encoder)
     outside = PRETRAINED[net].classifier if net in PRETRAINED else Pretrained.classifier
-    new = {name for name in target.state_dict() if name in outside}
+    learnt = dict(target.named_parameters())
+    new = {
+        name
+        for name in target.state_dict()
+        if name in outside or (name.endswith("attention.alpha") and name not in learnt)
+    }
     wanted = {name: tensor for name, tensor in target.state_dict().items() if name not in new}
     state = {_current_name(name): tensor for name, tensor in read_state_dict(path).items()}
     for name, tensor in wanted.items():
@@ -128,35 +136,41 @@ def load_pretrained(model: nn.Module, net: str, path: str | Path) -> LoadReport:
     whose = f"{path}: not the weights of {net}" + ("" if encoder is model else "'s encoder")
     if missing not in (set(), alphas):
         raise UserError(f"{whose}, it lacks {_some(missing - alphas or missing)}")
-    if left_over - outside:
-        raise UserError(f"{whose}, which has no {_some(left_over - outside)}")
+    foreign = left_over - outside
+    if net.startswith("arl"):  # with another attention than the file's
+        foreign = {name for name in foreign if not name.endswith("attention.alpha")}
+    if foreign:
+        raise UserError(f"{whose}, which has no {_some(foreign)}")
     for name in wanted.keys() & state.keys():
         if wanted[name].shape != state[name].shape:
             shapes = f"{tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}"
             raise UserError(f"{whose}, {name} is {shapes}")
     loaded = {name: state[name] for name in wanted if name in state}
     nn.Module.load_state_dict(target, loaded, strict=False)
-    return LoadReport(path.name, _sha256(path), len(loaded), tuple(sorted(missing | new)), tuple(sorted(left_over)))
+    missing, left_over = tuple(sorted(missing | (new & outside))), tuple(sorted(left_over))
+    return LoadReport(path.name, _sha256(path), len(loaded), missing, left_over, _source(path))
 
 
 def export_arl18(model: nn.Module, folder: Path, source: Mapping[str, Any]) -> None:
     """Leave a classifier's weights in `folder`/arl18.pth, where the ARL-UNet looks for its encoder.
 
-    source: plain values that tell where they come from, "val_mean_auc" and "validation_images" among them. A file that
-    is there is replaced only by a better score on the same validation images.
+    source: plain values that tell where they come from; whoever loads the file is told them. A file that is there is
+    left alone: runs may have started from it.
     """
     path = folder / PRETRAINED["arl_unet"].files[0]
-    if path.is_file():
-        content = load_file(path)
-        there = content.get("source", {}) if isinstance(content, dict) else {}
-        same = there.get("validation_images") == source["validation_images"]
-        if there != source and not (same and there["val_mean_auc"] < source["val_mean_auc"]):
-            origin = ", ".join(f"{name} {value}" for name, value in there.items()) or "of unknown origin"
-            log.info("%s stays as it is (%s); delete it to have this run's weights there", path, origin)
-            return
-    with written_whole(path) as file:
-        torch.save({"model": model.state_dict(), "source": dict(source)}, file)
-    log.info("weights for the ARL-UNet's encoder (seg-5): %s", path)
+    if not path.exists():
+        with written_whole(path) as file:
+            torch.save({"model": model.state_dict(), "source": dict(source)}, file)
+        log.info("weights for the ARL-UNet's encoder (seg-5): %s", path)
+    elif _source(path) != ", ".join(f"{name} {value}" for name, value in source.items()):
+        there = _source(path) or "of unknown origin"
+        log.info("%s stays as it is (%s); --weights FILE takes this run's best.pth instead", path, there)
+
+
+def _source(path: Path) -> str:
+    content = load_file(path)
+    source = content.get("source") if isinstance(content, dict) else None
+    return ", ".join(f"{name} {value}" for name, value in source.items()) if isinstance(source, dict) else ""
 
 
 def load_file(path: str | Path) -> Any:
