@@ -133,7 +133,7 @@ def leave_arl18(model: nn.Module, args: argparse.Namespace, row: Experiment, run
     export_arl18(model, args.output, source)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> Run:
     args = parse(argv)
     row = choose(args)
     precision = find_precision(find_device(args.device), args.amp)
@@ -165,6 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     evaluate(model, stores, row, precision, args.views, args.flips, run)
     leave_arl18(model, args, row, run)
     log.info("run folder: %s", run.folder)
+    return run
 
 
 if __name__ == "__main__":

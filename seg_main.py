@@ -65,7 +65,7 @@ def evaluate(model: nn.Module, stores: dict[str, Store], precision: Precision, b
     run.write_json("metrics.json", metrics)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> Run:
     args = parse(argv)
     row = choose(args)
     precision = find_precision(find_device(args.device), args.amp)
@@ -88,6 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     fit(trainer, loader, validate, run)
     evaluate(model, stores, precision, row.batch_size, run)
     log.info("run folder: %s", run.folder)
+    return run
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
@@ -27,8 +27,8 @@ class _Handler(logging.StreamHandler):
 
 
 def start_logging() -> None:
-    """Send the project's messages to standard output, unbuffered; with the time of day when that is no terminal."""
-    stamp = "" if sys.stdout.isatty() else "%(asctime)s "
+    """Send the project's messages to standard output, unbuffered; with date and time when that is a file or pipe."""
+    stamp = "" if sys.stdout.isatty() or "ipykernel" in sys.modules else "%(asctime)s "
     handler = _Handler()
     handler.setFormatter(logging.Formatter(stamp + "%(message)s", "%Y-%m-%d %H:%M:%S"))
     log.handlers = [handler]
@@ -36,7 +36,7 @@ def start_logging() -> None:
     log.propagate = False
 
 
-def run_script(main: Callable[[], None]) -> None:
+def run_script(main: Callable[[], Any]) -> None:
     """Run a script's main function; exit code 2 after a user's mistake (one line, no traceback), 130 after Ctrl-C."""
     start_logging()
     try:

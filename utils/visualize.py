@@ -100,8 +100,21 @@ def plot_contours(panels: Sequence[Panel], title: str = "", columns: int = 4) ->
         )
         if there
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, facecolor="0.35", labelcolor="white")
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, facecolor="0.35", labelcolor="white")
     figure.suptitle(title)
+    return figure
+
+
+def plot_class_balance(labels: Mapping[str, Sequence[int]]) -> Figure:
+    """How many images of each class every split has, as bars; labels: indices into CLASSES by split."""
+    figure = Figure(figsize=(2.2 + 2.6 * len(labels), 3), layout="constrained")
+    for axes, (split, values) in zip(figure.subplots(1, len(labels), squeeze=False)[0], labels.items(), strict=True):
+        counts = np.bincount(values, minlength=len(CLASSES))
+        bars = axes.bar([name.replace(" ", "\n") for name in NAMES], counts, color=["C0", "C1", "C2"])
+        axes.bar_label(bars, [f"{count}\n{count / max(1, counts.sum()):.0%}" for count in counts], fontsize=9)
+        axes.set(title=f"{split}, {counts.sum()} images", ylabel="images")
+        axes.margins(y=0.25)
     return figure
 
 

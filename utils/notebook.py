@@ -1,0 +1,130 @@
+"""What the notebooks need beside the parts of the scripts: their data, settings for a trial, showing things."""
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+import nets
+from utils.data import CLASSES, Sample, find_files, read_image, read_mask
+from utils.experiments import Experiment
+from utils.loader import Store, Views, train_loader
+from utils.logger import log, start_logging
+from utils.run import Run
+from utils.sample import make_sample
+from utils.visualize import Panel
+
+# With SMOKE=1 in the environment a notebook, or the script made of it, runs through in about a minute.
+SMOKE = os.environ.get("SMOKE", "0") not in ("", "0")
+_QUICK = ["-p", "0", "--lr", "1e-3"]
+_SAMPLES = {  # counts and size of the embedded sample for each task, and flags that suit it and two cores
+    "classification": (
+        ({"train": 1200, "validation": 200, "test": 200}, (192, 144)),
+        [*_QUICK, "--size", "64", "64", "--epochs", "25", "--output", "model/sample"],
+    ),
+    "segmentation": (
+        ({"train": 160, "validation": 40, "test": 40}, (384, 288)),
+        [*_QUICK, "--size", "128", "128", "--epochs", "20", "--output", "model/sample"],
+    ),
+    "smoke": (
+        ({"train": 24, "validation": 12, "test": 12}, (96, 72)),
+        [*_QUICK, "--size", "32", "32", "--epochs", "2", "--batch-size", "8", "--output", "model/smoke"],
+    ),
+}
+
+
+def find_data(folder: str | Path, task: str) -> tuple[Path, list[str]]:
+    """Where to find images, and the flags of the script that suit them.
+
+    `folder` where the challenge's images lie in it, and no flags; else an embedded sample, drawn in Data/ when it is
+    not there yet, and flags for a short run. With SMOKE it is always a sample, a very small one.
+
+    task: "segmentation" or "classification".
+    """
+    start_logging()
+    folder = Path(folder)
+    if not SMOKE and folder.is_dir() and find_files(folder, "train").images:
+        return folder, []
+    kind = "smoke" if SMOKE else task
+    (counts, size), flags = _SAMPLES[kind]
+    reason = "SMOKE is set" if SMOKE else f"{folder} holds no training images"
+    log.info("%s: the embedded sample instead, drawn and not photographed; its scores say nothing about skin", reason)
+    return make_sample(Path("Data") / f"sample_{kind}", counts, size), flags
+
+
+def photographs(samples: Sequence[Sample], height: int = 240) -> list[Panel]:
+    """Panels for `plot_contours`: id and class as title, the true outline where there is a mask."""
+    panels = []
+    for sample in samples:
+        image = read_image(sample.image)
+        size = (round(height * image.shape[1] / image.shape[0]), height)
+        title = sample.id if sample.label is None else f"{sample.id}: {CLASSES[sample.label].replace('_', ' ')}"
+        mask = read_mask(sample.mask, size) if sample.mask else None
+        panels.append(Panel(title, read_image(sample.image, size), mask))
+    return panels
+
+
+def some_of_each_class(samples: Sequence[Sample], count: int = 4) -> list[Sample]:
+    return [s for label in range(len(CLASSES)) for s in [s for s in samples if s.label == label][:count]]
+
+
+def training_views(store: Store, views: Views, seed: int = 0) -> list[Panel]:
+    """The first epoch's view of each image of a store, as the network gets it, with its mask or class."""
+    loader = train_loader(store, views, len(store.samples), seed, torch.device("cpu"), workers=0)
+    images, targets = next(iter(loader))
+    if targets.ndim == 1:
+        return [Panel(CLASSES[t].replace("_", " "), i.numpy()) for i, t in zip(images, targets.tolist(), strict=True)]
+    return [Panel("", image.numpy(), mask.numpy()) for image, mask in zip(images, targets, strict=True)]
+
+
+def settings_table(row: Experiment) -> pd.DataFrame:
+    """What the experiment's row, the notebook's parameters and flags amount to; the published numbers are left out."""
+    settings = {name: value for name, value in asdict(row).items() if name != "published" and value is not None}
+    return pd.DataFrame([settings])
+
+
+def network_table(names: Sequence[str]) -> pd.DataFrame:
+    """Parameters of networks, in millions, and how many of them are the α of an ARL block."""
+    rows = []
+    for name in names:
+        state = dict(nets.create_model(name).named_parameters())
+        millions = round(sum(tensor.numel() for tensor in state.values()) / 1e6, 2)
+        alphas = sum(key.endswith("attention.alpha") for key in state)
+        rows.append({"network": name, "million parameters": millions, "of them α": alphas})
+    return pd.DataFrame(rows)
+
+
+def show(content: Figure | pd.DataFrame) -> None:
+    """Show a figure or table below the cell; a plain script prints tables and shows no figures."""
+    if isinstance(content, Figure):
+        png = io.BytesIO()
+        content.savefig(png, dpi=100, bbox_inches="tight")
+        _show_png(data=png.getvalue())
+    elif "ipykernel" in sys.modules:
+        from IPython.display import display
+
+        display(content)
+    else:
+        print(content.to_string(index=False))
+
+
+def show_saved(run: Run, *names: str) -> None:
+    """Show figures that a run has saved, and say where they lie."""
+    for name in names:
+        path = run.path("figures") / name
+        if path.is_file():
+            _show_png(filename=str(path), width=1000)
+        log.info("figure: %s%s", path, "" if path.is_file() else " (this network has none)")
+
+
+def _show_png(**options) -> None:
+    if "ipykernel" in sys.modules:  # IPython is there when a kernel is
+        from IPython.display import Image, display
+
+        display(Image(**options))
