@@ -29,7 +29,7 @@ from utils.evaluation import (
     official_scores,
     pooled_scores,
 )
-from utils.experiments import EXPERIMENTS
+from utils.experiments import EXPERIMENTS, experiments
 
 relaxed = settings(deadline=None)  # timing is no property; a shared machine stalls now and then
 BOTH = "mean_of_background_and_lesion"
@@ -185,7 +185,7 @@ def test_pooled_scores_sum_pixels(rows):
 
 
 # Published values of the earlier project: ACC, SE, SP, and the means of background and lesion JSI, DSC, TJI.
-PUBLISHED = {name: tuple(row.published.values()) for name, row in EXPERIMENTS.items() if row.published}
+PUBLISHED = {name: tuple(EXPERIMENTS[name].published.values()) for name in experiments("segmentation")}
 
 
 def pooled_from_rates(accuracy: float, sensitivity: float, specificity: float) -> dict:
