@@ -45,11 +45,16 @@ def prepare_all(data: Data, size: tuple[int, int], train_size: tuple[int, int], 
 
 
 def evaluate(model: nn.Module, stores: dict[str, Store], precision: Precision, batch_size: int, run: Run) -> None:
-    """Score the best weights where there is truth, predict the test images, draw the figures."""
+    """Score the best weights where there is truth, write the predicted masks, draw the figures."""
     metrics = {"validation": None, "test": None, "best_epoch": load_best(model, run), "epochs": len(run.history())}
     tables = []
     for split in ("validation", "test"):
-        counts = score(model, stores[split], precision, batch_size) if split in stores else ()
+        if split not in stores:
+            continue
+        masks = run.path(f"{split}_masks.zip")
+        count = write_masks(model, stores[split], precision, batch_size, masks)
+        log.info("masks of the %d %s images: %s", count, split, masks)
+        counts = score(model, stores[split], precision, batch_size)
         if not counts:
             continue
         metrics[split] = summarize(counts)
@@ -57,9 +62,6 @@ def evaluate(model: nn.Module, stores: dict[str, Store], precision: Precision, b
         tables.append(counts.per_image().assign(split=split))
         figure = plot_examples(model, stores[split], counts, precision)
         log.info("figure: %s", run.save_figure(figure, f"{split}.png"))
-    if "test" in stores:
-        count = write_masks(model, stores["test"], precision, batch_size, run.path("test_masks.zip"))
-        log.info("masks of the %d test images: %s", count, run.path("test_masks.zip"))
     run.save_figure(plot_history(run.history(), metrics["best_epoch"]), "history.png")
     run.write_table("per_image.csv", pd.concat(tables))
     run.write_json("metrics.json", metrics)

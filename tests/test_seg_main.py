@@ -58,11 +58,11 @@ def test_a_run_from_start_to_scores(folders, data, tmp_path):
         assert metrics[split]["official"].keys() == names
         assert metrics[split]["pooled"].keys() == {*names, "mean_of_background_and_lesion"}
         assert metrics[split]["images"] == count
-    with zipfile.ZipFile(run / "test_masks.zip") as archive:
-        archive.extractall(tmp_path / "masks")
-    assert official_command(data / "ISIC-2017_Test_v2_Part1_GroundTruth", tmp_path / "masks") == pytest.approx(
-        metrics["test"]["official"], abs=1e-12
-    )
+    for split, name in (("validation", "Validation"), ("test", "Test_v2")):
+        with zipfile.ZipFile(run / f"{split}_masks.zip") as archive:
+            archive.extractall(tmp_path / split)
+        scores = official_command(data / f"ISIC-2017_{name}_Part1_GroundTruth", tmp_path / split)
+        assert scores == pytest.approx(metrics[split]["official"], abs=1e-12)
     with (run / "per_image.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["split"] for row in rows] == ["validation"] * 4 + ["test"] * 3
