@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -88,6 +89,17 @@ def edit(path, change) -> None:
 
 
 # --- finding ----------------------------------------------------------------------------------------------------
+
+
+def example_results(root: Path) -> Path:
+    """Three seeds of seg-4, one of seg-2; three of cls-2-4, one of a row with a name of its own."""
+    for seed in (0, 1, 2):
+        segmentation_run(root / f"seg-4/seed{seed}", seed=seed)
+        classification_run(root / f"cls-2-4/seed{seed}", seed=seed)
+    segmentation_run(root / "seg-2/seed0", EXPERIMENTS["seg-2"], draw=7, size=(128, 128), epochs=8)
+    own = find_experiment("classification", "arl18", False)
+    classification_run(root / "arl18-scratch/seed4", own, seed=4, truth=("validation",))
+    return root
 
 
 def test_finds_runs_of_both_layouts_in_order(tmp_path):

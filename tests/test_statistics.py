@@ -1,5 +1,8 @@
 """Tests between models: against slow and independent computations, by hand, and on drawn data without a difference."""
 
+from functools import reduce
+from operator import getitem
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -262,7 +265,9 @@ def test_one_training_has_the_intervals_of_its_scores(grid):
     for task in TASKS:
         for name in ("auc", "accuracy", "sensitivity", "specificity"):
             assert intervals[task, name] == pytest.approx(stored[task][name], abs=1e-12)
-    assert len(intervals) == 1 + 2 * 4
+        for specificity, interval in stored[task]["sensitivity_at_specificity"].items():
+            assert intervals[task, "sensitivity_at_specificity", specificity] == pytest.approx(interval, abs=1e-12)
+    assert len(intervals) == 1 + 2 * (4 + 3)
 
 
 @pytest.mark.parametrize("grid", [None, 4])
@@ -273,8 +278,8 @@ def test_classification_intervals_are_of_the_mean_over_trainings(grid):
         rows = rng.integers(50, size=50)
         drawn.append([classification_scores(one[rows], labels[rows]) for one in probabilities])
     intervals = classification_intervals(probabilities, labels, resamples=100, seed=6, level=0.8)
-    for (*parents, name), interval in intervals.items():
-        means = [np.mean([(one[parents[0]] if parents else one)[name] for one in each]) for each in drawn]
+    for path, interval in intervals.items():
+        means = [np.mean([reduce(getitem, path, one) for one in each]) for each in drawn]
         assert interval == pytest.approx(np.quantile(means, (0.1, 0.9)), abs=1e-12)
 
 

@@ -3,7 +3,7 @@
     python -m utils.results            write the results section of README.md from the runs in results/
     python -m utils.results --check    write nothing; exit code 1 when the section is out of date
 
-Nothing is trained or predicted here. `utils.tables` makes the tables.
+Nothing is trained or predicted here. `utils.tables` makes the tables, `utils.export` the section.
 """
 
 import json
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from utils import UserError
@@ -209,6 +210,21 @@ class Row:
                 )
         return tables
 
+    def probabilities(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Classification: float64 [S, N, 3] by seed and image, columns as CLASSES, and class indices [N].
+
+        UserError as in `per_image`, and when a run does not keep the truth.
+        """
+        tables = self.per_image(split)
+        for run, table in zip(self.runs, tables, strict=True):
+            if "label" not in table:
+                raise UserError(f"{run.folder}: no truth beside its predictions (…_truth_official.csv); copy it there")
+        return np.stack([table[list(CLASSES)] for table in tables]), tables[0]["label"].to_numpy()
+
+    def scores(self, split: str, metric: str) -> np.ndarray:
+        """Segmentation: float64 [S, N] by seed and image, of one of `utils.evaluation.METRICS`. Errors: `per_image`."""
+        return np.stack([table[metric] for table in self.per_image(split)])
+
 
 def result_rows(runs: Sequence[RunResult], task: str, split: str) -> list[Row]:
     """The rows of a task's table: those of EXPERIMENTS in their order, each also without a run; then other names.
@@ -284,6 +300,6 @@ def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    from utils.tables import main  # which builds on this module
+    from utils.export import main  # which builds on this module
 
     run_script(main)

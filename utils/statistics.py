@@ -11,7 +11,7 @@ import scipy.stats
 from numpy.typing import ArrayLike
 
 from utils.evaluation import METRICS, image_scores
-from utils.evaluation_cls import TASKS
+from utils.evaluation_cls import SPECIFICITIES, TASKS
 
 _TIE = 1e-12  # differences of means below this are rounding; one pair of images out of 10⁵ × 10⁵ weighs more
 
@@ -117,7 +117,8 @@ def classification_intervals(
     """Bootstrap intervals of scores averaged over S trainings; every resample takes the same images for all of them.
 
     probabilities: [S, N, 3] on the same images, columns as `utils.data.CLASSES`; labels: int [N]. Keys: (task, "auc"),
-    (task, "accuracy"), "sensitivity", "specificity", and ("mean_auc",). With S = 1 they are those of
+    (task, "accuracy"), "sensitivity", "specificity", (task, "sensitivity_at_specificity", "0.80") …, and
+    ("mean_auc",). With S = 1 they are those of
     `utils.evaluation_cls.score_intervals`; NaN where no resample has the images that a score needs.
     """
     probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
@@ -136,6 +137,9 @@ def classification_intervals(
             rules = {"accuracy": np.ones_like(positive), "sensitivity": positive, "specificity": ~positive}
             for name, those in rules.items():
                 drawn[task, name] = weights[:, those] @ correct[those] / weights[:, those].sum(axis=1)
+            for specificity in SPECIFICITIES:
+                each = [_sensitivities(weights, scores, positive, specificity) for scores in probabilities[..., number]]
+                drawn[task, "sensitivity_at_specificity", f"{specificity:.2f}"] = np.mean(each, axis=0)
     drawn["mean_auc",] = np.mean([drawn[task, "auc"] for task in TASKS], axis=0)
     return {path: _interval(values, level) for path, values in drawn.items()}
 
@@ -176,6 +180,20 @@ def _resamples(images: int, resamples: int, seed: int) -> np.ndarray:
 def _shares_won(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
     """[P, N]: 1 where the positive scores higher, 1/2 where both score the same."""
     return (positives[:, None] > negatives) + 0.5 * (positives[:, None] == negatives)
+
+
+def _sensitivities(weights: np.ndarray, scores: np.ndarray, positive: np.ndarray, specificity: float) -> np.ndarray:
+    """`utils.evaluation_cls.sensitivity_at_specificity` of every resample [R]; scores [N], positive bool [N]."""
+    order = np.argsort(scores[~positive])
+    negatives, counts = scores[~positive][order], weights[:, ~positive][:, order].cumsum(axis=1)  # [R, negatives]
+    if not negatives.size:
+        return np.full(len(weights), np.nan)
+    # As there, the fewest negatives that must lie below the threshold, found without rounding.
+    needed = {n: np.argmax(np.arange(n + 1) / max(n, 1) >= specificity) for n in np.unique(counts[:, -1])}
+    highest = (counts >= np.array([needed[n] for n in counts[:, -1]])[:, None]).argmax(axis=1)
+    found = scores[positive] > negatives[highest][:, None]  # [R, positives]
+    sensitivities = (weights[:, positive] * found).sum(axis=1) / weights[:, positive].sum(axis=1)
+    return np.where(counts[:, -1] > 0, sensitivities, np.nan)
 
 
 def _interval(values: np.ndarray, level: float) -> tuple[float, float]:

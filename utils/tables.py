@@ -1,32 +1,25 @@
-"""Results tables: our runs with the published numbers beside them, paired tests, and the results section of README.md.
+"""Results tables: our runs with the published numbers beside them, and paired tests.
 
 Every score of ours is a `Score`. Published numbers are plain floats, in columns whose names say so, and none of them
 enters any computation.
 """
 
-import argparse
 import math
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from utils import UserError
-from utils.data import CLASSES
 from utils.evaluation import COUNTS, METRICS, bootstrap_interval
-from utils.evaluation_cls import TASKS
+from utils.evaluation_cls import SPECIFICITIES, TASKS
 from utils.experiments import EXPERIMENTS
-from utils.results import Row, RunResult, find_runs, result_rows
-from utils.run import written_whole
+from utils.results import Row, RunResult, result_rows
 from utils.statistics import classification_intervals, delong_test, holm, paired_bootstrap, pooled_intervals, wilcoxon
 
-START, END = "<!-- results -->", "<!-- /results -->"
 PUBLISHED_2022 = "published (2022, test) "  # before a metric's name: the earlier project's number for this row
 PUBLISHED = "published (test) "
 
@@ -45,11 +38,16 @@ _CLASSIFICATION = {
     },
     "mean AUC": ("mean_auc",),
 }
+_OPERATING_POINTS = {
+    f"{short} at specificity {specificity:.2f}": (task, "sensitivity_at_specificity", f"{specificity:.2f}")
+    for short, task in _SHORT.items()
+    for specificity in SPECIFICITIES
+}
 _AUC = {f"{task}_auc": number for number, task in enumerate(TASKS)}  # metrics of `compare`
 _PAPER, _CHALLENGE = "Zhang et al. 2019, doi 10.1109/TMI.2019.2893944", "ISIC 2017 challenge, arXiv:1710.05006"
 _ARL_CNN50 = (0.875, 0.850, 0.658, 0.896, 0.958, 0.868, 0.878, 0.867, 0.917)
 _RESNET50 = (0.857, 0.838, 0.632, 0.888, 0.948, 0.842, 0.867, 0.837, math.nan)
-_REFERENCES: dict[str, tuple[tuple[str, str, dict[str, float]], ...]] = {
+REFERENCES: dict[str, tuple[tuple[str, str, dict[str, float]], ...]] = {
     "segmentation": (
         ("Yuan", _CHALLENGE, {"jaccard": 0.765}),
         ("Berseth", _CHALLENGE, {"jaccard": 0.762}),
@@ -63,12 +61,6 @@ _REFERENCES: dict[str, tuple[tuple[str, str, dict[str, float]], ...]] = {
         ("RECOD", _CHALLENGE, {"mean AUC": 0.908}),
     ),
 }
-_LEGEND = (
-    "Score: mean over seeds ± standard deviation over seeds [95 % bootstrap interval over images]; one seed has no ±. "
-    "–: no such run yet, or undefined. The numbers under seeds lead to the runs. Those under “published” are not ours "
-    "and all of the official test images. Validation images also chose the best epoch, which flatters their scores.\n"
-)
-
 Intervals = Mapping[tuple[str, ...], Sequence[float]]
 
 
@@ -86,8 +78,8 @@ class Score:
     def __str__(self) -> str:
         if math.isnan(self.mean):
             return "–"
-        spread = "" if self.std is None else f" ± {_number(self.std)}"
-        return f"{_number(self.mean)}{spread} [{', '.join(map(_number, self.interval))}]"
+        spread = "" if self.std is None else f" ± {format_number(self.std)}"
+        return f"{format_number(self.mean)}{spread} [{', '.join(map(format_number, self.interval))}]"
 
 
 def segmentation_table(runs: Sequence[RunResult], split: str) -> pd.DataFrame:
@@ -128,20 +120,20 @@ def classification_table(runs: Sequence[RunResult], split: str) -> pd.DataFrame:
     The interval of several seeds is that of their mean score: every resample takes the same images for all of them.
     """
 
-    def intervals(row: Row) -> Intervals:
-        if len(row.runs) > 1:
-            return classification_intervals(*_probabilities(row, row.per_image(split)))
-        return {path: _at(row.runs[0].metrics[split]["interval_95"], path) for path in _CLASSIFICATION.values()}
-
     published = {heading: path for heading, path in _CLASSIFICATION.items() if heading != "mean AUC"}
-    return _table(runs, "classification", split, _CLASSIFICATION, intervals, published)
+    return _table(runs, "classification", split, _CLASSIFICATION, _classification_intervals(split), published)
+
+
+def operating_points_table(runs: Sequence[RunResult], split: str) -> pd.DataFrame:
+    """The highest sensitivity that leaves a specificity of 0.80, 0.90, 0.95; lines as in `classification_table`."""
+    return _table(runs, "classification", split, _OPERATING_POINTS, _classification_intervals(split))
 
 
 def published_table(task: str) -> pd.DataFrame:
     """What others reached on the official test images: name, source, floats (NaN: not published)."""
     lines = [
         {"published by": name, "source": source, **{PUBLISHED + heading: value for heading, value in scores.items()}}
-        for name, source, scores in _REFERENCES[task]
+        for name, source, scores in REFERENCES[task]
     ]
     return pd.DataFrame(lines)
 
@@ -163,10 +155,10 @@ def compare(runs: Sequence[RunResult], metric: str, split: str = "test") -> pd.D
     for row in rows:
         tables = row.per_image(split)
         if metric in _AUC:
-            probabilities, classes = _probabilities(row, tables)
+            probabilities, classes = row.probabilities(split)
             values.append(probabilities[..., _AUC[metric]])
         else:
-            values.append(np.mean([table[metric] for table in tables], axis=0))
+            values.append(row.scores(split, metric).mean(axis=0))
         keys.append(list(tables[0]["image_id"]) + ([*classes] if metric in _AUC else []))
         if keys[-1] != keys[0]:
             raise UserError(
@@ -188,68 +180,14 @@ def compare(runs: Sequence[RunResult], metric: str, split: str = "test") -> pd.D
     return table
 
 
-def to_markdown(table: pd.DataFrame) -> str:
-    lines = [[text.replace("|", r"\|") for text in line] for line in _texts(table)]
-    lines.insert(1, ["---"] * len(table.columns))
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def _classification_intervals(split: str) -> Callable[[Row], Intervals]:
+    def intervals(row: Row) -> Intervals:
+        if len(row.runs) > 1:
+            return classification_intervals(*row.probabilities(split))
+        known = row.runs[0].metrics[split]["interval_95"]
+        return {path: _at(known, path) for path in (*_CLASSIFICATION.values(), *_OPERATING_POINTS.values())}
 
-
-def to_latex(table: pd.DataFrame) -> str:
-    """A tabular that needs no package."""
-    signs = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
-    signs |= {"±": r"$\pm$", "×": r"$\times$", "–": "--", **{sign: "\\" + sign for sign in "&%$#_{}"}}
-    first, *others = (
-        " & ".join(text.translate(str.maketrans(signs)) for text in line) + r" \\" for line in _texts(table)
-    )
-    ends = rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\end{tabular}"
-    return "\n".join([ends[0], r"\hline", first, r"\hline", *others, r"\hline", ends[1], ""])
-
-
-def results_section(folder: Path, start: Path) -> str:
-    """The generated part of README.md, from the runs below `folder`, with links relative to the folder `start`."""
-
-    def link(path: Path) -> str:
-        return Path(os.path.relpath(path, start)).as_posix()
-
-    runs = find_runs(folder)
-    parts = [_LEGEND] if runs else [f"No runs in `{link(folder)}/` yet.\n"]
-    for task in _REFERENCES:
-        there = [run for run in runs if run.task == task]
-        for split in ("test", "validation"):
-            if any(run.metrics[split] for run in there):
-                rows = result_rows(there, task, split)
-                links = [" ".join(f"[{run.seed}]({link(run.folder)})" for run in row.runs) or "–" for row in rows]
-                for title, table in _readable_tables(there, task, split).items():
-                    parts.append(f"### {task.capitalize()}, {split}: {title}\n")
-                    parts.append(to_markdown(table.assign(seeds=links)))
-        if there:
-            parts += [f"### {task.capitalize()}: published by others\n", to_markdown(published_table(task))]
-    return "\n".join(parts)
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m utils.results", description="Write README.md's results section.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when it is out of date")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the runs (results)")
-    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="file with the section (README.md)")
-    args = parser.parse_args(argv)
-    try:
-        text = args.readme.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{args.readme} cannot be read ({error}); choose --readme FILE") from error
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not end or text.count(START) > 1 or text.count(END) > 1:
-        raise UserError(f"{args.readme}: expected {START} once and {END} once after it, to write the results between")
-    section = f"\n\n{results_section(args.results, args.readme.parent)}\n"
-    section = section.replace("\n", "\r\n") if "\r\n" in before + after else section
-    new = before + start + section + end + after
-    if new != text and args.check:
-        print(f"{args.readme}: the results section is out of date; python -m utils.results writes it")
-        sys.exit(1)
-    if new != text:
-        with written_whole(args.readme) as file:
-            file.write(new.encode())
+    return intervals
 
 
 def _table(
@@ -286,40 +224,7 @@ def _at(scores: Mapping[str, Any], path: Sequence[str]) -> Any:
     return scores
 
 
-def _probabilities(row: Row, tables: Sequence[pd.DataFrame]) -> tuple[np.ndarray, np.ndarray]:
-    """float64 [S, N, 3] and class indices [N] from a row's predictions."""
-    for run, table in zip(row.runs, tables, strict=True):
-        if "label" not in table:
-            raise UserError(f"{run.folder}: no truth beside its predictions (…_truth_official.csv); copy it there")
-    return np.stack([table[list(CLASSES)] for table in tables]), tables[0]["label"].to_numpy()
-
-
-def _readable_tables(runs: Sequence[RunResult], task: str, split: str) -> dict[str, pd.DataFrame]:
-    """By title; that of classification in two, which are narrow enough to be read."""
-    if task == "segmentation":
-        official = {"official scores (mean over images at mask size)": segmentation_table(runs, split)}
-        return {**official, "all pixels pooled": pooled_table(runs, split)}
-    table = classification_table(runs, split)
-    hidden = {"melanoma (MEL)": "SK ", "seborrheic keratosis (SK)": "MEL "}
-    return {title: table[[name for name in table if other not in name]] for title, other in hidden.items()}
-
-
-def _texts(table: pd.DataFrame) -> list[list[str]]:
-    """The names of the columns, then every cell as text, line by line."""
-
-    def text(column: str, value: Any) -> str:
-        if not isinstance(value, float):
-            return str(value)
-        if column.startswith("published"):
-            return _number(value, 4).removesuffix("0")  # in its own three or four digits
-        return "<.001" if column.split()[0] == "p" and value < 0.0005 else _number(value)
-
-    columns = list(table.columns)
-    lines = table.itertuples(index=False, name=None)
-    return [columns, *([text(name, value) for name, value in zip(columns, line, strict=True)] for line in lines)]
-
-
-def _number(value: float, digits: int = 3) -> str:
+def format_number(value: float, digits: int = 3) -> str:
     """.757, or "–" for NaN. Rounded before, so that a last bit that differs between machines does not show."""
     if math.isnan(value):
         return "–"
