@@ -85,7 +85,7 @@ def evaluate(
     model: nn.Module, stores: dict[str, Store], row: Experiment, precision: Precision, views: str, flips: bool, run: Run
 ) -> None:
     """Score the best weights where there is truth, predict the test images, then draw the figures."""
-    best_epoch, history = load_best(model, run), run.history()
+    best_epoch, history = load_best(model, run.folder), run.history()
     metrics = {"validation": None, "test": None, "best_epoch": best_epoch, "epochs": len(history)}
     metrics |= {"views": views, "flips": flips}
     scored = {}

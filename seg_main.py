@@ -46,8 +46,8 @@ def prepare_all(data: Data, size: tuple[int, int], train_size: tuple[int, int], 
 
 def evaluate(model: nn.Module, stores: dict[str, Store], precision: Precision, batch_size: int, run: Run) -> None:
     """Score the best weights where there is truth, write the predicted masks, draw the figures."""
-    metrics = {"validation": None, "test": None, "best_epoch": load_best(model, run), "epochs": len(run.history())}
-    tables = []
+    best_epoch, history = load_best(model, run.folder), run.history()
+    metrics, tables = {"validation": None, "test": None, "best_epoch": best_epoch, "epochs": len(history)}, []
     for split in ("validation", "test"):
         if split not in stores:
             continue
@@ -62,7 +62,7 @@ def evaluate(model: nn.Module, stores: dict[str, Store], precision: Precision, b
         tables.append(counts.per_image().assign(split=split))
         figure = plot_examples(model, stores[split], counts, precision)
         log.info("figure: %s", run.save_figure(figure, f"{split}.png"))
-    run.save_figure(plot_history(run.history(), metrics["best_epoch"]), "history.png")
+    run.save_figure(plot_history(history, best_epoch), "history.png")
     run.write_table("per_image.csv", pd.concat(tables))
     run.write_json("metrics.json", metrics)
 

@@ -10,9 +10,20 @@ import pytest
 from PIL import Image
 
 from utils import UserError
-from utils.data import CLASSES, KNOWN_COPIES, image_size, read_image, read_labels, read_mask, read_split
+from utils.data import (
+    CLASSES,
+    KNOWN_COPIES,
+    Metadata,
+    image_size,
+    read_image,
+    read_labels,
+    read_mask,
+    read_metadata,
+    read_split,
+)
 
 HEADER = "image_id,melanoma,seborrheic_keratosis\n"
+PEOPLE = "image_id,age_approximate,sex\n"
 
 
 def photograph(seed: int = 0, width: int = 96, height: int = 64) -> Image.Image:
@@ -156,6 +167,89 @@ def test_faulty_labels_do_not_stop_segmentation(tmp_path):
     assert read_split(tmp_path, "train", with_labels=False)[0].label is None
     with pytest.raises(UserError, match="both"):
         read_split(tmp_path, "train")
+
+
+# --- metadata
+
+
+@pytest.mark.parametrize(
+    ("split", "path"),
+    [
+        ("train", "ISIC-2017_Training_Data_metadata.csv"),
+        ("train", "ISIC-2017_Training_Data/ISIC-2017_Training_Data_metadata.csv"),
+        ("train", "Aug_Training_Data/ISIC-2017_Training_Data_metadata.csv"),
+        ("validation", "isic-2017_validation_data/isic-2017_validation_data_METADATA.CSV"),
+        ("test", "ISIC-2017_Test_v2_Data/ISIC-2017_Test_v2_Data/ISIC-2017_Test_v2_Data_metadata.csv"),
+        ("test", "ISIC-2017_Test_Data/ISIC-2017_Test_v2_Data_metadata.csv"),
+    ],
+)
+def test_metadata_are_found_beside_and_inside_the_image_folder(tmp_path, split, path):
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).write_text(PEOPLE + "ISIC_0000001,55,male\n")
+    found = {name: read_metadata(tmp_path, name) for name in ("train", "validation", "test")}
+    assert found.pop(split) == {"ISIC_0000001": Metadata(55.0, "male")}
+    assert list(found.values()) == [{}, {}]
+
+
+def test_metadata_in_the_root_come_first(tmp_path):
+    name, folder = "ISIC-2017_Training_Data_metadata.csv", tmp_path / "ISIC-2017_Training_Data"
+    folder.mkdir()
+    (folder / name).write_text(PEOPLE + "ISIC_0000001,55,male\n")
+    (tmp_path / name).write_text(PEOPLE + "ISIC_0000001,60,female\n")
+    assert read_metadata(tmp_path, "train") == {"ISIC_0000001": Metadata(60.0, "female")}
+
+
+def test_metadata_tolerate_bom_line_ends_column_order_and_what_is_not_recorded(tmp_path):
+    (tmp_path / "ISIC-2017_Test_v2_Data_metadata.csv").write_bytes(
+        "\ufeffsex, age_approximate ,more, image_id\r\n female ,45.0,x, isic_0000001\r\nunknown,0,,ISIC_0000002\r\n"
+        "Male,unknown,,ISIC_0000003\r\n,,,ISIC_0000004\r\n\r\n".encode()
+    )
+    assert read_metadata(tmp_path, "test") == {
+        "ISIC_0000001": Metadata(45.0, "female"),
+        "ISIC_0000002": Metadata(0.0, None),
+        "ISIC_0000003": Metadata(None, "male"),
+        "ISIC_0000004": Metadata(None, None),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image_id,sex\nISIC_0000001,male\n", "no column age_approximate in"),
+        ("", "no column age_approximate, image_id, sex"),
+        (PEOPLE + "ISIC_1_downsampled,55,male\n", "row 2: image_id is 'ISIC_1_downsampled'"),
+        (PEOPLE + "ISIC_0000001,55,male\nisic_0000001,50,male\n", "row 3: ISIC_0000001 is there a second time"),
+        (PEOPLE + "ISIC_0000001,55,male\nISIC_0000002,old,male\n", "row 3, ISIC_0000002: age_approximate is 'old'"),
+        (PEOPLE + "ISIC_0000001,nan,male\n", "age_approximate is 'nan', expected years or unknown"),
+        (PEOPLE + "ISIC_0000001,-5,male\n", "age_approximate is '-5'"),
+        (PEOPLE + "ISIC_0000001,1955,male\n", "age_approximate is '1955'"),
+        (PEOPLE + "ISIC_0000001\n", "age_approximate is None"),
+        (PEOPLE + "ISIC_0000001,55,m\n", "row 2, ISIC_0000001: sex is 'm', expected female, male or unknown"),
+        (PEOPLE + "ISIC_0000001,55\n", "sex is None"),
+        ((PEOPLE + "ISIC_0000001,55,male\n").encode("utf-16"), "not readable as a comma-separated text file"),
+    ],
+)
+def test_faulty_metadata_are_named(tmp_path, text, message):
+    path = tmp_path / "ISIC-2017_Training_Data_metadata.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=r"ISIC-2017_Training_Data_metadata.csv: ") as error:
+        read_metadata(tmp_path, "train")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_metadata_of_the_real_folder(isic2017):
+    """Counted in the files with cut, sort and uniq."""
+    for split, images, females, males, without_age in (("train", 2000, 871, 900, 256), ("validation", 150, 59, 90, 1)):
+        people = read_metadata(isic2017, split)
+        assert people.keys() == {sample.id for sample in read_split(isic2017, split, leave_out_copies=False)}
+        assert Counter(person.sex for person in people.values()) == {
+            "female": females,
+            "male": males,
+            None: images - females - males,
+        }
+        assert sum(person.age is None for person in people.values()) == without_age
+    assert people["ISIC_0015627"] == Metadata(15.0, "female")
+    assert read_metadata(isic2017, "test") == {}
 
 
 # --- one file

@@ -14,7 +14,8 @@ from utils.data import CLASSES, LEFT_OUT, Sample, read_labels, read_split
 from utils.evaluation import SegmentationCounts
 from utils.evaluation_cls import classification_scores, official_truth, predictions_table, score_intervals
 from utils.experiments import DEFAULTS, EXPERIMENTS, experiments, find_experiment
-from utils.results import deviations, find_runs, result_rows
+from utils.results import find_runs
+from utils.rows import deviations, result_rows, row_names
 from utils.run import Run, digest
 from utils.segmentation import summarize
 
@@ -336,7 +337,7 @@ def test_own_names_are_held_against_the_defaults(tmp_path):
 
 
 def test_the_challenges_images_are_known(isic2017):
-    """The digests in `utils.results` are of the real files."""
+    """The digests in `utils.rows` are of the real files."""
     aug = read_labels(isic2017 / "ISIC-2017_Training_Aug_Part3_GroundTruth.csv")
     extra = [Sample(id_, None, None, label) for id_, label in aug.items()]
     without_copies = [sample for sample in extra if sample.id not in LEFT_OUT]
@@ -452,3 +453,12 @@ def test_seeds_with_other_labels_are_refused(tmp_path):
     (row,) = [row for row in result_rows(find_runs(tmp_path), "classification", "test") if row.runs]
     with pytest.raises(UserError, match="were scored on different images"):
         row.per_image("test")
+
+
+def test_names_tell_rows_apart(tmp_path):
+    segmentation_run(tmp_path / "a", EXPERIMENTS["seg-1"], splits=("validation",))
+    segmentation_run(tmp_path / "b", EXPERIMENTS["seg-2"], splits=("validation",), epochs=8)
+    for name, size in (("c", (336, 224)), ("d", (128, 128))):
+        segmentation_run(tmp_path / name, EXPERIMENTS["seg-4"], splits=("validation",), size=size)
+    rows = [row for row in result_rows(find_runs(tmp_path), "segmentation", "validation") if row.runs]
+    assert row_names(rows) == ["seg-1", "seg-2*", "seg-4", "seg-4 (128×128 px)"]

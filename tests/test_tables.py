@@ -13,7 +13,8 @@ from utils.data import CLASSES
 from utils.evaluation import METRICS, bootstrap_interval, official_scores, pooled_scores
 from utils.evaluation_cls import TASKS, auc, classification_scores, official_truth
 from utils.experiments import EXPERIMENTS
-from utils.results import find_runs, result_rows
+from utils.results import find_runs
+from utils.rows import result_rows
 from utils.statistics import classification_intervals, delong_test, holm, paired_bootstrap, wilcoxon
 from utils.tables import (
     Score,
@@ -295,9 +296,7 @@ def test_compare_jaccard(folder):
     values["seg-4"] = np.mean([values.pop(f"seg-4/seed{seed}") for seed in (0, 1, 2)], axis=0)
     values["seg-2"] = values.pop("seg-2/seed0")
     pairs = [("seg-1", "seg-2"), ("seg-1", "seg-4"), ("seg-2", "seg-4")]
-    labels = {"seg-2": f"seg-2 (128×128 px, 8 of 150 epochs, {SCORED})"}
-    labels |= {name: f"{name} ({SCORED})" for name in ("seg-1", "seg-4")}
-    assert list(zip(table["first"], table["second"], strict=True)) == [(labels[a], labels[b]) for a, b in pairs]
+    assert list(zip(table["first"], table["second"], strict=True)) == [(f"{a}*", f"{b}*") for a, b in pairs]
     results = [paired_bootstrap(values[a], values[b]) for a, b in pairs]
     np.testing.assert_allclose(table["difference"], [values[a].mean() - values[b].mean() for a, b in pairs])
     np.testing.assert_allclose(table[["low", "high"]], [result.interval for result in results])

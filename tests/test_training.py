@@ -73,7 +73,7 @@ def test_the_best_weights_are_kept_and_loaded_not_the_last(store, tmp_path):
     trainer = train(run, store, [0.1, 0.9, 0.3, 0.2])
     assert not same(after_two_epochs, trainer.model.state_dict())
     model = tiny()
-    assert load_best(model, run) == 2
+    assert load_best(model, run.folder) == 2
     assert same(model.state_dict(), after_two_epochs)
 
 

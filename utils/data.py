@@ -7,7 +7,7 @@ Pillow decodes (it refuses truncated files, OpenCV reads them as if they were wh
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,10 +87,21 @@ class SplitFiles:
     images: dict[str, Path]
     masks: dict[str, Path]
     labels: Path | None
+    metadata: Path | None
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What the challenge tells about the patient of one image: approximate age in years, "female" or "male"."""
+
+    age: float | None = None
+    sex: str | None = None
 
 
 def find_files(root: str | Path, split: str) -> SplitFiles:
-    """Every image, mask and label file of `split`; of an id in two folders, the one first in _NAMES wins.
+    """Every image, mask, label and metadata file of `split`; of an id in two folders, the one first in _NAMES wins.
+
+    The metadata file lies in `root`, or in an image folder as the official archives have it.
 
     Raises UserError when `root` is no folder or `split` is none of SPLITS.
     """
@@ -103,11 +114,12 @@ def find_files(root: str | Path, split: str) -> SplitFiles:
         )
     here = _entries(Path(root))
     images, masks, labels = _NAMES[split]
-    csv_paths = (here.get(name.lower()) for name in labels)
+    image_folders = list(_folders(here, images))
     return SplitFiles(
-        images=_by_id(here, images, _IMAGE),
-        masks=_by_id(here, masks, _MASK),
-        labels=next((path for path in csv_paths if path is not None), None),
+        images=_by_id(image_folders, _IMAGE),
+        masks=_by_id(_folders(here, masks), _MASK),
+        labels=_first([here], labels),
+        metadata=_first([here, *image_folders], [f"{name}_metadata.csv" for name in images]),
     )
 
 
@@ -137,28 +149,27 @@ def read_labels(csv_path: str | Path) -> dict[str, int]:
     Columns image_id, melanoma, seborrheic_keratosis in any order, 0/1 or 0.0/1.0; both 0 means nevus.
     Raises UserError naming file and row: missing column, no ISIC id, value not 0 or 1, both 1, id twice.
     """
-    csv_path, labels = Path(csv_path), {}
-    try:
-        with csv_path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-            missing = {"image_id", *CLASSES[:2]} - set(reader.fieldnames)
-            if missing:
-                raise UserError(f"{csv_path}: no column {', '.join(sorted(missing))} in {reader.fieldnames}")
-            for row in reader:
-                where = f"{csv_path}: row {reader.line_num}"
-                id_ = (row["image_id"] or "").strip().upper()
-                if not _ID.fullmatch(id_):
-                    raise UserError(f"{where}: image_id is {row['image_id']!r}, expected one like ISIC_0000000")
-                values = [_zero_or_one(row[name], where, id_, name) for name in CLASSES[:2]]
-                if all(values):
-                    raise UserError(f"{where}, {id_}: both {' and '.join(CLASSES[:2])} are 1, expected one at most")
-                if id_ in labels:
-                    raise UserError(f"{where}: {id_} is there a second time; keep one row an image")
-                labels[id_] = values.index(True) if any(values) else CLASSES.index("nevus")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{csv_path}: not readable as a comma-separated text file ({error})") from error
+    labels = {}
+    for where, id_, row in _rows(csv_path, CLASSES[:2]):
+        values = [_zero_or_one(row[name], where, name) for name in CLASSES[:2]]
+        if all(values):
+            raise UserError(f"{where}: both {' and '.join(CLASSES[:2])} are 1, expected one at most")
+        labels[id_] = values.index(True) if any(values) else CLASSES.index("nevus")
     return labels
+
+
+def read_metadata(root: str | Path, split: str) -> dict[str, Metadata]:
+    """Age and sex by image id, from the `…_metadata.csv` of `split`; empty where there is none.
+
+    Columns image_id, age_approximate, sex in any order; "unknown" or nothing where it is not recorded.
+    Raises UserError as `find_files` does, and naming file and row: missing column, no ISIC id, id twice, age that is
+    no number of years (0 to 199), other sex than female or male.
+    """
+    path, found = find_files(root, split).metadata, {}
+    for where, id_, row in _rows(path, ("age_approximate", "sex")) if path else ():
+        age = _recorded(row, "age_approximate", r"1?[0-9]?[0-9](\.[0-9]*)?", where, "years")
+        found[id_] = Metadata(age and float(age), _recorded(row, "sex", "female|male", where, "female, male"))
+    return found
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -212,27 +223,70 @@ def _entries(folder: Path) -> dict[str, Path]:
         raise UserError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
 
 
-def _by_id(here: dict[str, Path], names: tuple[str, ...], pattern: re.Pattern) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _folders(here: dict[str, Path], names: tuple[str, ...]) -> Iterator[dict[str, Path]]:
+    """The entries of each folder of these names, and of those nested in it: some mirrors have X/X/…"""
     for name in names:
         folder = here.get(name.lower())
         while folder is not None and folder.is_dir():
             inside = _entries(folder)
-            for path in inside.values():
-                if match := pattern.fullmatch(path.name):
-                    found.setdefault(match[1].upper(), path)
-            folder = inside.get(name.lower())  # X/X/…: some mirrors nest a second folder of the same name
+            yield inside
+            folder = inside.get(name.lower())
+
+
+def _by_id(folders: Iterable[dict[str, Path]], pattern: re.Pattern) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for inside in folders:
+        for path in inside.values():
+            if match := pattern.fullmatch(path.name):
+                found.setdefault(match[1].upper(), path)
     return found
 
 
-def _zero_or_one(text: str | None, where: str, id_: str, column: str) -> bool:
+def _first(folders: Iterable[dict[str, Path]], names: Iterable[str]) -> Path | None:
+    return next((folder[name.lower()] for folder in folders for name in names if name.lower() in folder), None)
+
+
+def _rows(csv_path: str | Path, columns: tuple[str, ...]) -> Iterator[tuple[str, str, dict[str, str | None]]]:
+    """Where it is (for messages), image_id and cells of every row; UserError for what no table of ours may have."""
+    csv_path, seen = Path(csv_path), set()
+    try:
+        with csv_path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            if missing := {"image_id", *columns} - set(reader.fieldnames):
+                raise UserError(f"{csv_path}: no column {', '.join(sorted(missing))} in {reader.fieldnames}")
+            for row in reader:
+                where = f"{csv_path}: row {reader.line_num}"
+                id_ = (row["image_id"] or "").strip().upper()
+                if not _ID.fullmatch(id_):
+                    raise UserError(f"{where}: image_id is {row['image_id']!r}, expected one like ISIC_0000000")
+                if id_ in seen:
+                    raise UserError(f"{where}: {id_} is there a second time; keep one row an image")
+                seen.add(id_)
+                yield f"{where}, {id_}", id_, row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{csv_path}: not readable as a comma-separated text file ({error})") from error
+
+
+def _zero_or_one(text: str | None, where: str, column: str) -> bool:
     try:
         value = float(text or "")
     except ValueError:
         value = None
     if value not in (0, 1):
-        raise UserError(f"{where}, {id_}: {column} is {text!r}, expected 0 or 1")
+        raise UserError(f"{where}: {column} is {text!r}, expected 0 or 1")
     return value == 1
+
+
+def _recorded(row: dict[str, str | None], column: str, pattern: str, where: str, expected: str) -> str | None:
+    """The cell in lower case; None where it says that nothing is recorded. UserError where it is not like `pattern`."""
+    text = row[column]
+    value = (text or "").strip().lower()
+    if text is not None and value in ("", "unknown"):  # None: the row ends before this cell
+        return None
+    if not re.fullmatch(pattern, value):
+        raise UserError(f"{where}: {column} is {text!r}, expected {expected} or unknown")
+    return value
 
 
 @contextmanager

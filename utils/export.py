@@ -11,7 +11,8 @@ import pandas as pd
 
 from utils import UserError
 from utils.experiments import DEFAULTS
-from utils.results import RunResult, find_runs, result_rows
+from utils.results import RunResult, find_runs
+from utils.rows import result_rows
 from utils.run import written_whole
 from utils.tables import (
     Score,

@@ -244,9 +244,9 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         torch.save(state, file)
 
 
-def load_best(model: nn.Module, run: Run) -> int:
-    """Put the weights of the best epoch into the model; returns that epoch, counted from 1."""
-    checkpoint = load_file(run.path("best.pth"))
+def load_best(model: nn.Module, folder: Path) -> int:
+    """Put the weights of a run's best epoch into the model; returns that epoch, counted from 1."""
+    checkpoint = load_file(folder / "best.pth")
     model.load_state_dict(checkpoint["model"])
     return checkpoint["progress"]["best_epoch"]
 

@@ -12,13 +12,16 @@ import torch
 from matplotlib.figure import Figure
 
 import nets
-from utils.data import CLASSES, Sample, find_files, read_image, read_mask
+from utils.data import CLASSES, Sample, find_files
 from utils.experiments import Experiment
+from utils.export import as_text, export_table
+from utils.galleries import photograph
 from utils.loader import Store, Views, train_loader
 from utils.logger import log, start_logging
 from utils.run import Run
 from utils.sample import make_sample
 from utils.visualize import Panel
+from utils.visualize_rows import save_figure
 
 # With SMOKE=1 in the environment a notebook, or the script made of it, runs through in about a minute.
 SMOKE = os.environ.get("SMOKE", "0") not in ("", "0")
@@ -58,16 +61,10 @@ def find_data(folder: str | Path, task: str) -> tuple[Path, list[str]]:
     return make_sample(Path("Data") / f"sample_{kind}", counts, size), flags
 
 
-def photographs(samples: Sequence[Sample], height: int = 240) -> list[Panel]:
+def photographs(samples: Sequence[Sample]) -> list[Panel]:
     """Panels for `plot_contours`: id and class as title, the true outline where there is a mask."""
-    panels = []
-    for sample in samples:
-        image = read_image(sample.image)
-        size = (round(height * image.shape[1] / image.shape[0]), height)
-        title = sample.id if sample.label is None else f"{sample.id}: {CLASSES[sample.label].replace('_', ' ')}"
-        mask = read_mask(sample.mask, size) if sample.mask else None
-        panels.append(Panel(title, read_image(sample.image, size), mask))
-    return panels
+    titles = [s.id if s.label is None else f"{s.id}: {CLASSES[s.label].replace('_', ' ')}" for s in samples]
+    return [photograph(sample, title) for sample, title in zip(samples, titles, strict=True)]
 
 
 def some_of_each_class(samples: Sequence[Sample], count: int = 4) -> list[Sample]:
@@ -107,11 +104,23 @@ def show(content: Figure | pd.DataFrame) -> None:
         content.savefig(png, dpi=100, bbox_inches="tight")
         _show_png(data=png.getvalue())
     elif "ipykernel" in sys.modules:
-        from IPython.display import display
+        from IPython.display import HTML, display
 
-        display(content)
+        with pd.option_context("display.max_colwidth", None):
+            display(HTML(content.to_html(index=False)))
     else:
         print(content.to_string(index=False))
+
+
+def keep(content: Figure | pd.DataFrame, folder: str | Path, name: str) -> None:
+    """Show a figure or a table, and write it: name.pdf and name.png, or name.csv, name.md and name.tex."""
+    if isinstance(content, Figure):
+        show(content)
+        paths = save_figure(content, Path(folder), name)
+    else:
+        show(as_text(content))
+        paths = export_table(content, Path(folder), name)
+    log.info("%s: %s", folder, ", ".join(path.name for path in paths))
 
 
 def show_saved(run: Run, *names: str) -> None:

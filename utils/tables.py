@@ -17,7 +17,8 @@ from utils import UserError
 from utils.evaluation import COUNTS, METRICS, bootstrap_interval
 from utils.evaluation_cls import SPECIFICITIES, TASKS
 from utils.experiments import EXPERIMENTS
-from utils.results import Row, RunResult, result_rows
+from utils.results import RunResult
+from utils.rows import Row, result_rows, row_names
 from utils.statistics import classification_intervals, delong_test, holm, paired_bootstrap, pooled_intervals, wilcoxon
 
 PUBLISHED_2022 = "published (2022, test) "  # before a metric's name: the earlier project's number for this row
@@ -83,7 +84,7 @@ class Score:
 
 
 def segmentation_table(runs: Sequence[RunResult], split: str) -> pd.DataFrame:
-    """Official scores, a line for each of `utils.results.result_rows`. The published (2022) numbers are no such scores.
+    """Official scores, a line for each of `utils.rows.result_rows`. The published (2022) numbers are no such scores.
 
     Columns: experiment, network, pretrained, size, seeds (how many), a `Score` for each metric, note (`deviations`).
     The interval of several seeds is that of the images' means over seeds.
@@ -144,7 +145,7 @@ def compare(runs: Sequence[RunResult], metric: str, split: str = "test") -> pd.D
     metric: of `utils.evaluation.METRICS`, per image and averaged over seeds: p is of `paired_bootstrap`, and
     Wilcoxon's stands beside. Or "melanoma_auc", "seborrheic_keratosis_auc": `delong_test` of the mean AUC over seeds.
     Columns: first, second, images, difference, low, high (95 %), p, p (Holm), p Wilcoxon, p Wilcoxon (Holm); "(Holm)"
-    is adjusted for all pairs of the table.
+    is adjusted for all pairs of the table. first and second are `utils.rows.row_names`.
 
     UserError when rows were scored on different images, or a run does not keep what is needed; ValueError for a metric.
     """
@@ -165,13 +166,13 @@ def compare(runs: Sequence[RunResult], metric: str, split: str = "test") -> pd.D
                 f"{rows[0].label} and {row.label} were scored on different {split} images or labels "
                 f"({values[0].shape[-1]} and {values[-1].shape[-1]} images): compare runs on the same"
             )
-    lines = []
+    lines, names = [], row_names(rows)
     for a, b in combinations(range(len(rows)), 2):
         if metric in _AUC:
             result, more = delong_test(classes == _AUC[metric], values[a], values[b]), ()
         else:
             result, more = paired_bootstrap(values[a], values[b]), (wilcoxon(values[a], values[b]),)
-        pair = (rows[a].label, rows[b].label, values[a].shape[-1])
+        pair = (names[a], names[b], values[a].shape[-1])
         lines.append((*pair, result.difference, *result.interval, result.p_value, *more))
     tests = ["p"] if metric in _AUC else ["p", "p Wilcoxon"]
     table = pd.DataFrame(lines, columns=["first", "second", "images", "difference", "low", "high", *tests])

@@ -181,10 +181,56 @@ def plot_classification(probabilities: np.ndarray, labels: np.ndarray, title: st
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     left, middle, right = figure.subfigures(1, 3)
     _plot_roc(left.subplots(), probabilities, labels)
-    _plot_confusion(middle.subplots(), probabilities.argmax(1), labels)
-    _plot_reliability(*right.subplots(2, 1, sharex=True, height_ratios=(3, 1)), probabilities, labels)
+    matrix, (curve, histogram) = middle.subplots(), right.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    counts = confusion_matrix(labels, probabilities.argmax(1), labels=range(len(CLASSES)))
+    draw_confusion(matrix, counts)
+    matrix.set(title=f"Confusion matrix, accuracy {counts.trace() / counts.sum():.3f}")
+    matrix.set(xlabel="predicted", ylabel="true")
+    error = calibration_error(probabilities, labels, bins=10)
+    draw_reliability(curve, histogram, probabilities[None], labels, label=f"expected calibration error {error:.3f}")
+    curve.set(title="Reliability of the predicted class", ylabel="share correct")
+    histogram.set(xlabel="confidence (highest probability)", ylabel="images")
+    curve.legend(fontsize=9, loc="lower right")
     figure.suptitle(title)
     return figure
+
+
+def draw_confusion(axes: Axes, counts: np.ndarray, fontsize: float = 12) -> None:
+    """A confusion matrix with the count and the share of its true class in every cell, "–" for a class without images.
+
+    counts: [3, 3], true class by predicted class; of several seeds, their mean.
+    """
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), share in np.ndenumerate(shares):
+        count = f"{counts[row, column]:.1f}".removesuffix(".0")
+        text = f"{count}\n{share:.0%}" if counts[row].any() else "–"
+        colour = "white" if share > 0.5 else "black"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=fontsize)
+    ticks = [name.replace(" ", "\n") for name in NAMES]
+    axes.set_xticks(range(len(CLASSES)), ticks)
+    axes.set_yticks(range(len(CLASSES)), ticks)
+
+
+def draw_reliability(axes: Axes, below: Axes, probabilities: np.ndarray, labels: np.ndarray, **line) -> None:
+    """Share of correct answers by confidence, in tenths, and under it how many images each tenth holds.
+
+    probabilities: [S, N, 3] of S seeds, which are pooled; the numbers of images are means over seeds. labels: [N].
+    line: how the shares are drawn, as `Axes.plot` takes it.
+    """
+    confidence, correct = probabilities.max(2).ravel(), (probabilities.argmax(2) == labels).ravel()
+    edges = np.linspace(0, 1, 11)
+    bins = np.clip(np.digitize(confidence, edges[1:-1], right=True), 0, 9)
+    counts = np.bincount(bins, minlength=10)
+    filled = counts > 0
+    mean_confidence = np.bincount(bins, confidence, 10)[filled] / counts[filled]
+    accuracy = np.bincount(bins, correct, 10)[filled] / counts[filled]
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect calibration")
+    axes.plot(mean_confidence, accuracy, **{"color": "C0", "marker": "o", "linewidth": 2, **line})
+    axes.set(xlim=(0.3, 1.01), ylim=(-0.02, 1.02))  # the highest of three probabilities is 1/3 or more
+    below.bar(edges[:-1] + 0.05, counts / len(probabilities), width=0.09, color=line.get("color", "C0"), alpha=0.6)
+    for part in (axes, below):
+        part.grid(alpha=0.3)
 
 
 def _plot_roc(axes: Axes, probabilities: np.ndarray, labels: np.ndarray) -> None:
@@ -198,41 +244,6 @@ def _plot_roc(axes: Axes, probabilities: np.ndarray, labels: np.ndarray) -> None
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="chance")
     axes.set(title="ROC, one class against the rest", xlabel="1 − specificity", ylabel="sensitivity", aspect="equal")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=9, loc="lower right")
-
-
-def _plot_confusion(axes: Axes, predictions: np.ndarray, labels: np.ndarray) -> None:
-    counts = confusion_matrix(labels, predictions, labels=range(len(CLASSES)))
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), share in np.ndenumerate(shares):
-        text = f"{counts[row, column]}\n{share:.0%}" if counts[row].any() else "–"
-        axes.text(column, row, text, ha="center", va="center", color="white" if share > 0.5 else "black", fontsize=12)
-    ticks = [name.replace(" ", "\n") for name in NAMES]
-    axes.set_xticks(range(len(CLASSES)), ticks)
-    axes.set_yticks(range(len(CLASSES)), ticks)
-    accuracy = counts.trace() / counts.sum()
-    axes.set(title=f"Confusion matrix, accuracy {accuracy:.3f}", xlabel="predicted", ylabel="true")
-
-
-def _plot_reliability(axes: Axes, below: Axes, probabilities: np.ndarray, labels: np.ndarray) -> None:
-    """Share of correct answers by confidence, in tenths, and under it how many images each tenth holds."""
-    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
-    edges = np.linspace(0, 1, 11)
-    bins = np.clip(np.digitize(confidence, edges[1:-1], right=True), 0, 9)
-    counts = np.bincount(bins, minlength=10)
-    filled = counts > 0
-    mean_confidence = np.bincount(bins, confidence, 10)[filled] / counts[filled]
-    accuracy = np.bincount(bins, correct, 10)[filled] / counts[filled]
-    error = calibration_error(probabilities, labels, bins=10)
-    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect calibration")
-    axes.plot(mean_confidence, accuracy, marker="o", linewidth=2, label=f"expected calibration error {error:.3f}")
-    axes.set(title="Reliability of the predicted class", ylabel="share correct")
-    axes.set(xlim=(0.3, 1.01), ylim=(-0.02, 1.02))  # the highest of three probabilities is 1/3 or more
-    below.bar(edges[:-1] + 0.05, counts, width=0.09, color="C0", alpha=0.6)
-    below.set(xlabel="confidence (highest probability)", ylabel="images")
-    for part in (axes, below):
-        part.grid(alpha=0.3)
     axes.legend(fontsize=9, loc="lower right")
 
 
