@@ -30,8 +30,9 @@ train-cls: $(VENV)/.train
 		$(PY) cls_main.py $(QUICK_CLS) --size 64 64 --epochs 25 --data Data/sample_cls --output model/sample $(ARGS); \
 	fi
 
+# A file at a time on each of up to four processes, whose threads would only wait for each other.
 test: $(VENV)/.test
-	$(PY) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.test
 	$(PY) -m ruff check .

@@ -157,9 +157,9 @@ def main(argv: list[str] | None = None) -> Run:
         """By the same patches of the same images every epoch, whatever `--views`."""
         probabilities = class_probabilities(model, stores["validation"], precision, row.size, row.batch_size, SELECTION)
         scores = classification_scores(probabilities, truth)
-        columns = {f"val_{task}_auc": scores[task]["auc"] for task in TASKS}
-        overall = {f"val_{name}": scores[name] for name in ("mean_auc", "balanced_accuracy", "accuracy")}
-        return sum(columns.values()), overall | columns
+        columns = {"val_mean_auc": scores["mean_auc"]} | {f"val_{task}_auc": scores[task]["auc"] for task in TASKS}
+        more = {f"val_{name}": scores[name] for name in ("balanced_accuracy", "accuracy")}
+        return sum(scores[task]["auc"] for task in TASKS), columns | more
 
     fit(trainer, loader, validate, run)
     evaluate(model, stores, row, precision, args.views, args.flips, run)

@@ -85,7 +85,8 @@ def main(argv: list[str] | None = None) -> Run:
 
     def validate(model: nn.Module) -> tuple[float, dict[str, float]]:
         scores = score(model, stores["validation"], precision, row.batch_size).official()
-        return scores["jaccard"], {f"val_{name}": value for name, value in scores.items()}
+        first = {name: scores.pop(name) for name in ("jaccard", "threshold_jaccard", "dice")}
+        return first["jaccard"], {f"val_{name}": value for name, value in (first | scores).items()}
 
     fit(trainer, loader, validate, run)
     evaluate(model, stores, precision, row.batch_size, run)

@@ -1,11 +1,13 @@
-"""Where the real photographs lie, for the tests that need them: beside the checkout, or where ISIC_SHARED says."""
+"""What several test files need: the real photographs, beside the checkout or where ISIC_SHARED says; a copy of it."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-SHARED = Path(os.environ.get("ISIC_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("ISIC_SHARED", ROOT.parent / "shared"))
 
 
 def _folder(name: str) -> Path:
@@ -24,3 +26,14 @@ def isic2017() -> Path:
 def isic2017_fullsize() -> Path:
     """42 originals (36 train, 6 validation) with their original masks."""
     return _folder("isic2017_fullsize")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """The files that scripts and notebooks need, in a folder where they may write."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("nets", "utils"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (*ROOT.glob("*.ipynb"), *ROOT.glob("*.py")):
+        shutil.copy(path, folder)
+    return folder

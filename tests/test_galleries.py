@@ -69,7 +69,7 @@ def test_the_runs_of_most_images_or_of_those_at_hand(tmp_path, place, samples, m
     found = comparable_runs(folders, "segmentation", "validation", tmp_path / "nowhere")
     assert [run.seed for run in found] == [1, 2]
     assert f"left out, scored on 12 other images: {tmp_path / 'model/of-the-sample'}" in messages()
-    assert "2 runs, scored on the same 3 validation images" in messages()
+    assert "runs scored on the same 3 validation images: 2" in messages()
     found = comparable_runs(folders, "segmentation", "validation", place)
     assert [run.folder.name for run in found] == ["of-the-sample"]
 
@@ -145,7 +145,7 @@ def test_the_worst_of_each_class(tmp_path, samples):
         ids = [sample.id for sample in samples if sample.label == label]
         for id_ in mean.loc[ids, name].nsmallest(2).index:
             said = mean.loc[id_, list(CLASSES)].astype(float).idxmax()
-            title = f"{id_}: {name}, p = {mean.loc[id_, name]:.2f}\nsaid {said}, p = {mean.loc[id_, said]:.2f}"
+            title = f"{id_}\n{name}, p = {mean.loc[id_, name]:.2f}\nsaid {said}, p = {mean.loc[id_, said]:.2f}"
             expected.append(title.replace("_keratosis", " keratosis"))
     assert [panel.title for panel in panels] == expected and len(expected) == 6
 

@@ -12,10 +12,20 @@ from utils import UserError
 from utils.data import read_split
 from utils.loader import MaskViews, prepare, train_loader
 from utils.loss import create_loss
-from utils.model import Precision, Schedule, Trainer, find_device, find_precision, fit, load_best
+from utils.model import (
+    Precision,
+    Schedule,
+    Trainer,
+    find_device,
+    find_precision,
+    fit,
+    load_best,
+    save_checkpoint,
+)
 from utils.run import Run
 from utils.sample import make_sample
 from utils.segmentation import score
+from utils.weights import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (32, 32)
@@ -214,3 +224,29 @@ def test_warnings_stay_on():
     assert len(sources) > 15
     for path in sources:
         assert not re.search(r"filterwarnings|simplefilter|PYTHONWARNINGS", path.read_text()), path
+
+
+class Interrupted:
+    """What a checkpoint meets when Ctrl-C comes while it is written."""
+
+    def __reduce__(self):
+        raise KeyboardInterrupt
+
+
+def test_interrupted_while_it_saves_it_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.pth"
+    save_checkpoint({"weight": torch.ones(3)}, path)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint({"weight": torch.zeros(10_000), "more": Interrupted()}, path)
+
+    def interrupted(state, file):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")  # as torch does when it closes its archive
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint({"weight": torch.zeros(10_000)}, path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.pth"]
+    assert load_file(path)["weight"].tolist() == [1, 1, 1]

@@ -90,10 +90,10 @@ def test_history_with_alphas_has_a_third_panel():
     for line, name in zip(alpha.lines, ARL50, strict=False):
         assert list(line.get_ydata()) == [row[name] for row in rows]
     for axes in (validation, alpha):
-        # No two lines look the same, and a long legend stands beside the curves.
+        # No two lines look the same, and a long legend stands below the curves.
         styles = {(to_rgb(line.get_color()), repr(line._dash_pattern)) for line in axes.lines[:-1]}
         assert len(styles) == len(axes.lines) - 1
-        assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
+        assert axes.get_legend().get_window_extent().y1 <= axes.get_window_extent().y0
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5])

@@ -9,5 +9,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 class UserError(Exception):
     """A mistake the user can mend: one line that names the file or value, what was expected and the next step.
 
-    The scripts print it without a traceback and end with exit code 2.
+    The scripts print it without a traceback and end with exit code 2; so do notebooks, which ask for what to show.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"error: {self}"]

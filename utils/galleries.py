@@ -49,7 +49,7 @@ def comparable_runs(folders: Sequence[str | Path], task: str, split: str, data: 
         if ids != chosen:
             names = ", ".join(str(run.folder) for run in runs)
             log.info("left out, scored on %d other images: %s", len(ids), names)
-    log.info("%d runs, scored on the same %d %s images", len(groups[chosen]), len(chosen), split)
+    log.info("runs scored on the same %d %s images: %d", len(chosen), split, len(groups[chosen]))
     return groups[chosen]
 
 
@@ -108,7 +108,7 @@ def classification_failures(rows: Sequence[Row], split: str, samples: Sequence[S
         (indices,) = np.nonzero(labels == label)
         for index in indices[np.argsort(mean[indices, label], kind="stable")[:count]]:
             said = int(mean[index].argmax())
-            title = f"{samples[index].id}: {NAMES[label]}, p = {mean[index, label]:.2f}\n"
+            title = f"{samples[index].id}\n{NAMES[label]}, p = {mean[index, label]:.2f}\n"
             title += f"said {NAMES[said]}, p = {mean[index, said]:.2f}"
             panels.append(photograph(samples[index], title))
     return panels

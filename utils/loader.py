@@ -72,7 +72,7 @@ def prepare(samples: Sequence[Sample], size: tuple[int, int], folder: Path = CAC
     finally:
         if partial.exists():
             partial.unlink()
-    log.info("prepared %d images at %d×%d: %s, %.0f MB", len(samples), *size, path, path.stat().st_size / 1e6)
+    log.info("prepared %d images at %d×%d: %s, %.1f MB", len(samples), *size, path, path.stat().st_size / 1e6)
     return Store(samples, path)
 
 

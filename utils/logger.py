@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from tqdm.auto import tqdm
+from tqdm import tqdm  # text in notebooks too: of a widget for each epoch, a saved notebook keeps error messages
 
 from utils import UserError
 

@@ -185,7 +185,8 @@ def fit(
     Args:
         trainer: the model and what belongs to it.
         loader: batches of (uint8 images [B, H, W, 3], targets), its sampler with an `epoch`.
-        validate: scores the model: (score to select the best weights by, columns for the history).
+        validate: scores the model: (score to select the best weights by, columns for the history). The first three
+            columns are printed.
         run: where history, events, `last.pth` (everything) and `best.pth` (weights of the best epoch) go.
 
     Raises:
@@ -222,7 +223,7 @@ def fit(
         run.write_history(history)
         run.write_events(row, done.epoch)
         save_checkpoint(trainer.state(), last)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in {"loss": loss, **columns}.items())
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in [("loss", loss), *columns.items()][:4])
         star = "  *" if done.best_epoch == done.epoch else ""
         log.info("epoch %d/%d  %s  %.0f s%s", done.epoch, trainer.schedule.epochs, shown, seconds, star)
     if trainer.progress.epoch < trainer.schedule.epochs:
@@ -241,7 +242,12 @@ def alphas(model: nn.Module) -> dict[str, float]:
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write tensors and plain values so that `path` holds the old checkpoint or the whole new one at any moment."""
     with written_whole(path) as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch closes its archive after Ctrl-C, and fails at that
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise error.__context__ from None
+            raise
 
 
 def load_best(model: nn.Module, folder: Path) -> int:

@@ -3,9 +3,11 @@
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pandas as pd
 import torch
@@ -13,6 +15,7 @@ from matplotlib.figure import Figure
 
 import nets
 from utils.data import CLASSES, Sample, find_files
+from utils.evaluation_cls import TASKS
 from utils.experiments import Experiment
 from utils.export import as_text, export_table
 from utils.galleries import photograph
@@ -20,6 +23,7 @@ from utils.loader import Store, Views, train_loader
 from utils.logger import log, start_logging
 from utils.run import Run
 from utils.sample import make_sample
+from utils.tables import Score
 from utils.visualize import Panel
 from utils.visualize_rows import save_figure
 
@@ -83,7 +87,40 @@ def training_views(store: Store, views: Views, seed: int = 0) -> list[Panel]:
 def settings_table(row: Experiment) -> pd.DataFrame:
     """What the experiment's row, the notebook's parameters and flags amount to; the published numbers are left out."""
     settings = {name: value for name, value in asdict(row).items() if name != "published" and value is not None}
-    return pd.DataFrame([settings])
+    return pd.DataFrame(
+        {"setting": [name.replace("_", " ") for name in settings], "value": map(str, settings.values())}
+    )
+
+
+def scores_table(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """The main scores of a split of metrics.json, of either task, with their 95 % intervals."""
+    if "official" in summary:
+        scores, intervals = summary["official"], summary["official_interval_95"]
+        found = {name: (value, intervals[name]) for name, value in scores.items()}
+    else:
+        intervals = summary["interval_95"]
+        found = {name: (summary[name], intervals[name]) for name in ("mean_auc", "balanced_accuracy")}
+        for task in TASKS:
+            names = ("auc", "accuracy", "sensitivity", "specificity")
+            found |= {f"{task}: {name}": (summary[task][name], intervals[task][name]) for name in names}
+    scores = [Score() if value is None else Score(value, None, tuple(interval)) for value, interval in found.values()]
+    names = [name.replace("_", " ").replace("auc", "AUC") for name in found]
+    return pd.DataFrame({"score": names, "value [95 % interval]": map(str, scores)})
+
+
+class Stopped(KeyboardInterrupt):
+    """What a notebook shows of an interrupted training, in place of a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+def train(script: ModuleType, command: Sequence[str]) -> Run:
+    """`seg_main` or `cls_main` with a command line; an interruption becomes one line that says how to go on."""
+    try:
+        return script.main(list(command))
+    except KeyboardInterrupt:
+        raise Stopped("stopped: run this cell again to go on after the last whole epoch") from None
 
 
 def network_table(names: Sequence[str]) -> pd.DataFrame:
@@ -107,7 +144,8 @@ def show(content: Figure | pd.DataFrame) -> None:
         from IPython.display import HTML, display
 
         with pd.option_context("display.max_colwidth", None):
-            display(HTML(content.to_html(index=False)))
+            html = content.to_html(index=False).replace("<td>", '<td style="white-space: nowrap">')
+        display(HTML(f'<div style="font-size: 85%">{html}</div>' if len(content.columns) > 8 else html))
     else:
         print(content.to_string(index=False))
 
@@ -118,8 +156,14 @@ def keep(content: Figure | pd.DataFrame, folder: str | Path, name: str) -> None:
         show(content)
         paths = save_figure(content, Path(folder), name)
     else:
-        show(as_text(content))
         paths = export_table(content, Path(folder), name)
+        table = as_text(content)
+        notes = table.pop("note") if "note" in table else pd.Series("", table.index)
+        if notes.any():
+            table["experiment"] += notes.astype(bool).map({True: "*", False: ""})
+        show(table)
+        for line in notes.index[notes.astype(bool)]:
+            print(f"{table['experiment'][line]}, {table['size'][line]}: {notes[line]}")
     log.info("%s: %s", folder, ", ".join(path.name for path in paths))
 
 

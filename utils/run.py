@@ -92,7 +92,8 @@ class Run:
         if not self.path("history.csv").is_file():
             return []
         with self.path("history.csv").open(newline="") as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return [row | {"epoch": int(row["epoch"])} for row in rows]
 
     def write_history(self, rows: list[dict[str, float]]) -> None:
         """Replace history.csv by `rows` (an epoch that was cut off before its checkpoint drops out this way)."""
@@ -140,11 +141,14 @@ def read_json(path: Path) -> dict[str, Any]:
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write that is at `path` whole or not at all: temporary name, flush to disk, rename."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def digest(samples: Iterable[Sample]) -> str:
@@ -166,7 +170,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "git_commit": _git_commit(),
         "device": device_name(device),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "cpu_threads": torch.get_num_threads(),
         "versions": versions,
     }

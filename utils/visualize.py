@@ -58,10 +58,9 @@ def plot_history(history: Sequence[Mapping[str, float]], best_epoch: int | None 
     panels = {title: losses, "Validation": [name for name in scores if name not in losses]}
     if alphas := [name for name in history[0] if name.startswith("alpha_")]:
         panels["α of each ARL block"] = alphas
-    many = {title: len(names) > 7 for title, names in panels.items()}
-    widths = [5 + 1.8 * many[title] for title in panels]
-    figure = Figure(figsize=(sum(widths), 4.2 if any(many.values()) else 3.6), layout="constrained")
-    grid = figure.subplots(1, len(panels), width_ratios=widths)
+    lines = max(len(names) for names in panels.values()) // 2 + 1  # of the legends, in two columns
+    figure = Figure(figsize=(4.4 * len(panels), 3.4 + 0.17 * lines), layout="constrained")
+    grid = figure.subplots(1, len(panels))
     epochs = [row["epoch"] for row in history]
     marker = "o" if len(epochs) < 20 else None
     for axes, (title, names) in zip(grid, panels.items(), strict=True):
@@ -74,21 +73,21 @@ def plot_history(history: Sequence[Mapping[str, float]], best_epoch: int | None 
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.3)
-        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False} if many[title] else {}
-        axes.legend(fontsize=8, **beside)
+        axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
     return figure
 
 
-def plot_contours(panels: Sequence[Panel], title: str = "", columns: int = 4) -> Figure:
-    """Photographs in a grid, the true outline and the predicted one drawn over each."""
+def plot_contours(panels: Sequence[Panel], title: str = "", columns: int = 4, width: float = 3.2) -> Figure:
+    """Photographs in a grid, the true outline and the predicted one drawn over each; width: of a panel, inches."""
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.2 * columns, 2.7 * rows + 0.6), layout="constrained")
+    small = width < 2.5
+    figure = Figure(figsize=(width * columns, (width + 0.2 if small else 2.7) * rows + 0.6), layout="constrained")
     grid = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
     for axes in grid:
         axes.axis("off")
     for axes, panel in zip(grid, panels, strict=False):
         axes.imshow(panel.image)
-        axes.set_title(panel.title, fontsize=9)
+        axes.set_title(panel.title, fontsize=7 if small else 9)
         for mask, colour in ((panel.truth, TRUTH), (panel.prediction, PREDICTION)):
             if mask is not None:
                 _outline(axes, mask, colour)
