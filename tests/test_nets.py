@@ -1,5 +1,7 @@
 """The networks: every registered one, and the invariants that make ARL-CNN and ResNet what they claim to be."""
 
+import importlib
+
 import pytest
 import torch
 import torchvision
@@ -124,6 +126,44 @@ def test_attention_none_is_a_resnet():
         nets.create_model("arl18", attention="none").state_dict().keys()
         == nets.create_model("resnet18").state_dict().keys()
     )
+
+
+@pytest.mark.parametrize("over", ["spatial", "channel"])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_attention_has_the_gradients_of_its_formula(over, layout, monkeypatch):
+    """Also where the images are worked on in several chunks, the last of them smaller."""
+    monkeypatch.setattr(importlib.import_module("nets.arl"), "CHUNK", 2 * 4 * 3 * 5)  # nets.arl is the function too
+    generator = torch.Generator().manual_seed(0)
+    residual, shortcut = (
+        torch.randn(5, 4, 3, 5, dtype=torch.float64, generator=generator).to(memory_format=layout).requires_grad_()
+        for _ in range(2)
+    )
+    attention = ARLAttention(over).double()
+    nn.init.constant_(attention.alpha, 0.7)
+    assert torch.autograd.gradcheck(lambda f, s, _: attention(f, s), (residual, shortcut, attention.alpha))
+    expected = residual + shortcut + 0.7 * attention.weights(residual) * shortcut
+    assert torch.allclose(attention(residual, shortcut), expected, rtol=1e-12)
+    fixed = ARLAttention(over, "fixed").double()
+    (fixed(residual, shortcut).sum()).backward()
+    assert residual.grad.isfinite().all() and shortcut.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("over", ["spatial", "channel"])
+def test_attention_in_bfloat16_follows_float32(over):
+    generator = torch.Generator().manual_seed(1)
+    values = [torch.randn(3, 16, 8, 8, generator=generator).to(memory_format=torch.channels_last) for _ in range(3)]
+    residual, shortcut, gradient = (value.bfloat16() for value in values)
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        attention = ARLAttention(over)
+        nn.init.constant_(attention.alpha, 0.7)
+        f, s = (value.to(dtype).requires_grad_() for value in (residual, shortcut))
+        out = attention(f, s)
+        out.backward(gradient.to(dtype))
+        assert out.dtype == f.grad.dtype == s.grad.dtype == dtype and attention.alpha.grad.dtype == torch.float32
+        results.append([out, f.grad, s.grad, attention.alpha.grad])
+    for wide, narrow in zip(*results, strict=True):
+        assert torch.allclose(narrow.float(), wide, rtol=2**-7, atol=2**-8)
 
 
 def test_attention_by_hand():
