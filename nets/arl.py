@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from nets import kernel
 from nets.resnet import CLASSES, LAYOUTS, ResNet, resnet
 
 ATTENTION = ("spatial", "channel", "none")
@@ -17,6 +18,39 @@ ALPHA = ("learn", "fixed", "0")
 ALPHA_START = 0.001  # of the paper
 AXES = {"spatial": 1, "channel": 2}  # of [B, H·W, C]
 CHUNK = 2**19  # values that are worked on at a time: 2 MB in float32, of the order of a core's cache
+
+
+class _FusedSum(torch.autograd.Function):
+    """As `_AttendedSum` with softmax over positions, in bfloat16 on a CPU: compiled (arl.c)."""
+
+    @staticmethod
+    def forward(ctx, residual: Tensor, shortcut: Tensor, alpha: Tensor) -> Tensor:
+        batch, channels, height, width = residual.shape
+        residual, shortcut = (x.contiguous(memory_format=torch.channels_last) for x in (residual, shortcut))
+        out = torch.empty_like(residual)
+        highest, inverse = residual.new_empty((2, batch, channels), dtype=torch.float32)
+        pointers = [x.data_ptr() for x in (residual, shortcut, out, highest, inverse)]
+        kernel.load().attended_sum(*pointers, alpha.item(), batch, height * width, channels)
+        ctx.save_for_backward(residual, shortcut, alpha, highest, inverse)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
+        residual, shortcut, alpha, highest, inverse = ctx.saved_tensors
+        batch, channels, height, width = residual.shape
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        inputs = [x.data_ptr() for x in (residual, shortcut, gradient, highest, inverse)]
+        of_residual, of_shortcut, of_alpha = (torch.empty_like(x) for x in (residual, shortcut, highest))
+        outputs = [x.data_ptr() for x in (of_residual, of_shortcut, of_alpha)]
+        kernel.load().attended_sum_gradients(*inputs, alpha.item(), *outputs, batch, height * width, channels)
+        return of_residual, of_shortcut, of_alpha.sum()
+
+
+def _fusable(residual: Tensor, shortcut: Tensor, over: str) -> bool:
+    cpu = residual.device.type == "cpu" and residual.dtype == shortcut.dtype == torch.bfloat16
+    fits = residual.shape == shortcut.shape and residual.shape[1] % kernel.LANES == 0 and residual.numel() > 0
+    return cpu and fits and over == "spatial" and kernel.load() is not None
 
 
 class _AttendedSum(torch.autograd.Function):
@@ -115,6 +149,8 @@ class ARLAttention(nn.Module):
         if torch.compiler.is_compiling():  # which fuses by itself, and would unroll the chunks
             with torch.autocast(residual.device.type, enabled=False):
                 return (residual + (1 + self.alpha * self.weights(residual)) * shortcut).to(residual.dtype)
+        if _fusable(residual, shortcut, self.over):
+            return _FusedSum.apply(residual, shortcut, self.alpha)
         return _AttendedSum.apply(residual, shortcut, self.alpha, AXES[self.over])
 
     def extra_repr(self) -> str:

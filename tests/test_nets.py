@@ -1,6 +1,10 @@
 """The networks: every registered one, and the invariants that make ARL-CNN and ResNet what they claim to be."""
 
 import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ import torchvision
 from torch import nn
 
 import nets
+from nets import kernel
 from nets.arl import ARLAttention
 from nets.resnet import Block
 
@@ -146,6 +151,53 @@ def test_attention_has_the_gradients_of_its_formula(over, layout, monkeypatch):
     fixed = ARLAttention(over, "fixed").double()
     (fixed(residual, shortcut).sum()).backward()
     assert residual.grad.isfinite().all() and shortcut.grad.isfinite().all()
+
+
+@pytest.mark.skipif(kernel.load() is None, reason="arl.c cannot be compiled here")
+@pytest.mark.parametrize("shape", [(3, 64, 9, 7), (1, 192, 1, 1), (5, 128, 28, 28)])
+def test_the_compiled_attention_is_that_of_its_formula(shape, monkeypatch):
+    """Outputs and gradients: float32 arithmetic, rounded once; without it, PyTorch's operations give the same."""
+    generator = torch.Generator().manual_seed(2)
+    values = [3 * torch.randn(shape, generator=generator) for _ in range(3)]
+    f, s, g = (value.bfloat16().to(memory_format=torch.channels_last) for value in values)
+    f[0, 0, 0, 0] = 80  # one position gets all the attention
+    attention = ARLAttention()
+    nn.init.constant_(attention.alpha, 0.7)
+
+    def run(f, s, g) -> list[torch.Tensor]:
+        f, s = f.clone().requires_grad_(), s.clone().requires_grad_()
+        attention.alpha.grad = None
+        out = attention(f, s)
+        out.backward(g)
+        return [out.detach(), f.grad, s.grad, attention.alpha.grad]
+
+    exact = run(f.double(), s.double(), g.double())
+    fused = run(f, s, g)
+    monkeypatch.setattr(kernel, "load", lambda: None)
+    plain = run(f, s, g)
+    for one, other, expected in zip(fused[:3], plain[:3], exact[:3], strict=True):
+        assert one.dtype == torch.bfloat16 and one.is_contiguous(memory_format=torch.channels_last)
+        assert torch.allclose(one.double(), expected, rtol=2**-8, atol=1e-5)
+        assert torch.allclose(other.double(), expected, rtol=2**-6, atol=0.02)
+    assert torch.allclose(fused[3].double(), exact[3].double(), rtol=1e-3, atol=1e-2)
+    assert not torch.equal(fused[1], plain[1]) or shape[2:] == (1, 1)  # it was another computation
+
+
+def test_without_a_compiler_attention_is_computed_by_pytorch(tmp_path):
+    """And with one that fails; one line says so."""
+    (tmp_path / "cc").write_text("#!/bin/sh\necho no such processor >&2\nexit 1\n")
+    (tmp_path / "cc").chmod(0o755)
+    script = "import logging; logging.basicConfig(level=20); from nets import kernel; print(kernel.load())"
+    for variables, text in (
+        ({"PATH": str(tmp_path / "nowhere")}, "no C compiler (cc): ARL blocks are computed by PyTorch"),
+        ({"PATH": str(tmp_path)}, "arl.c does not compile ("),
+        ({"ARL_KERNEL": "0"}, ""),
+    ):
+        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")} | variables
+        command = [sys.executable, "-c", script]
+        root = Path(nets.__file__).parents[1]
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout == "None\n" and text in done.stderr and (text or not done.stderr)
 
 
 @pytest.mark.parametrize("over", ["spatial", "channel"])
