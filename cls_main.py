@@ -29,13 +29,14 @@ from utils.command_line import Task, build_model, choose_experiment, make_parser
 from utils.data import CLASSES
 from utils.evaluation_cls import TASKS, classification_scores, official_predictions, official_truth, predictions_table
 from utils.experiments import Experiment
-from utils.loader import Store, prepare, train_loader
+from utils.loader import train_loader
 from utils.logger import log, run_script
 from utils.loss import create_loss
 from utils.model import Precision, Schedule, Trainer, find_device, find_precision, fit, load_best
 from utils.patches import SELECTION, VIEWS, PatchViews
 from utils.run import Run
 from utils.splits import Data, classification_data
+from utils.store import Store, prepare
 from utils.visualize import plot_classification, plot_history
 from utils.weights import export_arl18
 

@@ -17,13 +17,14 @@ from torch import nn
 
 from utils.command_line import Task, build_model, choose_experiment, make_parser, start_run
 from utils.experiments import Experiment
-from utils.loader import TRAIN_SCALE, MaskViews, Store, prepare, train_loader
+from utils.loader import TRAIN_SCALE, MaskViews, train_loader
 from utils.logger import log, run_script
 from utils.loss import LOSSES, create_loss
 from utils.model import Precision, Schedule, Trainer, find_device, find_precision, fit, load_best
 from utils.run import Run
 from utils.segmentation import format_scores, plot_examples, score, summarize, write_masks
 from utils.splits import Data, segmentation_data
+from utils.store import Store, prepare
 from utils.visualize import plot_history
 
 NETS = {"dense": "dense_unet", "res": "res_unet", "unet": "unet", "arl": "arl_unet"}

@@ -1,10 +1,14 @@
-"""What several test files need: the real photographs, beside the checkout or where ISIC_SHARED says; a copy of it."""
+"""What several test files need: real photographs, beside the checkout or where ISIC_SHARED says; drawn ones; a copy."""
 
 import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from utils.data import Sample
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("ISIC_SHARED", ROOT.parent / "shared"))
@@ -37,3 +41,19 @@ def checkout(tmp_path_factory) -> Path:
     for path in (*ROOT.glob("*.ipynb"), *ROOT.glob("*.py")):
         shutil.copy(path, folder)
     return folder
+
+
+@pytest.fixture
+def samples(tmp_path) -> list[Sample]:
+    """Ten dark photographs of 96×64 with a bright square at a different place in each, and its mask."""
+    found = []
+    for index in range(10):
+        image = np.random.default_rng(index).integers(0, 60, (64, 96, 3), dtype=np.uint8)
+        mask = np.zeros((64, 96), np.uint8)
+        mask[10 : 40 + index, 20 + index : 60] = 255
+        image[mask > 0] += 150
+        sample = Sample(f"ISIC_{index:07}", tmp_path / f"{index}.png", tmp_path / f"{index}_m.png", None)
+        Image.fromarray(image).save(sample.image)
+        Image.fromarray(mask).save(sample.mask)
+        found.append(sample)
+    return found

@@ -23,10 +23,10 @@ from utils.classification import STORED_SCALE, balanced_weights, class_probabili
 from utils.data import CLASSES, read_labels, read_split
 from utils.evaluation_cls import TASKS, classification_scores
 from utils.experiments import EXPERIMENTS, experiments
-from utils.loader import prepare
 from utils.model import Precision
 from utils.patches import SELECTION, VIEWS, take
 from utils.sample import make_sample
+from utils.store import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["--size", "32", "32", "--epochs", "1", "--batch-size", "4", "--lr", "1e-3"]

@@ -1,4 +1,4 @@
-"""From files to batches: decoded once, drawn reproducibly, whole frames for scoring."""
+"""From prepared images to batches: drawn reproducibly, image and mask alike."""
 
 from collections import Counter
 
@@ -8,28 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from utils import UserError
-from utils.data import Sample
-from utils.loader import EpochSampler, MaskViews, TrainingSet, prepare, to_input, train_loader
+from utils.loader import EpochSampler, MaskViews, TrainingSet, to_input, train_loader
+from utils.store import prepare
 
 SIZE = (48, 32)
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def samples(tmp_path) -> list[Sample]:
-    """Ten dark photographs of 96×64 with a bright square at a different place in each, and its mask."""
-    found = []
-    for index in range(10):
-        image = np.random.default_rng(index).integers(0, 60, (64, 96, 3), dtype=np.uint8)
-        mask = np.zeros((64, 96), np.uint8)
-        mask[10 : 40 + index, 20 + index : 60] = 255
-        image[mask > 0] += 150
-        sample = Sample(f"ISIC_{index:07}", tmp_path / f"{index}.png", tmp_path / f"{index}_m.png", None)
-        Image.fromarray(image).save(sample.image)
-        Image.fromarray(mask).save(sample.mask)
-        found.append(sample)
-    return found
 
 
 def batches(samples, tmp_path, epoch=0, seed=0, workers=0):
@@ -125,42 +108,6 @@ def test_an_epoch_opens_no_image_file(samples, tmp_path):
         sample.mask.unlink()
     loader = train_loader(store, MaskViews(SIZE), 4, 0, CPU)
     assert equal(before, [torch.cat([images, masks.unsqueeze(-1)], dim=-1) for images, masks in loader])
-
-
-def test_a_store_is_found_again_until_a_file_changes(samples, tmp_path):
-    folder = tmp_path / "cache"
-    first = prepare(samples, SIZE, folder)
-    assert prepare(samples, SIZE, folder).path == first.path
-    assert prepare(samples, (24, 16), folder).path != first.path
-    assert prepare(samples[:5], SIZE, folder).path != first.path
-    Image.new("RGB", (96, 64)).save(samples[0].image)
-    changed = prepare(samples, SIZE, folder)
-    assert changed.path != first.path and changed.pixels()[0, ..., :3].max() == 0
-
-
-def test_scoring_sees_the_whole_frame(samples, tmp_path):
-    """Old fault: centre crops, so that border pixels were never scored. Marks in all four corners survive."""
-    image = np.zeros((64, 96, 3), np.uint8)
-    image[:8, :8], image[:8, -8:], image[-8:, :8], image[-8:, -8:] = 60, 120, 180, 240
-    Image.fromarray(image).save(samples[0].image)
-    pixels = prepare(samples[:1], SIZE, tmp_path / "cache").pixels()[0]
-    assert [int(pixels[y, x, 0]) for y in (1, -2) for x in (1, -2)] == [60, 120, 180, 240]
-
-
-def test_a_truncated_image_stops_at_once_and_leaves_no_store(samples, tmp_path):
-    photograph = samples[3].image.with_suffix(".jpg")
-    Image.open(samples[3].image).save(photograph, quality=95)
-    photograph.write_bytes(photograph.read_bytes()[:-300])
-    samples[3] = Sample(samples[3].id, photograph, samples[3].mask, None)
-    with pytest.raises(UserError, match=r"3\.jpg: truncated"):
-        prepare(samples, SIZE, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_a_cache_that_cannot_be_written_is_named(samples, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"file: the prepared images cannot be written .* --cache"):
-        prepare(samples, SIZE, tmp_path / "file")
 
 
 def test_input_is_normalised_and_channels_last():

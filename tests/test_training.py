@@ -10,7 +10,7 @@ from torch import nn
 import nets
 from utils import UserError
 from utils.data import read_split
-from utils.loader import MaskViews, prepare, train_loader
+from utils.loader import MaskViews, train_loader
 from utils.loss import create_loss
 from utils.model import (
     Precision,
@@ -25,6 +25,7 @@ from utils.model import (
 from utils.run import Run
 from utils.sample import make_sample
 from utils.segmentation import score
+from utils.store import prepare
 from utils.weights import load_file
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,11 +14,11 @@ from nets.arl import ALPHA, ATTENTION
 from utils import UserError
 from utils.data import SPLITS
 from utils.experiments import DEFAULTS, EXPERIMENTS, Experiment, experiments, find_experiment
-from utils.loader import CACHE
 from utils.logger import log
 from utils.model import AMP, Precision
 from utils.run import Run, digest, environment, read_json
 from utils.splits import Data
+from utils.store import CACHE
 from utils.weights import MODEL, PRETRAINED, find_weights, load_pretrained
 
 

@@ -1,16 +1,10 @@
-"""From files to batches: originals are decoded once into a store, training draws augmented views of it."""
+"""From prepared images to batches: training draws augmented views of a store (`utils.store`)."""
 
-import hashlib
-import json
 import os
 import random
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import albumentations as A
 import cv2
@@ -19,111 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from utils import UserError
-from utils.data import Sample, read_image, read_mask
-from utils.logger import log, progress
+from utils.data import Sample
+from utils.store import Store
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
-CACHE = Path(__file__).resolve().parents[1] / "Data" / "cache"
-STORE_VERSION = 2  # raise it when what is stored changes
 TRAIN_SCALE = 1.5  # training images are stored at 1.5 × the network's size: a crop of half the area stays sharp
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which the pretrained encoders expect
-
-
-@dataclass(frozen=True)
-class Store:
-    """Decoded images of one split: a file of uint8 [N, height, width, 3], or 4 with the mask (0 or 1) after RGB."""
-
-    samples: tuple[Sample, ...]
-    path: Path
-
-    def pixels(self) -> np.ndarray:
-        """Memory-mapped, read-only: pages are shared by all processes that use them."""
-        return np.load(self.path, mmap_mode="r")
-
-
-def prepare(samples: Sequence[Sample], size: tuple[int, int], folder: Path = CACHE, *, masks: bool = True) -> Store:
-    """Decode every image, and mask if asked, once, at `size` = (width, height) with the whole frame kept, into a store.
-
-    A store is found again by its files' paths, sizes and times of change. It is written under another name and
-    renamed when whole, so neither an interrupted nor a second process leaves a half-written one in use.
-
-    Raises UserError that names the unreadable files, or the folder when it cannot be written.
-    """
-    samples = tuple(samples)
-    channels = 4 if masks else 3
-    path = folder / f"{_key(samples, size, channels)}.npy"
-    if path.is_file():
-        return Store(samples, path)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            shape = (len(samples), size[1], size[0], channels)
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for pixels in _decode(samples, size, channels):
-                file.write(pixels)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: the prepared images cannot be written there ({error}); choose --cache DIR"
-        ) from error
-    finally:
-        if partial.exists():
-            partial.unlink()
-    log.info("prepared %d images at %d×%d: %s, %.1f MB", len(samples), *size, path, path.stat().st_size / 1e6)
-    return Store(samples, path)
-
-
-def _key(samples: tuple[Sample, ...], size: tuple[int, int], channels: int) -> str:
-    def identity(path: Path | None) -> list | None:
-        if path is None:
-            return None
-        status = path.stat()
-        return [str(path.resolve()), status.st_size, status.st_mtime_ns]
-
-    files = [[identity(sample.image), identity(sample.mask if channels == 4 else None)] for sample in samples]
-    content = [STORE_VERSION, size, channels, files]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
-def _decode(samples: tuple[Sample, ...], size: tuple[int, int], channels: int) -> Iterator[np.ndarray]:
-    """Each sample's uint8 [height, width, channels], in order. UserError at the end that names the unreadable."""
-
-    def decode(sample: Sample) -> np.ndarray | UserError:
-        pixels = np.zeros((size[1], size[0], channels), np.uint8)
-        try:
-            pixels[..., :3] = read_image(sample.image, size)
-            if channels == 4 and sample.mask:
-                pixels[..., 3] = read_mask(sample.mask, size)
-        except UserError as error:
-            return error
-        return pixels
-
-    faults = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders and resizing release the interpreter lock
-        for result in progress(in_order(pool, decode, samples), "decoding images", len(samples)):
-            if isinstance(result, UserError):
-                faults.append(str(result))
-            else:
-                yield result
-    if faults:
-        more = f" (and {len(faults) - 5} more files; see python -m utils.inspect_data)" if len(faults) > 5 else ""
-        raise UserError("; ".join(faults[:5]) + more)
-
-
-def in_order(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 32
-) -> Iterator[Result]:
-    """As `pool.map`, but takes items only as they are needed: at most `ahead` are worked on or wait for use."""
-    waiting: deque[Future] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) == ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 class MaskViews:
@@ -167,7 +61,6 @@ class TrainingSet(Dataset):
 
     def __init__(self, store: Store, views: Views, seed: int) -> None:
         self.store, self.views, self.seed = store, views, seed
-        self._pixels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.store.samples)
@@ -175,12 +68,8 @@ class TrainingSet(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, Any]:
         """(epoch, index) → image uint8 [H, W, 3] and what the views give as its target."""
         epoch, index = key
-        if self._pixels is None:  # opened where it is used: a memory map does not travel to a worker process
-            self._pixels = self.store.pixels()
-        return self.views(self._pixels[index], self.store.samples[index], draw_seed(self.seed, epoch, index))
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_pixels": None}
+        seed = draw_seed(self.seed, epoch, index)
+        return self.views(self.store.pixels()[index], self.store.samples[index], seed)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

@@ -19,10 +19,11 @@ from utils.evaluation_cls import TASKS
 from utils.experiments import Experiment
 from utils.export import as_text, export_table
 from utils.galleries import photograph
-from utils.loader import Store, Views, train_loader
+from utils.loader import Views, train_loader
 from utils.logger import log, start_logging
 from utils.run import Run
 from utils.sample import make_sample
+from utils.store import Store
 from utils.tables import Score
 from utils.visualize import Panel
 from utils.visualize_rows import save_figure

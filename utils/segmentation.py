@@ -15,9 +15,9 @@ from torch import nn
 
 from utils.data import image_size, read_image, read_mask
 from utils.evaluation import METRICS, SegmentationCounts, bootstrap_interval, confusion_counts
-from utils.loader import Store, in_order
 from utils.model import Precision, predict
 from utils.run import written_whole
+from utils.store import Store, in_order
 from utils.visualize import Panel, best_median_worst, plot_contours
 
 LESION = 1  # index of the lesion among the classes background, lesion
