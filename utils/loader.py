@@ -83,7 +83,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.random.default_rng(draw_seed(self.seed, self.epoch)).permutation(self.count)
-        return iter([(self.epoch, int(index)) for index in order])
+        return ((self.epoch, int(index)) for index in order)
 
 
 def draw_seed(*numbers: int) -> int:

@@ -1,0 +1,1 @@
+"""How fast training is, and beside what: `python benchmarks/run.py`. Built on `nets` and `utils`."""

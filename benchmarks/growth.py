@@ -1,0 +1,68 @@
+"""How cost grows: with the size of the images, with how many there are, and with loader processes."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.timing import rate
+from benchmarks.workload import Bench, Store, load_all, prepare, repeat_rows, row_flops, tidy
+
+ROW = "cls-2-4"  # whose image size is varied
+
+
+def image_size(bench: Bench) -> dict[str, Any]:
+    """The loader and the step at several sizes of the network's input."""
+    result = {}
+    for side in bench.scale.sizes:
+        row = bench.scale.row(ROW, size=(side, side))
+        batches, training = bench.loader(row), bench.training(row, steps=1)
+        actions = {"loader": partial(load_all, batches), "step": training.step}
+        seconds = bench.time(actions, actions.values())
+        result[str(side)] = {
+            "loader": rate(seconds["loader"], len(batches) * row.batch_size),
+            "step": rate(seconds["step"], row.batch_size, row_flops(row)),
+        }
+        del training, batches
+        tidy()
+    return result
+
+
+def image_count(bench: Bench) -> dict[str, Any]:
+    """Memory and speed of one epoch of the loader over few and many small images, each in a process of its own."""
+    side, result = bench.scale.count_size, {}
+    with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
+        few = prepare(bench.samples, (side, side), Path(folder), masks=False)
+        for count, ids in bench.scale.counts:
+            result[f"{count} {ids}"] = _memory_of_epoch(repeat_rows(few, count, Path(folder)), ids)
+    first = next(iter(result.values()))
+    for measured in result.values():
+        measured["memory_over_first"] = measured["private_mb"] / first["private_mb"]
+    most = max(count for count, _ in bench.scale.counts)
+    bench.ratios["memory_100k_over_1k"] = result[f"{most} own"]["memory_over_first"]  # as a split of that size
+    return {"side": side, **result}
+
+
+def _memory_of_epoch(store: Store, ids: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.memory", store.path, str(len(store.samples)), "--ids", ids]
+    root = Path(__file__).parents[1]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=root).stdout)
+
+
+def workers(bench: Bench) -> dict[str, Any]:
+    """The loader alone and whole epochs with 0, 1, 2 … loader processes."""
+    result = {}
+    for name in bench.scale.worker_rows:
+        row, result[name] = bench.scale.row(name), {}
+        for count in bench.scale.workers:
+            batches, training = bench.loader(row, count), bench.training(row, workers=count)
+            actions = {"loader": partial(load_all, batches), "end_to_end": training.epoch}
+            seconds = bench.time(actions, [actions["loader"], training.warm_up], 2)
+            images = {"loader": len(batches) * row.batch_size, "end_to_end": training.images}
+            result[name][str(count)] = {key: rate(values, images[key]) for key, values in seconds.items()}
+            del training, batches
+            tidy()
+    return result

@@ -1,0 +1,52 @@
+"""Private memory of one epoch of the training loader, in a process that does nothing else.
+
+    python -m benchmarks.memory STORE COUNT --ids shared
+
+Prints JSON: peak and start of the private (anonymous) memory in MB, so without the store's pages, which the system
+takes back when it likes; the peak of everything; images a second.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.timing import memory_mb
+from utils.data import Sample
+from utils.loader import train_loader
+from utils.patches import PatchViews
+from utils.store import Store
+
+BATCH_SIZE = 32
+
+
+def make_samples(count: int, ids: str) -> tuple[Sample, ...]:
+    """`count` samples: all the same object ("shared"), or each with an id and a path, as a split of that size has."""
+    if ids == "shared":
+        return (Sample("ISIC_0000000", Path("ISIC_0000000.jpg"), None, 0),) * count
+    names = (f"ISIC_{index:07}" for index in range(count))
+    return tuple(Sample(name, Path("images") / f"{name}.jpg", None, 0) for name in names)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store", type=Path, help="file of a prepared store of images without masks")
+    parser.add_argument("count", type=int, help="images in it")
+    parser.add_argument("--ids", choices=("shared", "own"), default="shared", help="one sample for all, or one each")
+    args = parser.parse_args()
+    before = memory_mb("RssAnon")
+    store = Store(make_samples(args.count, args.ids), args.store)
+    _, height, width, _ = store.pixels().shape
+    loader = train_loader(store, PatchViews((width, height)), BATCH_SIZE, 0, torch.device("cpu"), workers=0)
+    peak, start = 0.0, time.perf_counter()
+    for _ in loader:
+        peak = max(peak, memory_mb("RssAnon"))
+    seconds = time.perf_counter() - start
+    report = {"images": args.count, "private_mb": peak, "private_mb_before": before, "all_mb": memory_mb("VmHWM")}
+    print(json.dumps(report | {"images_per_second": len(loader) * BATCH_SIZE / seconds}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Pipelines to compare with: the plain one of the project before this one, and those of two libraries' documentation.
+
+The plain pipeline decodes each full-size original with OpenCV in the training process every epoch, resizes it, and
+trains in float32 with contiguous tensors. It leaves the original's random augmentation away, which spares it time.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from utils.data import Sample
+from utils.experiments import Experiment
+from utils.loader import MEAN, STD
+from utils.loss import create_loss
+
+
+def plain_image(sample: Sample, size: tuple[int, int]) -> np.ndarray:
+    """The photograph as uint8 [H, W, 3], RGB: decoded at full size, then resized to (width, height)."""
+    return cv2.resize(cv2.cvtColor(cv2.imread(str(sample.image)), cv2.COLOR_BGR2RGB), size)
+
+
+def plain_mask(sample: Sample, size: tuple[int, int]) -> np.ndarray:
+    """The lesion mask as uint8 [H, W] of 0 and 1: decoded at full size, then resized to (width, height)."""
+    mask = cv2.resize(cv2.imread(str(sample.mask), cv2.IMREAD_GRAYSCALE), size, interpolation=cv2.INTER_NEAREST)
+    return (mask > 128).astype(np.uint8)
+
+
+class PlainSet(Dataset):
+    """Originals, read anew each time: image float32 [3, H, W], normalised, and mask [H, W] or class index."""
+
+    def __init__(self, samples: Sequence[Sample], size: tuple[int, int], masks: bool) -> None:
+        self.samples, self.size, self.masks = samples, size, masks
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        sample = self.samples[index]
+        image = (plain_image(sample, self.size).astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+        target = plain_mask(sample, self.size) if self.masks else np.int64(sample.label)
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), torch.as_tensor(target)
+
+
+class Plain:
+    """A network in training as simple code has it: float32, contiguous, no autocast.
+
+    Args:
+        criterion: called with (logits, targets).
+        loader: batches of (images float32 [B, 3, H, W], targets).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Callable[[Tensor, Tensor], Tensor],
+        optimizer: torch.optim.Optimizer,
+        loader: DataLoader,
+        device: torch.device,
+    ) -> None:
+        self.model, self.criterion, self.optimizer = model.train(), criterion, optimizer
+        self.loader, self.device = loader, device
+
+    @property
+    def images(self) -> int:
+        """Images of one epoch."""
+        return len(self.loader) * self.loader.batch_size
+
+    def step(self, images: Tensor, targets: Tensor) -> None:
+        loss = self.criterion(self.model(images.to(self.device)), targets.to(self.device))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def warm_up(self) -> None:
+        """Starts the loader's processes and takes one step."""
+        batches = list(self.loader)  # all of them: what a loader's processes have ready counts to no later epoch
+        self.step(*batches[0])
+
+    def epoch(self) -> None:
+        for images, targets in self.loader:
+            self.step(images, targets)
+
+
+def plain_training(row: Experiment, model: nn.Module, samples: Sequence[Sample], device: torch.device) -> Plain:
+    """The row's network, loss, batch size and optimizer, over originals that the training process reads."""
+    loader = DataLoader(
+        PlainSet(samples, row.size, row.task == "segmentation"),
+        row.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=0,
+        generator=torch.Generator().manual_seed(0),
+    )
+    model = model.to(device)
+    criterion = create_loss(row.loss, class_weights=row.class_weights).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=row.lr, weight_decay=row.weight_decay)
+    return Plain(model, criterion, optimizer, loader, device)
+
+
+def smp_training(row: Experiment, encoder: str, samples: Sequence[Sample], device: torch.device) -> Plain:
+    """segmentation_models.pytorch's U-Net as its example for pets trains it: Dice loss, Adam, one worker a core."""
+    import segmentation_models_pytorch as smp  # imports slowly
+
+    dice = smp.losses.DiceLoss(smp.losses.BINARY_MODE, from_logits=True)
+    model = smp_unet(encoder).to(device)
+    workers = os.cpu_count() or 1
+    loader = DataLoader(
+        PlainSet(samples, row.size, masks=True),
+        row.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=True,
+        generator=torch.Generator().manual_seed(0),
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
+    return Plain(model, lambda logits, masks: dice(logits, masks[:, None].float()), optimizer, loader, device)
+
+
+def smp_unet(encoder: str) -> nn.Module:
+    import segmentation_models_pytorch as smp
+
+    return smp.Unet(encoder, encoder_weights=None, in_channels=3, classes=1)
+
+
+class TorchvisionResNet50:
+    """torchvision's ResNet-50, its step as in its reference training: float32, contiguous, SGD with momentum."""
+
+    def __init__(self, batch_size: int, size: tuple[int, int], device: torch.device) -> None:
+        from torchvision.models import resnet50
+
+        self.model = resnet50(weights=None).to(device).train()
+        self.criterion = nn.CrossEntropyLoss()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randn((batch_size, 3, size[1], size[0]), generator=generator).to(device)
+        self.targets = torch.randint(1000, (batch_size,), generator=generator).to(device)
+
+    def step(self) -> None:
+        loss = self.criterion(self.model(self.images), self.targets)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
