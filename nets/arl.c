@@ -2,11 +2,10 @@
 
    All arrays are [images][positions][channels], channels a multiple of LANES; the softmax is over positions. Numbers
    are computed in float32 and rounded once. Each thread takes one image's LANES channels at a time: what it reads
-   twice or three times is still in its cache then. nets/kernel.py compiles and loads this. */
+   twice or three times is still in its cache then. nets/kernel.py sets LANES,
+   compiles and loads this. */
 #include <stdint.h>
 #include <string.h>
-
-#define LANES 64 /* accumulators that fit in vector registers; two cache lines of bfloat16 */
 
 typedef uint16_t bf16;
 

@@ -17,8 +17,17 @@ from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("arl.c")
-LANES = 64  # channels come in multiples of it
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
+LANES = 64  # channels come in multiples of it: two cache lines of bfloat16, accumulators that fit in vector registers
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp",
+    "-fPIC",
+    "-shared",
+    f"-DLANES={LANES}",
+)
 log = logging.getLogger("isic2017")
 
 
