@@ -33,14 +33,16 @@ from utils.loader import train_loader
 from utils.logger import log, run_script
 from utils.loss import create_loss
 from utils.model import Precision, Schedule, Trainer, find_device, find_precision, fit, load_best
-from utils.patches import SELECTION, VIEWS, PatchViews
+from utils.patches import TRAIN_VIEWS, VIEWS
 from utils.run import Run
 from utils.splits import Data, classification_data
 from utils.store import Store, prepare
 from utils.visualize import plot_classification, plot_history
 from utils.weights import export_arl18
 
-NETS = {name: name for name in ("arl14", "arl18", "arl50", "resnet14", "resnet18", "resnet50")}
+NETS = {
+    net: net for net in ["arl14", "arl18", "arl50", "resnet14", "resnet18", "resnet50", "mobilenet", "arl_mobilenet"]
+}
 SCORE = "AUC(melanoma) + AUC(seborrheic keratosis)"
 TASK = Task("classification", NETS, "arl50", ("focal", "ce"), SCORE)
 
@@ -52,9 +54,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "balanced: each class the same share of the loss")  # fmt: skip
     add("--recipe", choices=("repo", "paper"), default="repo", help="repo: AdamW, half cosine; paper: SGD, learning "
         "rate 0.01 (pretrained 1e-4), halved every 30 epochs")  # fmt: skip
-    add("--views", choices=VIEWS, default="9", help="what the scores average: nine fixed patches, nine around the "
-        "centre, or the whole frame (9)")  # fmt: skip
-    add("--flips", action="store_true", help="average each view's four flips too")
+    add("--train-views", choices=TRAIN_VIEWS, help="what it is trained on: patches of four scales from the middle, or "
+        "crops of half to all of the frame (the experiment's, else patches)")  # fmt: skip
+    add("--views", choices=VIEWS, help="what the scores average: nine fixed patches, nine around the centre, or the "
+        "whole frame (9; 1 with --train-views frame)")  # fmt: skip
     add("--require-all", action="store_true", help="stop when images are not there whose labels are")
     args = parser.parse_args(argv)
     if args.class_weights == ["balanced"]:
@@ -71,7 +74,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def choose(args: argparse.Namespace) -> Experiment:
     paper = args.recipe == "paper"
-    row = choose_experiment(args, TASK, class_weights=args.class_weights, optimizer="sgd" if paper else None)
+    row = choose_experiment(args, TASK, class_weights=args.class_weights, optimizer="sgd" if paper else None,
+        train_views=args.train_views)  # fmt: skip
+    if args.train_views and args.views is None:
+        row = replace(row, views="1" if row.train_views == "frame" else "9")
     if paper:
         return replace(row, lr=args.lr or (1e-4 if row.pretrained else 1e-2), weight_decay=1e-4)
     return row
@@ -82,20 +88,18 @@ def prepare_all(data: Data, size: tuple[int, int], cache: Path) -> dict[str, Sto
     return {split: prepare(data[split], size, cache, masks=False) for split in data if data[split]}
 
 
-def evaluate(
-    model: nn.Module, stores: dict[str, Store], row: Experiment, precision: Precision, views: str, flips: bool, run: Run
-) -> None:
+def evaluate(model: nn.Module, stores: dict[str, Store], row: Experiment, precision: Precision, run: Run) -> None:
     """Score the best weights where there is truth, predict the test images, then draw the figures."""
     best_epoch, history = load_best(model, run.folder), run.history()
     metrics = {"validation": None, "test": None, "best_epoch": best_epoch, "epochs": len(history)}
-    metrics |= {"views": views, "flips": flips}
+    metrics |= {"views": row.views, "flips": row.flips}
     scored = {}
     for split in ("validation", "test"):
         if split not in stores:
             continue
         samples = stores[split].samples
         probabilities = class_probabilities(
-            model, stores[split], precision, row.size, row.batch_size, VIEWS[views], flips
+            model, stores[split], precision, row.size, row.batch_size, VIEWS[row.views], row.flips
         )
         table = predictions_table([sample.id for sample in samples], probabilities)
         run.write_table(f"{split}_predictions.csv", table)
@@ -112,7 +116,9 @@ def evaluate(
     for split, probabilities in scored.items():
         labels = labels_of(stores[split].samples)
         figures = {"scores": plot_classification(probabilities, labels, f"{row.name}, {len(labels)} {split} images")}
-        figures |= plot_explanations(model, stores[split], probabilities, row.size, precision.device)
+        figures |= plot_explanations(
+            model, stores[split], probabilities, row.size, precision.device, TRAIN_VIEWS[row.train_views].frame_scale
+        )
         for name, figure in figures.items():
             log.info("figure: %s", run.save_figure(figure, f"{split}_{name}.png"))
 
@@ -143,27 +149,31 @@ def main(argv: list[str] | None = None) -> Run:
         row = replace(row, class_weights=balanced_weights(labels_of(data["train"])))
     torch.manual_seed(args.seed)
     model, weights = build_model(args, row)
-    stored = stored_size(data["train"], row.size)
+    kind = TRAIN_VIEWS[row.train_views]
+    stored = stored_size(data["train"], row.size, kind.stored_scale)
     stores = prepare_all(data, stored, args.cache)
     not_there = {split: len(ids) for split, ids in absent.items()}
     run = start_run(args, row, data, weights, precision, stored, {"images_not_there": not_there})
 
-    views = PatchViews(row.size)
-    loader = train_loader(stores["train"], views, row.batch_size, args.seed, precision.device, args.workers)
+    loader = train_loader(
+        stores["train"], kind.build(row.size), row.batch_size, args.seed, precision.device, args.workers
+    )
     schedule = Schedule(row.epochs, row.lr, row.weight_decay, row.patience, row.optimizer)
     trainer = Trainer(model, create_loss(row.loss, class_weights=row.class_weights), schedule, len(loader), precision)
     truth = labels_of(data["validation"])
 
     def validate(model: nn.Module) -> tuple[float, dict[str, float]]:
-        """By the same patches of the same images every epoch, whatever `--views`."""
-        probabilities = class_probabilities(model, stores["validation"], precision, row.size, row.batch_size, SELECTION)
+        """By the same views of the same images every epoch, whatever `--views`."""
+        probabilities = class_probabilities(
+            model, stores["validation"], precision, row.size, row.batch_size, kind.selection, kind.selection_flips
+        )
         scores = classification_scores(probabilities, truth)
         columns = {"val_mean_auc": scores["mean_auc"]} | {f"val_{task}_auc": scores[task]["auc"] for task in TASKS}
         more = {f"val_{name}": scores[name] for name in ("balanced_accuracy", "accuracy")}
         return sum(scores[task]["auc"] for task in TASKS), columns | more
 
     fit(trainer, loader, validate, run)
-    evaluate(model, stores, row, precision, args.views, args.flips, run)
+    evaluate(model, stores, row, precision, run)
     leave_arl18(model, args, row, run)
     log.info("run folder: %s", run.folder)
     return run

@@ -27,7 +27,7 @@ from utils.splits import Data, segmentation_data
 from utils.store import Store, prepare
 from utils.visualize import plot_history
 
-NETS = {"dense": "dense_unet", "res": "res_unet", "unet": "unet", "arl": "arl_unet"}
+NETS = {"dense": "dense_unet", "res": "res_unet", "unet": "unet", "arl": "arl_unet", "mobilenet": "mobilenet_unet"}
 TASK = Task("segmentation", NETS, "dense", LOSSES, "Jaccard")
 
 
@@ -45,23 +45,24 @@ def prepare_all(data: Data, size: tuple[int, int], train_size: tuple[int, int], 
     return {split: prepare(data[split], sizes[split], cache) for split in data if data[split]}
 
 
-def evaluate(model: nn.Module, stores: dict[str, Store], precision: Precision, batch_size: int, run: Run) -> None:
+def evaluate(model: nn.Module, stores: dict[str, Store], row: Experiment, precision: Precision, run: Run) -> None:
     """Score the best weights where there is truth, write the predicted masks, draw the figures."""
     best_epoch, history = load_best(model, run.folder), run.history()
-    metrics, tables = {"validation": None, "test": None, "best_epoch": best_epoch, "epochs": len(history)}, []
+    metrics = {"validation": None, "test": None, "best_epoch": best_epoch, "epochs": len(history), "flips": row.flips}
+    tables = []
     for split in ("validation", "test"):
         if split not in stores:
             continue
         masks = run.path(f"{split}_masks.zip")
-        count = write_masks(model, stores[split], precision, batch_size, masks)
+        count = write_masks(model, stores[split], precision, row.batch_size, masks, row.flips)
         log.info("masks of the %d %s images: %s", count, split, masks)
-        counts = score(model, stores[split], precision, batch_size)
+        counts = score(model, stores[split], precision, row.batch_size, row.flips)
         if not counts:
             continue
         metrics[split] = summarize(counts)
         log.info(format_scores(split, metrics[split]))
         tables.append(counts.per_image().assign(split=split))
-        figure = plot_examples(model, stores[split], counts, precision)
+        figure = plot_examples(model, stores[split], counts, precision, row.flips)
         log.info("figure: %s", run.save_figure(figure, f"{split}.png"))
     run.save_figure(plot_history(history, best_epoch), "history.png")
     run.write_table("per_image.csv", pd.concat(tables))
@@ -90,7 +91,7 @@ def main(argv: list[str] | None = None) -> Run:
         return first["jaccard"], {f"val_{name}": value for name, value in (first | scores).items()}
 
     fit(trainer, loader, validate, run)
-    evaluate(model, stores, precision, row.batch_size, run)
+    evaluate(model, stores, row, precision, run)
     log.info("run folder: %s", run.folder)
     return run
 

@@ -21,7 +21,7 @@ from utils.experiments import EXPERIMENTS, Experiment
 from utils.loader import TRAIN_SCALE, MaskViews, Views, train_loader
 from utils.loss import create_loss
 from utils.model import Precision, Schedule, Trainer
-from utils.patches import PatchViews
+from utils.patches import TRAIN_VIEWS
 from utils.sample import make_sample
 from utils.store import CACHE, Store, prepare
 
@@ -101,7 +101,7 @@ def draw_originals(folder: Path, scale: Scale) -> list[Sample]:
 def store_size(row: Experiment, samples: Sequence[Sample]) -> tuple[int, int]:
     """(width, height) at which the row's training images are stored."""
     if row.task == "classification":
-        return stored_size(samples, row.size)
+        return stored_size(samples, row.size, TRAIN_VIEWS[row.train_views].stored_scale)
     return (round(row.size[0] * TRAIN_SCALE), round(row.size[1] * TRAIN_SCALE))
 
 
@@ -125,7 +125,7 @@ def repeat_rows(store: Store, rows: int, folder: Path) -> Store:
 
 
 def row_views(row: Experiment) -> Views:
-    return PatchViews(row.size) if row.task == "classification" else MaskViews(row.size)
+    return TRAIN_VIEWS[row.train_views].build(row.size) if row.task == "classification" else MaskViews(row.size)
 
 
 def row_model(row: Experiment) -> nn.Module:

@@ -4,7 +4,7 @@ Zhang, Xie, Xia, Shen, "Attention Residual Learning for Skin Lesion Classificati
 doi 10.1109/TMI.2019.2893944.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -174,11 +174,15 @@ def arl(
     Raises:
         ValueError: an attention or alpha that is not offered.
     """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    return resnet(layout, num_classes, attention=attention_factory(attention, alpha))
+
+
+def attention_factory(attention: str, alpha: str | float) -> Callable[[], ARLAttention] | None:
+    """What builds the attention of each block; None for "none". Options and errors as for `arl`."""
     if attention not in ATTENTION:
         raise ValueError(f"attention must be one of {', '.join(ATTENTION)}, got {attention!r}")
     if str(alpha) not in ALPHA:
         raise ValueError(f"alpha must be one of {', '.join(ALPHA)}, got {alpha!r}")
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-    factory = None if attention == "none" else lambda: ARLAttention(attention, str(alpha))
-    return resnet(layout, num_classes, attention=factory)
+    return None if attention == "none" else lambda: ARLAttention(attention, str(alpha))

@@ -87,7 +87,10 @@ class ResNet(nn.Module):
 
     Attributes:
         channels: channels of each level that `features` returns.
+        last_layers: the last ones at 1/16 and 1/32 of the image's size, for Grad-CAM.
     """
+
+    last_layers = ("layer3", "layer4")
 
     def __init__(
         self,

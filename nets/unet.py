@@ -45,6 +45,27 @@ class UNetEncoder(nn.Module):
         return maps
 
 
+class LibraryEncoder(nn.Module):
+    """An encoder of segmentation_models_pytorch with random weights, by its name there, such as "densenet121".
+
+    Attributes:
+        channels: channels of each level that `features` returns.
+        backbone: the layers, under torchvision's parameter names.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        # Imported here: it takes seconds, and few networks need it.
+        from segmentation_models_pytorch.encoders import get_encoder
+
+        self.backbone = get_encoder(name, in_channels=3, depth=5, weights=None)
+        self.channels = tuple(self.backbone.out_channels[1:])
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Images [B, 3, H, W] → five [B, channels[i], ~H/2^(i+1), ~W/2^(i+1)], from fine to coarse."""
+        return self.backbone(x)[1:]
+
+
 class UNet(nn.Module):
     """Encoder, a decoder with a skip from every encoder level but the last, and a 1×1 convolution to the classes.
 

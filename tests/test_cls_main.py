@@ -19,12 +19,12 @@ import cls_main
 import nets
 import seg_main
 from utils import UserError, command_line, weights
-from utils.classification import STORED_SCALE, balanced_weights, class_probabilities, examples, stored_size
+from utils.classification import balanced_weights, class_probabilities, examples, stored_size
 from utils.data import CLASSES, read_labels, read_split
 from utils.evaluation_cls import TASKS, classification_scores
 from utils.experiments import EXPERIMENTS, experiments
 from utils.model import Precision
-from utils.patches import SELECTION, VIEWS, take
+from utils.patches import FRAME, TRAIN_VIEWS, VIEWS, take
 from utils.sample import make_sample
 from utils.store import prepare
 
@@ -194,8 +194,26 @@ def test_every_flag_arrives_where_it_acts(folders, data, monkeypatch, undrawn):
     assert loss == "ce" and options["class_weights"] == balanced_weights(labels) != (1, 1, 1)
     assert seen["Schedule"] == [((1, 1e-3, 1e-4, 7, "sgd"), {})]
     chosen, *scored = (args[5:] for args, _ in seen["class_probabilities"])
-    assert chosen == (SELECTION,) and scored == [(VIEWS["center9"], True)] * 2
+    assert chosen == (TRAIN_VIEWS["patches"].selection, False) and scored == [(VIEWS["center9"], True)] * 2
     assert seen["classification_data"][0][1] == {"keep_copies": True, "require_all": True}
+
+
+def test_a_run_on_frames_is_chosen_and_scored_by_frames(folders, monkeypatch, undrawn):
+    seen = []
+
+    def probabilities(*args):
+        seen.append(args[5:])
+        return class_probabilities(*args)
+
+    monkeypatch.setattr(cls_main, "class_probabilities", probabilities)
+    command = ["-n", "resnet18", "-p", "0", *QUICK, *folders]
+    run = cls_main.main([*command, "--train-views", "frame"])
+    assert seen == [((FRAME,), True), ((FRAME,), False), ((FRAME,), False)]
+    assert run.read_json("metrics.json")["views"] == "1"
+    settings = run.read_json("config.json")["settings"]
+    assert settings["train_views"] == "frame" and not {"views", "flips"} & settings.keys()
+    with pytest.raises(UserError, match="train_views frame"):
+        cls_main.main(command)
 
 
 def test_a_finished_run_is_scored_anew_with_other_views(folders, tmp_path, undrawn):
@@ -313,7 +331,8 @@ def test_every_row_of_the_table_is_runnable_by_name():
     for name in experiments("classification"):
         row = EXPERIMENTS[name]
         assert cls_main.choose(cls_main.parse(["--experiment", name])) == row
-        assert {task: len(numbers) for task, numbers in row.published.items()} == dict.fromkeys(CLASSES[:2], 4)
+        published = {} if name.startswith("cls-b") else dict.fromkeys(CLASSES[:2], 4)  # b: this project's own
+        assert {task: len(numbers) for task, numbers in row.published.items()} == published
 
 
 @pytest.mark.parametrize(
@@ -353,8 +372,8 @@ def test_balanced_weights_give_every_class_the_same_share():
 
 def test_images_are_stored_no_larger_than_they_are(data):
     samples = read_split(data, "train")
-    assert stored_size(samples, (224, 224)) == (224, 224)  # the sample is 80×64: the network's input at least
-    assert stored_size(samples, (30, 60)) == (round(30 * STORED_SCALE), 64)
+    assert stored_size(samples, (224, 224), 2.5) == (224, 224)  # the sample is 80×64: the network's input at least
+    assert stored_size(samples, (30, 60), 2.5) == (75, 64)
 
 
 def test_probabilities_are_the_mean_over_views_and_flips(data, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from utils.data import Sample
-from utils.patches import FRAME, SCALES, SELECTION, VIEWS, PatchViews, draw_patch, patch_at, take
+from utils.patches import FRAME, SCALES, TRAIN_VIEWS, VIEWS, FrameViews, PatchViews, draw_patch, patch_at, take
 
 SAMPLE = Sample("ISIC_0000000", Path("none.jpg"), None, 1)
 
@@ -46,8 +46,21 @@ def test_other_views():
 
 
 def test_the_best_epoch_is_chosen_by_the_middle_at_each_scale():
-    assert [round(patch[2], 6) for patch in SELECTION] == [0.8, 0.6, 0.4, 0.2]
-    assert all(left + width / 2 == top + height / 2 == 0.5 for left, top, width, height in SELECTION)
+    selection = TRAIN_VIEWS["patches"].selection
+    assert [round(patch[2], 6) for patch in selection] == [0.8, 0.6, 0.4, 0.2]
+    assert all(left + width / 2 == top + height / 2 == 0.5 for left, top, width, height in selection)
+
+
+def test_views_of_the_frame_hold_half_of_it_at_least_and_come_from_the_seed():
+    views, image = FrameViews((64, 48)), ramp(256, 256)
+    drawn = [views(image, SAMPLE, seed) for seed in range(40)]
+    assert all(view.shape == (48, 64, 3) and view.dtype == np.uint8 and label == SAMPLE.label for view, label in drawn)
+    assert np.array_equal(views(image, SAMPLE, 7)[0], drawn[7][0])
+    # The ramp rises by one a pixel along the rows: the range of a view is the share of the frame it holds, or more of
+    # its diagonal when it is turned; the crop of half the area has sides of at least 1/sqrt(2 · 1.25).
+    spans = [int(view[..., 0].max()) - int(view[..., 0].min()) for view, _ in drawn]
+    assert min(spans) > 256 * 0.6 and max(spans) > 256 * 0.9
+    assert len({view.tobytes() for view, _ in drawn}) == 40
 
 
 def ramp(width: int, height: int) -> np.ndarray:

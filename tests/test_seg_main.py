@@ -174,7 +174,7 @@ def test_every_row_of_the_table_is_runnable_by_name():
     for name in experiments("segmentation"):
         row = EXPERIMENTS[name]
         assert seg_main.choose(seg_main.parse(["--experiment", name])) == row
-        assert len(row.published) == 6
+        assert len(row.published) == (0 if name == "seg-b1" else 6)  # b: this project's own
 
 
 @pytest.mark.parametrize(

@@ -15,21 +15,16 @@ from utils.explain import attention_maps, class_activation_maps, grad_cam
 from utils.loader import to_input
 from utils.logger import log
 from utils.model import Precision, alphas, predict
-from utils.patches import FRAME, Patch, take
+from utils.patches import FLIPS, FRAME, Patch, take
 from utils.store import Store
 from utils.visualize import HeatRow, plot_heatmaps
 
-# Images are stored at 2.5 × the network's size: patches from 2/5 of the sides on stay sharp. Those of 1/5 keep a tenth
-# of the energy in the finest octave and a third in the next (13 originals 1,456 to 2,816 px wide, input 224×224).
-STORED_SCALE = 2.5
-FLIPS = ((1, 1), (1, -1), (-1, 1), (-1, -1))  # steps through rows and columns
 
-
-def stored_size(samples: Sequence[Sample], size: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) at which to store images for a network's input `size`: no larger than the largest original."""
+def stored_size(samples: Sequence[Sample], size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """(width, height) at which to store images: `scale` × a network's input, no larger than the largest original."""
     originals = [image_size(sample.image) for sample in samples]
     largest = (max(sides) for sides in zip(*originals, strict=True))
-    return tuple(max(side, min(round(STORED_SCALE * side), most)) for side, most in zip(size, largest, strict=True))
+    return tuple(max(side, min(round(scale * side), most)) for side, most in zip(size, largest, strict=True))
 
 
 def balanced_weights(labels: Sequence[int]) -> tuple[float, ...]:
@@ -121,6 +116,7 @@ def plot_explanations(
     probabilities: np.ndarray,
     size: tuple[int, int],
     device: torch.device,
+    scale: int,
 ) -> dict[str, Figure]:
     """Figures of where the network looks, on the best and worst recognised image of each class.
 
@@ -128,22 +124,22 @@ def plot_explanations(
     Grad-CAM at two layers; "attention": the map of every ARL block, where there are any. The true outline is drawn
     where it is known.
 
-    The network sees the whole frame at twice its input `size`: as large as in a patch of half the sides, with twice
-    as many positions in each map.
+    The network sees the whole frame at `scale` × its input `size` (`TrainViews.frame_scale`): things are as large then
+    as it knows them, and the maps have as many positions.
     """
     labels = labels_of(store.samples)
     chosen = examples(probabilities, labels)
     photographs = [store.pixels()[index] for index in chosen]
-    twice = (2 * size[0], 2 * size[1])
-    frames = [take(photograph, FRAME, twice) for photograph in photographs]
+    enlarged = (scale * size[0], scale * size[1])
+    frames = [take(photograph, FRAME, enlarged) for photograph in photographs]
     images = to_input(torch.from_numpy(np.stack(frames)), device)
     predicted = torch.from_numpy(probabilities[chosen].argmax(axis=1)).to(device)
     cams = {
         "CAM\npredicted class": class_activation_maps(model, images, predicted),
         **{f"CAM\n{task.replace('_', ' ')}": class_activation_maps(model, images, n) for n, task in enumerate(TASKS)},
         **{
-            f"Grad-CAM {layer}\npredicted class": grad_cam(model, images, layer, predicted)
-            for layer in ("layer3", "layer4")
+            f"Grad-CAM {layer.rpartition('features.')[2]}\npredicted class": grad_cam(model, images, layer, predicted)
+            for layer in model.last_layers
         },
     }
     titles, masks = [], []

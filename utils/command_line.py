@@ -21,6 +21,8 @@ from utils.splits import Data
 from utils.store import CACHE
 from utils.weights import MODEL, PRETRAINED, find_weights, load_pretrained
 
+SCALE = ("size", "epochs", "batch_size", "lr", "patience", "views", "flips")  # flags that leave a row what it is
+
 
 @dataclass(frozen=True)
 class Task:
@@ -71,6 +73,7 @@ def make_parser(task: Task, doc: str) -> argparse.ArgumentParser:
     add("--loss", choices=task.losses, help=f"the experiment's, else {row.loss}")
     add("--attention", choices=ATTENTION, help="of ARL networks: softmax over positions, over channels, or none")
     add("--alpha", choices=ALPHA, help="of ARL networks: learn, fixed at 0.001, or 0")
+    add("--flips", action=argparse.BooleanOptionalAction, help="average scores over the four flips of each view")
     add("--seed", type=at_least(0), default=0, help="of weights, order and augmentation (0)")
     add("--workers", type=at_least(0), help="loader processes (none on a CPU, one per core up to 8 beside a GPU)")
     add("--device", help="cuda, cuda:1, mps, cpu … (the first of these that is there)")
@@ -123,7 +126,7 @@ def choose_experiment(args: argparse.Namespace, task: Task, **settings: Any) -> 
         kind["alpha"] = None
     if row is None or net != row.net:
         row = find_experiment(task.name, net, pretrained, base=row, **kind)
-    scale = {name: getattr(args, name) for name in ("size", "epochs", "batch_size", "lr", "patience")}
+    scale = {name: getattr(args, name, None) for name in SCALE}
     scale = {name: value for name, value in scale.items() if value is not None}
     return replace(row, **kind, **scale, pretrained=pretrained)
 
@@ -166,7 +169,8 @@ def start_run(
 ) -> Run:
     """The run's folder, with its settings and what it is made with written to config.json."""
     settings = {**asdict(row), "seed": args.seed, "amp": args.amp, "weights": weights, "stored_size": stored_size}
-    del settings["published"]  # not ours, and nothing to hold a run to
+    for name in ("published", "views", "flips"):  # not ours; and how it is scored, which metrics.json tells
+        del settings[name]
     settings |= {f"{split}_images": digest(data[split]) for split in SPLITS if split != "test"}
     facts = {"data": str(args.data), "test_images": digest(data["test"]), "message": args.message, **(facts or {})}
     facts |= {"precision": str(precision), **environment(precision.device)}

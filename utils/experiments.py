@@ -19,6 +19,8 @@ class Experiment:
         loss: name for `utils.loss.create_loss`.
         class_weights: one for each of `utils.data.CLASSES` in the loss; None where there are no such classes.
         attention, alpha: of ARL networks, as for `nets.arl.arl`; None for others.
+        train_views: of classification: what it is trained on, a name of `utils.patches.TRAIN_VIEWS`.
+        views, flips: what scores average: names of `utils.patches.VIEWS` (classification), the four flips.
         size: (width, height) of the network's input, pixels.
         epochs: of the whole schedule.
         optimizer, lr, weight_decay, patience: as for `utils.model.Schedule`.
@@ -42,6 +44,9 @@ class Experiment:
     attention: str | None = None
     alpha: str | None = None
     optimizer: str = "adamw"
+    train_views: str | None = None
+    views: str | None = None
+    flips: bool = False
     published: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -51,7 +56,7 @@ DEFAULTS: dict[str, Experiment] = {
     ),
     "classification": Experiment(
         "", "classification", "", False, "focal", (224, 224), 32, lr=1e-4, weight_decay=1e-2, epochs=100, patience=30,
-        class_weights=EQUAL,
+        class_weights=EQUAL, train_views="patches", views="9",
     ),
 }  # fmt: skip
 
@@ -87,6 +92,20 @@ def _classify(
     )  # fmt: skip
 
 
+# Rows of this project's own, small enough for two cores; nothing is published for them.
+_SMALL = {
+    "segmentation": {"size": (256, 192), "lr": 1e-3, "epochs": 15, "patience": 15, "flips": True},
+    "classification": {
+        "size": (192, 192), "lr": 5e-4, "epochs": 12, "patience": 12, "flips": True,
+        "train_views": "frame", "views": "1",
+    },
+}  # fmt: skip
+
+
+def _small(name: str, task: str, net: str) -> Experiment:
+    return replace(DEFAULTS[task], name=name, net=net, pretrained=True, **_attention(net), **_SMALL[task])
+
+
 _RARE = (2.5, 2.5, 0.5)
 EXPERIMENTS: dict[str, Experiment] = {
     row.name: row
@@ -97,11 +116,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         _classify("cls-2-2", "arl14", False, "focal", _RARE, (.863, .862, .556, .936), (.927, .903, .444, .984)),
         _classify("cls-2-3", "arl14", False, "ce", EQUAL, (.822, .835, .487, .919), (.929, .893, .833, .904)),
         _classify("cls-2-4", "arl14", False, "ce", _RARE, (.882, .857, .632, .911), (.955, .925, .811, .945)),
+        _small("cls-b1", "classification", "mobilenet"),
+        _small("cls-b2", "classification", "arl_mobilenet"),
         _segment("seg-1", "unet", False, .8924, .6872, .9705, .7525, .8539, .6784),
         _segment("seg-2", "dense_unet", False, .9215, .8224, .9593, .8207, .8995, .7420),
         _segment("seg-3", "dense_unet", True, .9335, .8452, .9672, .8457, .9150, .7875),
         _segment("seg-4", "res_unet", True, .9222, .7765, .9778, .8174, .8972, .7447),
         _segment("seg-5", "arl_unet", True, .9220, .7795, .9764, .8173, .8972, .7413),
+        _small("seg-b1", "segmentation", "mobilenet_unet"),
     )
 }  # fmt: skip
 

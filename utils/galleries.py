@@ -1,6 +1,7 @@
 """Finished runs on the same photographs: which of them compare, what they get wrong, where their networks look."""
 
 import io
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +21,13 @@ from utils.explain import class_activation_maps, mass_inside, to_image_size
 from utils.loader import to_input
 from utils.logger import log
 from utils.model import find_device, load_best
+from utils.patches import TRAIN_VIEWS
 from utils.results import RunResult, find_runs
 from utils.rows import Row
 from utils.tables import Score
 from utils.visualize import NAMES, HeatRow, Panel, plot_heatmaps
 
+ARL_AND_PLAIN = ((r"arl\d+", r"resnet\d+"), ("arl_mobilenet", "mobilenet"))  # patterns for names of networks
 _BATCH = 16  # photographs at a time through a network
 
 
@@ -115,17 +118,19 @@ def classification_failures(rows: Sequence[Row], split: str, samples: Sequence[S
 
 
 def compare_maps(rows: Sequence[Row], split: str, samples: Sequence[Sample]) -> tuple[Figure, pd.DataFrame] | None:
-    """Class activation maps of an ARL network and a ResNet on the same photographs, for each image's true class.
+    """Class activation maps of an ARL network and its plain counterpart on the same photographs, for the true class.
 
-    Taken are the ARL row and the ResNet row with the highest mean AUC that keep their weights; of each the first seed.
+    Taken are an ARL-CNN and a ResNet, else the two MobileNets, with the highest mean AUC that keep their weights; of
+    each the first seed.
     The figure shows the best and the worst recognised image of each class (by the ARL network). The table has the share
     of the maps' mass that lies on the lesion, beside the lesion's share of the frame, which a map that looks everywhere
     alike would get: over the images that have a mask and in which both networks find something of the class. None, with
     a line in the log, when a run, its weights or the photographs are not there.
     """
-    pair = [_with_weights(rows, split, kind) for kind in ("arl", "resnet")]
-    if None in pair or not samples:
-        log.info("no maps to compare: they need photographs, and best.pth of an ARL and of a ResNet run")
+    pairs = [[_with_weights(rows, split, net) for net in nets] for nets in ARL_AND_PLAIN]
+    pair = next((pair for pair in pairs if None not in pair), None)
+    if pair is None or not samples:
+        log.info("no maps to compare: they need photographs, and best.pth of an ARL network's run and a plain one's")
         return None
     probabilities, labels = pair[0].probabilities(split)
     maps = [_true_class_maps(row.runs[0], samples, labels) for row in pair]
@@ -161,22 +166,23 @@ def _predicted_mask(run: RunResult, split: str, image_id: str) -> np.ndarray | N
         raise UserError(f"{path}: damaged, or without {image_id} ({error}); copy it again from the run") from error
 
 
-def _with_weights(rows: Sequence[Row], split: str, kind: str) -> Row | None:
+def _with_weights(rows: Sequence[Row], split: str, net: str) -> Row | None:
     there = [
-        row for row in rows if row.settings["net"].startswith(kind) and (row.runs[0].folder / "best.pth").is_file()
+        row for row in rows if re.fullmatch(net, row.settings["net"]) and (row.runs[0].folder / "best.pth").is_file()
     ]
     return max(there, key=lambda row: row.runs[0].metrics[split]["mean_auc"] or 0, default=None)
 
 
 def _true_class_maps(run: RunResult, samples: Sequence[Sample], labels: np.ndarray) -> np.ndarray:
-    """float32 [N, h, w]; the network sees the whole frame at twice its input, as in `plot_explanations`."""
+    """float32 [N, h, w]; the network sees the whole frame as in `plot_explanations`."""
     settings, device = run.settings, find_device(None)
     options = (
         {"attention": settings["attention"], "alpha": settings["alpha"] or "learn"} if settings["attention"] else {}
     )
     model = nets.create_model(settings["net"], **options).to(device)
     load_best(model, run.folder)
-    size = (2 * settings["size"][0], 2 * settings["size"][1])
+    scale = TRAIN_VIEWS[settings.get("train_views", "patches")].frame_scale
+    size = (scale * settings["size"][0], scale * settings["size"][1])
     maps = []
     for start in range(0, len(samples), _BATCH):
         here = slice(start, start + _BATCH)

@@ -18,7 +18,7 @@ _TRAIN = {"b2eebcf001ee3ca1", "5cc1395c5e7c5f0e"}  # the 2,000 less `utils.data.
 _TRAIN_WITH_COPIES = {"6c9fe817e0e7cca8", "e207a8a3f1179450"}
 _EXTRA, _EXTRA_WITH_COPIES = {"04d780f6fd6f49b4"}, {"4019f43efcbd443f"}  # and the 1,320 of the ISIC Archive
 _VALIDATION = {"bd160fd18a14af16", "cf672a04da0db6dc"}
-_VIEWS = {"center9": "scored by nine central patches", "1": "scored by the whole frame"}
+_VIEWS = {"9": "scored by nine patches", "center9": "scored by nine central patches", "1": "scored by the whole frame"}
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,12 @@ def deviations(run: RunResult) -> list[str]:
         "class_weights": f"class weights {' '.join(f'{weight:g}' for weight in settings.get('class_weights') or ())}",
         "attention": "attention {attention}",
         "alpha": "alpha {alpha}" if settings.get("alpha") else "",
+        "train_views": "trained on {train_views}",
     }
     told = [text.format(**settings) for name, text in words.items() if text and differs(name)]
     if other_weights:
         told.append(f"weights {weights['file']}")
-    return [*told, *_other_images(run), *_other_views(run.metrics)]
+    return [*told, *_other_images(run), *_other_views(run.metrics, row)]
 
 
 def _row_of(run: RunResult) -> Experiment:
@@ -169,10 +170,10 @@ def _other_images(run: RunResult) -> list[str]:
     return told
 
 
-def _other_views(metrics: Mapping[str, Any]) -> list[str]:
-    views = metrics.get("views", "9")
-    told = [] if views == "9" else [_VIEWS.get(views, f"views {views}")]
-    return [*told, "flips averaged"] if metrics.get("flips") else told
+def _other_views(metrics: Mapping[str, Any], row: Experiment) -> list[str]:
+    views, flips = metrics.get("views", row.views), metrics.get("flips", False)
+    told = [] if views == row.views else [_VIEWS.get(views, f"views {views}")]
+    return told if flips == row.flips else [*told, "flips averaged" if flips else "flips not averaged"]
 
 
 def _power(value: float) -> str:

@@ -16,6 +16,7 @@ from torch import nn
 from utils.data import image_size, read_image, read_mask
 from utils.evaluation import METRICS, SegmentationCounts, bootstrap_interval, confusion_counts
 from utils.model import Precision, predict
+from utils.patches import FLIPS
 from utils.run import written_whole
 from utils.store import Store, in_order
 from utils.visualize import Panel, best_median_worst, plot_contours
@@ -34,17 +35,30 @@ def lesion_mask(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def predict_lesions(
-    model: nn.Module, store: Store, precision: Precision, batch_size: int, indices: Sequence[int] | None = None
+    model: nn.Module,
+    store: Store,
+    precision: Precision,
+    batch_size: int,
+    flips: bool = False,
+    indices: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (index, lesion probability float32 [h, w] at the network's size), whole frames, for all or `indices`."""
+    """Yields (index, lesion probability float32 [h, w] at the network's size), whole frames, for all or `indices`.
+
+    flips: average over the frame flipped in all four ways.
+    """
     pixels = store.pixels()
     indices = range(len(pixels)) if indices is None else indices
-    frames = (pixels[index][..., :3] for index in indices)
-    for index, probabilities in zip(indices, predict(model, frames, precision, batch_size), strict=True):
-        yield index, probabilities[LESION].copy()  # the whole batch would live as long as a view of it
+    steps = FLIPS if flips else FLIPS[:1]
+    frames = (pixels[index][::rows, ::columns, :3] for index in indices for rows, columns in steps)
+    predictions = predict(model, frames, precision, batch_size)
+    for index in indices:
+        each = [next(predictions)[LESION][::rows, ::columns] for rows, columns in steps]
+        yield index, np.mean(each, axis=0)  # a copy: the whole batch would live as long as a view of it
 
 
-def score(model: nn.Module, store: Store, precision: Precision, batch_size: int) -> SegmentationCounts:
+def score(
+    model: nn.Module, store: Store, precision: Precision, batch_size: int, flips: bool = False
+) -> SegmentationCounts:
     """Compare the predicted with the true masks at the true masks' own size; images without one are passed over.
 
     Only counts are kept; a full-size mask lives as long as its comparison, and few images are ahead of theirs.
@@ -59,7 +73,7 @@ def score(model: nn.Module, store: Store, precision: Precision, batch_size: int)
         return sample.id, confusion_counts(lesion_mask(probability, truth.shape[::-1]), truth)
 
     with ThreadPoolExecutor(4) as pool:
-        probabilities = predict_lesions(model, store, precision, batch_size, indices)
+        probabilities = predict_lesions(model, store, precision, batch_size, flips, indices)
         for sample_id, image_counts in in_order(pool, compare, probabilities):
             counts.add_counts(sample_id, image_counts)
     return counts
@@ -85,11 +99,13 @@ def format_scores(split: str, summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_masks(model: nn.Module, store: Store, precision: Precision, batch_size: int, path: Path) -> int:
+def write_masks(
+    model: nn.Module, store: Store, precision: Precision, batch_size: int, path: Path, flips: bool = False
+) -> int:
     """Write `<id>_segmentation.png` (0 and 255, at each image's own size) into a zip; returns how many."""
     count = 0
     with written_whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed
-        for index, probability in predict_lesions(model, store, precision, batch_size):
+        for index, probability in predict_lesions(model, store, precision, batch_size, flips):
             sample = store.samples[index]
             mask = lesion_mask(probability, image_size(sample.image))
             content = io.BytesIO()
@@ -102,7 +118,12 @@ def write_masks(model: nn.Module, store: Store, precision: Precision, batch_size
 
 
 def plot_examples(
-    model: nn.Module, store: Store, counts: SegmentationCounts, precision: Precision, width: int = 480
+    model: nn.Module,
+    store: Store,
+    counts: SegmentationCounts,
+    precision: Precision,
+    flips: bool = False,
+    width: int = 480,
 ) -> Figure:
     """The best, median and worst scored images with the true and the predicted outline, drawn `width` pixels wide."""
     per_image = counts.per_image()
@@ -110,7 +131,8 @@ def plot_examples(
     panels = []
     for group, rows in best_median_worst(per_image["jaccard"].to_numpy()).items():
         indices = [position[per_image["image_id"][row]] for row in rows]
-        for row, (index, probability) in zip(rows, predict_lesions(model, store, precision, 4, indices), strict=True):
+        predicted = predict_lesions(model, store, precision, 4, flips, indices)
+        for row, (index, probability) in zip(rows, predicted, strict=True):
             sample = store.samples[index]
             columns, lines = image_size(sample.image)
             size = (width, max(1, round(width * lines / columns)))

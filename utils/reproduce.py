@@ -1,0 +1,165 @@
+"""Run rows of the results tables for several seeds, unattended, and keep what is needed to believe them.
+
+    python -m utils.reproduce seg-b1 cls-b1 cls-b2 --seeds 0 1 2
+    python -m utils.reproduce --jobs 2                              every row, two at a time
+    python -m utils.reproduce cls-2-4 --seeds 0 -- --size 112 112   what follows -- goes to seg_main.py or cls_main.py
+
+A name is a row (seg-2) or a network (arl18, which leaves the encoder of seg-5). Each run is a process of its own, with
+its output in model/<row>/run<seed>.log; its small files are copied to results/<row>/seed<seed>/. The same command goes
+on where it was stopped and passes over what is in results/. A run that fails is named at the end, and the others go on.
+With GPUs one run is on each at a time; without, --jobs share the cores.
+"""
+
+import argparse
+import json
+import os
+import queue
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import cls_main
+import seg_main
+from utils import UserError
+from utils.command_line import at_least
+from utils.experiments import EXPERIMENTS
+from utils.logger import log, run_script
+from utils.run import written_whole
+from utils.weights import MODEL
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = {"segmentation": seg_main, "classification": cls_main}
+KEPT = (
+    "history.csv", "per_image.csv", "validation_predictions.csv", "validation_truth_official.csv",
+    "test_predictions.csv", "validation_masks.zip", "test_masks.zip", "metrics.json",
+)  # fmt: skip # metrics.json last: where it lies, the folder is whole
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: the script's file, its arguments, the run's folder and where its results go."""
+
+    script: str
+    arguments: tuple[str, ...]
+    run: Path
+    results: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.run.parent.name} seed {self.results.name.removeprefix('seed')}"
+
+
+def make_job(name: str, seed: int, flags: Sequence[str], output: Path, results: Path) -> Job:
+    """The run of a row or network with a seed. UserError for a name that is neither, or flags that do not fit it."""
+    if name in EXPERIMENTS:
+        script, chosen = SCRIPTS[EXPERIMENTS[name].task], ["--experiment", name]
+    else:
+        script = next((script for script in SCRIPTS.values() if name in script.NETS), None)
+        chosen = ["-n", name]
+    if script is None:
+        nets = ", ".join(net for script in SCRIPTS.values() for net in script.NETS)
+        raise UserError(f"{name!r} is neither a row ({', '.join(EXPERIMENTS)}) nor a network ({nets})")
+    arguments = [*chosen, "-i", str(seed), "--seed", str(seed), "--output", str(output), *flags]
+    row = script.choose(script.parse(arguments)).name
+    path = Path(script.__file__).name
+    return Job(path, tuple(arguments), output / row / f"run{seed}", results / row / f"seed{seed}")
+
+
+def keep(job: Job) -> None:
+    """Copy the small files of a finished run to its results; config.json without the folders of this machine."""
+    job.results.mkdir(parents=True, exist_ok=True)
+    config = json.loads((job.run / "config.json").read_text())
+    for facts in (config, *config.get("continued", [])):
+        facts["command"] = portable(facts["command"])
+        facts["data"] = portable(facts["data"])
+    with written_whole(job.results / "config.json") as file:
+        file.write((json.dumps(config, indent=2) + "\n").encode())
+    for name in KEPT:
+        if (job.run / name).is_file():
+            with written_whole(job.results / name) as file, (job.run / name).open("rb") as source:
+                shutil.copyfileobj(source, file)
+
+
+def portable(command: str) -> str:
+    """A command with absolute paths shortened to their last part."""
+    words = [Path(word).name if word.startswith(("/", "~")) else word for word in shlex.split(command)]
+    return shlex.join(words)
+
+
+def run_job(job: Job, device: str | None, threads: int | None) -> str | None:
+    """Run to the end and keep the results; returns what went wrong, or None. `device`: a GPU's index."""
+    if (job.results / "metrics.json").is_file():
+        log.info("%s: there already (%s)", job.name, job.results)
+        return None
+    environment = dict(os.environ)
+    environment |= {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
+    environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    output = job.run.with_suffix(".log")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    log.info("%s: started, output in %s", job.name, output)
+    with output.open("a") as file:
+        command = [sys.executable, job.script, *job.arguments]
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    if done.returncode:
+        last = (output.read_text(errors="replace").strip().splitlines() or [""])[-1]
+        return f"{job.name}: exit code {done.returncode}, {last} (see {output})"
+    keep(job)
+    log.info("%s: finished, %s", job.name, job.results)
+    return None
+
+
+def run_all(jobs: Sequence[Job], devices: Sequence[str | None], threads: int | None) -> list[str]:
+    """Each device takes the next job when it is free; returns what failed."""
+    free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    for device in devices:
+        free.put(device)
+
+    def work(job: Job) -> str | None:
+        device = free.get()
+        try:
+            return run_job(job, device, threads)
+        finally:
+            free.put(device)
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        failed = [problem for problem in pool.map(work, jobs) if problem]
+    return failed
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return listed.split(",")[:count] if listed else [str(index) for index in range(count)]
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    ours, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=list(EXPERIMENTS), help="rows or networks (every row)")
+    parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], help="of each (0 1 2)")
+    parser.add_argument("--jobs", type=at_least(1), help="runs at a time without a GPU (1)")
+    parser.add_argument("--output", type=Path, default=MODEL, help="where run folders go (model)")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="where results go (results)")
+    args = parser.parse_args(ours)
+    # A row's first seed before any second one: a stopped list holds as many rows as it can.
+    jobs = [make_job(name, seed, flags, args.output, args.results) for seed in args.seeds for name in args.names]
+    gpus = visible_gpus()
+    devices = gpus or [None] * (args.jobs or 1)
+    threads = None if gpus or args.jobs is None else max(1, (os.cpu_count() or 1) // args.jobs)
+    failed = run_all(jobs, devices, threads)
+    log.info("%d of %d runs are in %s", len(jobs) - len(failed), len(jobs), args.results)
+    if failed:
+        raise UserError(f"{len(failed)} failed; the same command tries them again\n  " + "\n  ".join(failed))
+
+
+if __name__ == "__main__":
+    run_script(main)
