@@ -96,7 +96,7 @@ def _classify(
 _SMALL = {
     "segmentation": {"size": (256, 192), "lr": 1e-3, "epochs": 15, "patience": 15, "flips": True},
     "classification": {
-        "size": (192, 192), "lr": 5e-4, "epochs": 12, "patience": 12, "flips": True,
+        "size": (192, 192), "loss": "ce", "lr": 5e-4, "epochs": 8, "patience": 8, "flips": True,
         "train_views": "frame", "views": "1",
     },
 }  # fmt: skip
