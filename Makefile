@@ -8,7 +8,7 @@ QUICK := --experiment seg-4 -p 0 --size 128 128 --lr 1e-3
 QUICK_CLS := -n arl18 -p 0 --lr 1e-3
 ARGS ?=
 
-.PHONY: train train-cls test lint lock
+.PHONY: train train-cls results test lint lock
 
 train: $(VENV)/.train
 	@if [ -d Data/ISIC2017 ]; then \
@@ -29,6 +29,10 @@ train-cls: $(VENV)/.train
 		$(PY) -m utils.sample --out Data/sample_cls --train 1200 --validation 200 --test 200 --size 192 144 && \
 		$(PY) cls_main.py $(QUICK_CLS) --size 64 64 --epochs 25 --data Data/sample_cls --output model/sample $(ARGS); \
 	fi
+
+# Every row for three seeds: days on a GPU. make results ARGS="seg-b1 cls-b1 cls-b2 --jobs 2"
+results: $(VENV)/.train
+	$(PY) -m utils.reproduce $(ARGS)
 
 # A file at a time on each of up to four processes, whose threads would only wait for each other.
 test: $(VENV)/.test

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from utils import distributed
 from utils.classification import (
     balanced_weights,
     class_probabilities,
@@ -25,14 +26,22 @@ from utils.classification import (
     stored_size,
     summarize,
 )
-from utils.command_line import Task, build_model, choose_experiment, make_parser, positive, start_run
+from utils.command_line import (
+    Task,
+    build_model,
+    build_training,
+    choose_experiment,
+    make_parser,
+    positive,
+    start_run,
+)
 from utils.data import CLASSES
+from utils.device import Precision, find_device, find_precision
 from utils.evaluation_cls import TASKS, classification_scores, official_predictions, official_truth, predictions_table
 from utils.experiments import Experiment
-from utils.loader import train_loader
 from utils.logger import log, run_script
 from utils.loss import create_loss
-from utils.model import Precision, Schedule, Trainer, find_device, find_precision, fit, load_best
+from utils.model import fit, load_best
 from utils.patches import TRAIN_VIEWS, VIEWS
 from utils.run import Run
 from utils.splits import Data, classification_data
@@ -143,7 +152,12 @@ def leave_arl18(model: nn.Module, args: argparse.Namespace, row: Experiment, run
 def main(argv: list[str] | None = None) -> Run:
     args = parse(argv)
     row = choose(args)
-    precision = find_precision(find_device(args.device), args.amp)
+    device = find_device(args.device)
+    with distributed.joined(device):
+        return _main(args, row, find_precision(device, args.amp))
+
+
+def _main(args: argparse.Namespace, row: Experiment, precision: Precision) -> Run:
     data, absent = classification_data(args.data, keep_copies=args.keep_copies, require_all=args.require_all)
     if row.class_weights == "balanced":
         row = replace(row, class_weights=balanced_weights(labels_of(data["train"])))
@@ -152,14 +166,6 @@ def main(argv: list[str] | None = None) -> Run:
     kind = TRAIN_VIEWS[row.train_views]
     stored = stored_size(data["train"], row.size, kind.stored_scale)
     stores = prepare_all(data, stored, args.cache)
-    not_there = {split: len(ids) for split, ids in absent.items()}
-    run = start_run(args, row, data, weights, precision, stored, {"images_not_there": not_there})
-
-    loader = train_loader(
-        stores["train"], kind.build(row.size), row.batch_size, args.seed, precision.device, args.workers
-    )
-    schedule = Schedule(row.epochs, row.lr, row.weight_decay, row.patience, row.optimizer)
-    trainer = Trainer(model, create_loss(row.loss, class_weights=row.class_weights), schedule, len(loader), precision)
     truth = labels_of(data["validation"])
 
     def validate(model: nn.Module) -> tuple[float, dict[str, float]]:
@@ -172,9 +178,15 @@ def main(argv: list[str] | None = None) -> Run:
         more = {f"val_{name}": scores[name] for name in ("balanced_accuracy", "accuracy")}
         return sum(scores[task]["auc"] for task in TASKS), columns | more
 
-    fit(trainer, loader, validate, run)
-    evaluate(model, stores, row, precision, run)
-    leave_arl18(model, args, row, run)
+    not_there = {split: len(ids) for split, ids in absent.items()}
+    with start_run(args, row, data, weights, precision, stored, {"images_not_there": not_there}) as run:
+        criterion, views = create_loss(row.loss, class_weights=row.class_weights), kind.build(row.size)
+        trainer, loader = build_training(args, row, model, criterion, stores["train"], views, precision)
+        fit(trainer, loader, validate, run)
+        if distributed.is_main():
+            with distributed.alone():
+                evaluate(model, stores, row, precision, run)
+                leave_arl18(model, args, row, run)
     log.info("run folder: %s", run.folder)
     return run
 

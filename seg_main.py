@@ -4,6 +4,7 @@
     python seg_main.py --experiment seg-2              a row of the results table
     python seg_main.py -n res -p 0 --size 128 128 --epochs 10 --lr 1e-3
     nohup python seg_main.py -i 1 -n unet -p 0 &       in the background; the same command continues it
+    torchrun --nproc-per-node 2 seg_main.py            each batch shared by two GPUs
 
 What a run keeps lies in model/<experiment>/run<id>/.
 """
@@ -15,12 +16,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-from utils.command_line import Task, build_model, choose_experiment, make_parser, start_run
+from utils import distributed
+from utils.command_line import Task, build_model, build_training, choose_experiment, make_parser, start_run
+from utils.device import Precision, find_device, find_precision
 from utils.experiments import Experiment
-from utils.loader import TRAIN_SCALE, MaskViews, train_loader
+from utils.loader import TRAIN_SCALE, MaskViews
 from utils.logger import log, run_script
 from utils.loss import LOSSES, create_loss
-from utils.model import Precision, Schedule, Trainer, find_device, find_precision, fit, load_best
+from utils.model import fit, load_best
 from utils.run import Run
 from utils.segmentation import format_scores, plot_examples, score, summarize, write_masks
 from utils.splits import Data, segmentation_data
@@ -72,26 +75,30 @@ def evaluate(model: nn.Module, stores: dict[str, Store], row: Experiment, precis
 def main(argv: list[str] | None = None) -> Run:
     args = parse(argv)
     row = choose(args)
-    precision = find_precision(find_device(args.device), args.amp)
+    device = find_device(args.device)
+    with distributed.joined(device):
+        return _main(args, row, find_precision(device, args.amp))
+
+
+def _main(args: argparse.Namespace, row: Experiment, precision: Precision) -> Run:
     data = segmentation_data(args.data, keep_copies=args.keep_copies)
     torch.manual_seed(args.seed)
     model, weights = build_model(args, row)
     train_size = (round(row.size[0] * TRAIN_SCALE), round(row.size[1] * TRAIN_SCALE))
     stores = prepare_all(data, row.size, train_size, args.cache)
-    run = start_run(args, row, data, weights, precision, train_size)
-
-    views = MaskViews(row.size)
-    loader = train_loader(stores["train"], views, row.batch_size, args.seed, precision.device, args.workers)
-    schedule = Schedule(row.epochs, row.lr, row.weight_decay, row.patience, row.optimizer)
-    trainer = Trainer(model, create_loss(row.loss), schedule, len(loader), precision)
 
     def validate(model: nn.Module) -> tuple[float, dict[str, float]]:
         scores = score(model, stores["validation"], precision, row.batch_size).official()
         first = {name: scores.pop(name) for name in ("jaccard", "threshold_jaccard", "dice")}
         return first["jaccard"], {f"val_{name}": value for name, value in (first | scores).items()}
 
-    fit(trainer, loader, validate, run)
-    evaluate(model, stores, row, precision, run)
+    with start_run(args, row, data, weights, precision, train_size) as run:
+        criterion, views = create_loss(row.loss), MaskViews(row.size)
+        trainer, loader = build_training(args, row, model, criterion, stores["train"], views, precision)
+        fit(trainer, loader, validate, run)
+        if distributed.is_main():
+            with distributed.alone():
+                evaluate(model, stores, row, precision, run)
     log.info("run folder: %s", run.folder)
     return run
 

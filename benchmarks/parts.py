@@ -21,12 +21,14 @@ from benchmarks.workload import (
     row_flops,
     row_model,
     row_shape,
+    row_views,
     store_size,
     tidy,
 )
 
 EPOCH_ROWS = ("seg-2", "cls-1-1")  # whose epoch is held beside its bare steps
 PLAIN_ROWS = ("seg-2", "cls-2-4")
+PIPELINE_ROW = "cls-2-4"  # the smallest network: beside it the pipeline counts most. With seg-2 the steps decide
 SMP_ENCODERS = {"seg-4": "resnet18", "seg-2": "densenet121"}
 
 
@@ -128,11 +130,11 @@ def plain(bench: Bench) -> dict[str, Any]:
     result = {}
     for name in PLAIN_ROWS:
         row = bench.scale.row(name)
-        slow = plain_training(row, row_model(row), bench.samples, bench.device)
+        slow = plain_training(row, row_model(row), bench.samples, row_views(row), bench.device)
         flops = row_flops(row)
         result[name] = described(row) | _beside(bench, bench.training(row), slow, flops, flops, 3)
         tidy()
-    bench.ratios["epoch_over_plain"] = min(row["ratio"]["median"] for row in result.values())
+    bench.ratios["epoch_over_plain"] = result[PIPELINE_ROW]["ratio"]["median"]
     return result
 
 

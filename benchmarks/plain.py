@@ -1,10 +1,11 @@
 """Pipelines to compare with: the plain one of the project before this one, and those of two libraries' documentation.
 
-The plain pipeline decodes each full-size original with OpenCV in the training process every epoch, resizes it, and
-trains in float32 with contiguous tensors. It leaves the original's random augmentation away, which spares it time.
+The plain pipeline decodes each full-size original with OpenCV in the training process every epoch, draws the same
+random views of it as the project does of its prepared images, and trains in float32 with contiguous tensors.
 """
 
 import os
+import random
 from collections.abc import Callable, Sequence
 
 import cv2
@@ -15,34 +16,50 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.data import Sample
 from utils.experiments import Experiment
-from utils.loader import MEAN, STD
+from utils.loader import MEAN, STD, Views
 from utils.loss import create_loss
 
 
-def plain_image(sample: Sample, size: tuple[int, int]) -> np.ndarray:
-    """The photograph as uint8 [H, W, 3], RGB: decoded at full size, then resized to (width, height)."""
-    return cv2.resize(cv2.cvtColor(cv2.imread(str(sample.image)), cv2.COLOR_BGR2RGB), size)
+def plain_image(sample: Sample) -> np.ndarray:
+    """The photograph as uint8 [H, W, 3], RGB, at full size."""
+    return cv2.cvtColor(cv2.imread(str(sample.image)), cv2.COLOR_BGR2RGB)
 
 
-def plain_mask(sample: Sample, size: tuple[int, int]) -> np.ndarray:
-    """The lesion mask as uint8 [H, W] of 0 and 1: decoded at full size, then resized to (width, height)."""
-    mask = cv2.resize(cv2.imread(str(sample.mask), cv2.IMREAD_GRAYSCALE), size, interpolation=cv2.INTER_NEAREST)
-    return (mask > 128).astype(np.uint8)
+def plain_mask(sample: Sample) -> np.ndarray:
+    """The lesion mask as uint8 [H, W] of 0 and 1, at full size."""
+    return (cv2.imread(str(sample.mask), cv2.IMREAD_GRAYSCALE) > 128).astype(np.uint8)
 
 
 class PlainSet(Dataset):
-    """Originals, read anew each time: image float32 [3, H, W], normalised, and mask [H, W] or class index."""
+    """Originals, read anew each time: an image float32 [3, H, W], normalised, and mask [H, W] or class index.
 
-    def __init__(self, samples: Sequence[Sample], size: tuple[int, int], masks: bool) -> None:
-        self.samples, self.size, self.masks = samples, size, masks
+    views: the project's training views (with masks, `MaskViews`); None leaves the originals whole and as they are, and
+    size resizes them to (width, height).
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], masks: bool, views: Views | None = None, size: tuple[int, int] | None = None
+    ) -> None:
+        self.samples, self.masks, self.views, self.size = samples, masks, views, size
+        self.drawn = 0
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         sample = self.samples[index]
-        image = (plain_image(sample, self.size).astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
-        target = plain_mask(sample, self.size) if self.masks else np.int64(sample.label)
+        self.drawn += 1
+        pixels, target = plain_image(sample), plain_mask(sample) if self.masks else np.int64(sample.label)
+        if self.views is None:
+            pixels = cv2.resize(pixels, self.size)
+            target = cv2.resize(target, self.size, interpolation=cv2.INTER_NEAREST) if self.masks else target
+        elif self.masks:
+            self.views.transforms.set_random_state(np.random.default_rng(self.drawn), random.Random(self.drawn))
+            drawn = self.views.transforms(image=pixels, mask=target)
+            pixels, target = drawn["image"], drawn["mask"]
+        else:
+            pixels, _ = self.views(pixels, sample, self.drawn)
+        image = (pixels.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), torch.as_tensor(target)
 
 
@@ -86,10 +103,12 @@ class Plain:
             self.step(images, targets)
 
 
-def plain_training(row: Experiment, model: nn.Module, samples: Sequence[Sample], device: torch.device) -> Plain:
+def plain_training(
+    row: Experiment, model: nn.Module, samples: Sequence[Sample], views: Views, device: torch.device
+) -> Plain:
     """The row's network, loss, batch size and optimizer, over originals that the training process reads."""
     loader = DataLoader(
-        PlainSet(samples, row.size, row.task == "segmentation"),
+        PlainSet(samples, row.task == "segmentation", views),
         row.batch_size,
         shuffle=True,
         drop_last=True,
@@ -110,7 +129,7 @@ def smp_training(row: Experiment, encoder: str, samples: Sequence[Sample], devic
     model = smp_unet(encoder).to(device)
     workers = os.cpu_count() or 1
     loader = DataLoader(
-        PlainSet(samples, row.size, masks=True),
+        PlainSet(samples, masks=True, size=row.size),
         row.batch_size,
         shuffle=True,
         drop_last=True,

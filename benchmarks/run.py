@@ -28,8 +28,8 @@ from benchmarks.timing import memory_mb, processor
 from benchmarks.workload import CUDA, FOLDER, QUICK, Bench, Scale, draw_originals
 from utils import UserError
 from utils.data import Sample, image_size, read_split
+from utils.device import AMP, find_device, find_precision
 from utils.logger import run_script
-from utils.model import AMP, find_device, find_precision
 from utils.run import environment, written_whole
 
 # ratio: (bar on a CPU, bar on a GPU, whether it is a least value); None: no bar there

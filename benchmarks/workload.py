@@ -17,10 +17,11 @@ import nets
 from benchmarks.timing import interleave, training_flops
 from utils.classification import stored_size
 from utils.data import Sample, read_split
+from utils.device import Precision
 from utils.experiments import EXPERIMENTS, Experiment
 from utils.loader import TRAIN_SCALE, MaskViews, Views, train_loader
 from utils.loss import create_loss
-from utils.model import Precision, Schedule, Trainer
+from utils.model import Progress, Schedule, Trainer
 from utils.patches import TRAIN_VIEWS
 from utils.sample import make_sample
 from utils.store import CACHE, Store, prepare
@@ -155,7 +156,7 @@ class Training:
         loader = train_loader(store, views, row.batch_size, 0, device, workers)
         schedule = Schedule(row.epochs, row.lr, row.weight_decay, row.patience, row.optimizer)
         criterion = create_loss(row.loss, class_weights=row.class_weights)
-        trainer = Trainer(row_model(row), criterion, schedule, len(loader), precision)
+        trainer = Trainer(row_model(row), criterion, schedule, loader.batch_sampler.steps, precision)
         trainer.model.train()
         images, targets = next(iter(train_loader(store, views, row.batch_size, 0, device, workers=0)))
         return cls(row, trainer, loader, (images.to(device), targets.to(device)))
@@ -171,7 +172,7 @@ class Training:
         self.step()
 
     def step(self) -> None:
-        self.trainer._step(*self.batch)
+        self.trainer.step([self.batch])
 
     def steps(self) -> None:
         """As many steps as an epoch has, all on the batch that is there."""
@@ -180,14 +181,14 @@ class Training:
 
     def epoch(self) -> None:
         self.trainer.train_one_epoch(self.loader)
-        self.trainer.progress.epoch += 1
+        self.trainer.progress = Progress(self.trainer.progress.epoch + 1)
 
 
 def load_all(loader: DataLoader) -> None:
     """One pass over a loader without training; consecutive passes draw the views of consecutive epochs."""
     for _ in loader:
         pass
-    loader.sampler.epoch += 1
+    loader.batch_sampler.epoch += 1
 
 
 @dataclass

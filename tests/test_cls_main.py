@@ -21,9 +21,9 @@ import seg_main
 from utils import UserError, command_line, weights
 from utils.classification import balanced_weights, class_probabilities, examples, stored_size
 from utils.data import CLASSES, read_labels, read_split
+from utils.device import Precision
 from utils.evaluation_cls import TASKS, classification_scores
 from utils.experiments import EXPERIMENTS, experiments
-from utils.model import Precision
 from utils.patches import FRAME, TRAIN_VIEWS, VIEWS, take
 from utils.sample import make_sample
 from utils.store import prepare
@@ -186,12 +186,16 @@ def test_every_flag_arrives_where_it_acts(folders, data, monkeypatch, undrawn):
 
         monkeypatch.setattr(module, name, call)
 
-    for name in ("create_loss", "Schedule", "class_probabilities", "classification_data"):
+    for name in ("create_loss", "class_probabilities", "classification_data"):
         record(cls_main, name)
-    flags = ["--loss", "ce", "--class-weights", "balanced", "--recipe", "paper", "--views", "center9", "--flips"]
+    for name in ("Schedule", "train_loader", "Trainer"):
+        record(command_line, name)
+    step = ["--accumulate", "2", "--on-nan", "skip", "--recompute"]
+    flags = [*step, "--loss", "ce", "--class-weights", "balanced", "--recipe", "paper", "--views", "center9", "--flips"]
     cls_main.main(["-n", "arl14", *flags, "--require-all", "--keep-copies", "--patience", "7", *QUICK, *folders])
     (((loss,), options),) = seen["create_loss"]
     assert loss == "ce" and options["class_weights"] == balanced_weights(labels) != (1, 1, 1)
+    assert seen["train_loader"][0][0][-1] == 2 and seen["Trainer"][0][0][-1] == "skip"
     assert seen["Schedule"] == [((1, 1e-3, 1e-4, 7, "sgd"), {})]
     chosen, *scored = (args[5:] for args, _ in seen["class_probabilities"])
     assert chosen == (TRAIN_VIEWS["patches"].selection, False) and scored == [(VIEWS["center9"], True)] * 2

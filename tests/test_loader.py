@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.loader import EpochSampler, MaskViews, TrainingSet, to_input, train_loader
+from utils.loader import EpochBatches, MaskViews, TrainingSet, to_input, train_loader
 from utils.store import prepare
 
 SIZE = (48, 32)
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 def batches(samples, tmp_path, epoch=0, seed=0, workers=0):
     loader = train_loader(prepare(samples, (72, 48), tmp_path / "cache"), MaskViews(SIZE), 4, seed, CPU, workers)
-    loader.sampler.epoch = epoch
+    loader.batch_sampler.epoch = epoch
     return [torch.cat([images, masks.unsqueeze(-1)], dim=-1) for images, masks in loader]
 
 
@@ -50,7 +50,7 @@ def test_draws_depend_on_seed_and_epoch_alone(samples, tmp_path):
 def test_draws_do_not_depend_on_the_number_of_workers(samples, tmp_path, workers):
     loader = train_loader(prepare(samples, (72, 48), tmp_path / "cache"), MaskViews(SIZE), 4, 0, CPU, workers)
     for epoch in (0, 1):  # the workers live on into the second epoch
-        loader.sampler.epoch = epoch
+        loader.batch_sampler.epoch = epoch
         got = [torch.cat([images, masks.unsqueeze(-1)], dim=-1) for images, masks in loader]
         assert equal(got, batches(samples, tmp_path, epoch=epoch))
 
@@ -63,11 +63,11 @@ def test_global_random_state_is_left_alone(samples, tmp_path):
 
 
 def test_every_image_once_an_epoch_in_another_order():
-    sampler = EpochSampler(50, seed=0)
+    sampler = EpochBatches(50, 10, seed=0)
     orders = []
     for epoch in range(3):
         sampler.epoch = epoch
-        epochs, order = zip(*sampler, strict=True)
+        epochs, order = zip(*(key for batch in sampler for key in batch), strict=True)
         assert set(epochs) == {epoch} and sorted(order) == list(range(50))
         orders.append(order)
     assert len(set(orders)) == 3

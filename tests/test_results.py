@@ -33,7 +33,8 @@ SCORED = "scored on 40 images"  # not on the challenge's 600
 
 def start(folder, row, seed=0, **changed) -> Run:
     settings = {**asdict(row), "seed": seed, "amp": "auto", "weights": None, "stored_size": (420, 280)}
-    del settings["published"]
+    for name in ("published", "views", "flips"):
+        del settings[name]
     settings |= {"train_images": TRAIN[row.task], "validation_images": VALIDATION[row.task]}
     run = Run(folder, settings | changed, {"test_images": "600 images, sha256 6e490b64a6b0f9c5"}, resume=False)
     run.write_history([{"epoch": n, "lr": 1e-4 / n, "train_loss": 1 / n} for n in (1, 2, 3)])
@@ -42,9 +43,10 @@ def start(folder, row, seed=0, **changed) -> Run:
 
 def segmentation_run(folder, row=EXPERIMENTS["seg-4"], *, seed=0, draw=None, splits=("validation", "test"), **changed):
     """A folder as seg_main.py leaves it, of drawn pixel counts (by `draw`, else the seed)."""
+    flips = changed.pop("flips", row.flips)
     run = start(folder, row, seed, **changed)
     rng = np.random.default_rng(seed if draw is None else draw)
-    metrics, tables = {"validation": None, "test": None, "best_epoch": 2, "epochs": 3}, []
+    metrics, tables = {"validation": None, "test": None, "best_epoch": 2, "epochs": 3, "flips": flips}, []
     for split in splits:
         counts = SegmentationCounts()
         for id_ in IDS[split]:
@@ -60,7 +62,7 @@ def classification_run(
     folder, row=EXPERIMENTS["cls-2-4"], *, seed=0, draw=None, truth=("validation", "test"), **changed
 ):
     """A folder as cls_main.py leaves it; the labels depend on the split alone, the probabilities on the seed."""
-    views = {name: changed.pop(name, usual) for name, usual in (("views", "9"), ("flips", False))}
+    views = {name: changed.pop(name, usual) for name, usual in (("views", row.views), ("flips", row.flips))}
     run = start(folder, row, seed, **changed)
     rng = np.random.default_rng(seed if draw is None else draw)
     metrics = {"validation": None, "test": None, "best_epoch": 2, "epochs": 3, **views}
@@ -304,7 +306,7 @@ def test_deviations_in_words(tmp_path, experiment, changed, words):
 
 
 @pytest.mark.parametrize(
-    "field", [name for name in asdict(DEFAULTS["segmentation"]) if name not in ("name", "task", "published")]
+    "field", [name for name in asdict(DEFAULTS["segmentation"]) if name not in ("name", "task", "published", "views")]
 )
 def test_no_setting_of_a_row_can_differ_unseen(tmp_path, field):
     """Also one that a later version of the table adds."""
@@ -380,13 +382,14 @@ def test_rows_are_those_of_the_table_then_own_names(tmp_path):
         ("seg-4", "", ["run2", "run0"]),
         ("seg-4", "128×128 px", ["run3"]),
         ("seg-5", "", []),
+        ("seg-b1", "", []),
         ("unet-scratch", "ce loss", ["run8"]),
     ]
     assert rows[4].label == "seg-4 (128×128 px)" and rows[1].label == "seg-2"
     assert rows[0].settings["net"] == "unet" and rows[4].settings["size"] == [128, 128]
     assert told(result_rows(runs[::-1], "segmentation", "validation")) == told(rows)
     on_test = told(result_rows(runs, "segmentation", "test"))
-    assert [row[0] for row in on_test] == ["seg-1", "seg-2", "seg-3", "seg-4", "seg-4", "seg-5"]  # run8 has no scores
+    assert [row[0] for row in on_test] == ["seg-1", "seg-2", "seg-3", "seg-4", "seg-4", "seg-5", "seg-b1"]  # not run8
     assert on_test[3] == ("seg-4", SCORED, ["run2", "run0"]) and on_test[4][1] == f"128×128 px, {SCORED}"
     assert told(result_rows(runs, "classification", "test")) == [
         (name, "", []) for name in experiments("classification")

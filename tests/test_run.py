@@ -46,7 +46,7 @@ def test_starting_afresh_keeps_the_old_runs(tmp_path):
     for number in range(3):
         run = started(tmp_path / "run0", SETTINGS | {"lr": number}, resume=False)
         run.path("last.pth").write_text(str(number))
-    kept = {path.name: (path / "last.pth").read_text() for path in tmp_path.iterdir()}
+    kept = {path.name: (path / "last.pth").read_text() for path in tmp_path.glob("run*")}
     assert kept == {"run0": "2", "run0.old1": "0", "run0.old2": "1"}
 
 

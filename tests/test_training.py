@@ -10,18 +10,10 @@ from torch import nn
 import nets
 from utils import UserError
 from utils.data import read_split
+from utils.device import Precision, find_device, find_precision
 from utils.loader import MaskViews, train_loader
 from utils.loss import create_loss
-from utils.model import (
-    Precision,
-    Schedule,
-    Trainer,
-    find_device,
-    find_precision,
-    fit,
-    load_best,
-    save_checkpoint,
-)
+from utils.model import Schedule, Trainer, fit, load_best, save_checkpoint
 from utils.run import Run
 from utils.sample import make_sample
 from utils.segmentation import score
@@ -54,7 +46,7 @@ def train(run, store, scores, *, stop_in_epoch=None, patience=99, model=None, lr
     """An epoch for each of the given validation scores; a kill before the validation of epoch `stop_in_epoch`."""
     loader = train_loader(store, MaskViews(SIZE), 4, 0, torch.device("cpu"))
     schedule = Schedule(len(scores), lr, 1e-4, patience)
-    trainer = Trainer(model or tiny(), create_loss("dice_ce"), schedule, len(loader), FLOAT32)
+    trainer = Trainer(model or tiny(), create_loss("dice_ce"), schedule, loader.batch_sampler.steps, FLOAT32)
 
     def validate(model):
         epoch = trainer.progress.epoch + 1
@@ -130,7 +122,7 @@ def test_early_stop_counts_from_the_best_epoch(store, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_with_the_way_out(store, tmp_path):
     run = Run(tmp_path / "run", {}, resume=True)
-    with pytest.raises(UserError, match=r"the (loss is nan|weights are not finite) in epoch \d.*lower --lr"):
+    with pytest.raises(UserError, match=r"the (loss or its gradient is|weights are) not finite in epoch \d.*lower --lr"):
         train(run, store, [0.1, 0.2, 0.3], lr=1e30)
 
 

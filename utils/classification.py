@@ -8,13 +8,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from utils import UserError
+from utils import UserError, distributed
 from utils.data import CLASSES, Sample, image_size, read_mask
+from utils.device import Precision
 from utils.evaluation_cls import TASKS, classification_scores, score_intervals
 from utils.explain import attention_maps, class_activation_maps, grad_cam
 from utils.loader import to_input
 from utils.logger import log
-from utils.model import Precision, alphas, predict
+from utils.model import alphas, predict
 from utils.patches import FLIPS, FRAME, Patch, take
 from utils.store import Store
 from utils.visualize import HeatRow, plot_heatmaps
@@ -46,19 +47,23 @@ def class_probabilities(
 ) -> np.ndarray:
     """Probabilities float32 [N, 3] of the images of a store, averaged over patches (each flipped in all four ways).
 
-    size: (width, height) of the network's input; patches: such as those of `utils.patches.VIEWS`.
+    size: (width, height) of the network's input; patches: such as those of `utils.patches.VIEWS`. Of several processes
+    each predicts its share, and all get all.
     """
     pixels = store.pixels()
     steps = FLIPS if flips else FLIPS[:1]
+    indices = distributed.share(len(pixels))
 
     def inputs() -> Iterator[np.ndarray]:
-        for image in pixels:
+        for index in indices:
             for patch in patches:
-                view = take(image, patch, size)
+                view = take(pixels[index], patch, size)
                 yield from (view[::rows, ::columns] for rows, columns in steps)
 
-    each = np.stack(list(predict(model, inputs(), precision, batch_size)))
-    return each.reshape(len(pixels), -1, len(CLASSES)).mean(axis=1)
+    each = np.array(list(predict(model, inputs(), precision, batch_size)), dtype=np.float32)
+    means = each.reshape(len(indices), -1, len(CLASSES)).mean(axis=1)
+    found = dict(distributed.gather(list(zip(indices, means, strict=True))))
+    return np.stack([found[index] for index in range(len(pixels))])
 
 
 def labels_of(samples: Sequence[Sample]) -> np.ndarray:

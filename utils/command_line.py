@@ -2,23 +2,28 @@
 
 import argparse
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import nets
 from nets.arl import ALPHA, ATTENTION
-from utils import UserError
+from utils import UserError, distributed
 from utils.data import SPLITS
+from utils.device import AMP, Precision, compile_network, recompute_activations
 from utils.experiments import DEFAULTS, EXPERIMENTS, Experiment, experiments, find_experiment
+from utils.loader import Views, to_input, train_loader
 from utils.logger import log
-from utils.model import AMP, Precision
+from utils.model import ON_NAN, Schedule, Trainer
 from utils.run import Run, digest, environment, read_json
 from utils.splits import Data
-from utils.store import CACHE
+from utils.store import CACHE, Store
 from utils.weights import MODEL, PRETRAINED, find_weights, load_pretrained
 
 SCALE = ("size", "epochs", "batch_size", "lr", "patience", "views", "flips")  # flags that leave a row what it is
@@ -78,6 +83,14 @@ def make_parser(task: Task, doc: str) -> argparse.ArgumentParser:
     add("--workers", type=at_least(0), help="loader processes (none on a CPU, one per core up to 8 beside a GPU)")
     add("--device", help="cuda, cuda:1, mps, cpu … (the first of these that is there)")
     add("--amp", choices=AMP, default="auto", help="mixed precision (auto: where the hardware gains by it)")
+    add("--accumulate", type=at_least(1), default=1, metavar="N", help="compute each batch in N pieces whose gradients "
+        "add up: N times less memory (1)")  # fmt: skip
+    add("--recompute", action="store_true", help="keep few activations for the backward pass and compute the others "
+        "again: less memory, a third more time")  # fmt: skip
+    add("--compile", action="store_true", help="torch.compile: minutes at the start; gains on some GPUs")
+    add("--sync-batchnorm", action="store_true", help="under torchrun on GPUs: batch norm over all processes' images")
+    add("--on-nan", choices=ON_NAN, default="stop", help="a gradient that is not finite stops the run, or its step is "
+        "skipped and counted (stop)")  # fmt: skip
     add("--keep-copies", action="store_true", help="train on the known copies of validation and test images too")
     return parser
 
@@ -154,6 +167,38 @@ def build_model(args: argparse.Namespace, row: Experiment) -> tuple[nn.Module, d
     return model, weights
 
 
+def build_training(
+    args: argparse.Namespace,
+    row: Experiment,
+    model: nn.Module,
+    criterion: nn.Module,
+    store: Store,
+    views: Views,
+    precision: Precision,
+) -> tuple[Trainer, DataLoader]:
+    """What `fit` takes: the model's trainer as the flags want it, and the loader of the training images.
+
+    UserError when the batch cannot be shared out, or a flag needs another device.
+    """
+    device = precision.device
+    if args.sync_batchnorm:
+        if device.type != "cuda":
+            raise UserError(f"--sync-batchnorm needs CUDA devices, not {device.type}: leave it away")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if args.recompute:
+        log.info("recomputing the activations of %d blocks", recompute_activations(model))
+    loader = train_loader(store, views, row.batch_size, args.seed, device, args.workers, args.accumulate)
+    model.to(device, memory_format=torch.channels_last)
+    if args.compile:
+        images = row.batch_size // (args.accumulate * distributed.processes())
+        start = time.perf_counter()
+        example = torch.zeros((images, row.size[1], row.size[0], 3), dtype=torch.uint8)
+        if compile_network(model, to_input(example, device), precision):
+            log.info("compiled in %.0f s", time.perf_counter() - start)
+    schedule = Schedule(row.epochs, row.lr, row.weight_decay, row.patience, row.optimizer)
+    return Trainer(model, criterion, schedule, loader.batch_sampler.steps, precision, args.on_nan), loader
+
+
 def run_folder(args: argparse.Namespace, row: Experiment) -> Path:
     return args.output / row.name / f"run{args.id}"
 
@@ -173,7 +218,9 @@ def start_run(
         del settings[name]
     settings |= {f"{split}_images": digest(data[split]) for split in SPLITS if split != "test"}
     facts = {"data": str(args.data), "test_images": digest(data["test"]), "message": args.message, **(facts or {})}
-    facts |= {"precision": str(precision), **environment(precision.device)}
+    facts |= {"precision": str(precision), "processes": distributed.processes(), "accumulate": args.accumulate}
+    facts |= environment(precision.device)
     run = Run(run_folder(args, row), settings, facts, resume=bool(args.checked))
-    log.info("%s: %s, %d×%d pixels, %s", run.folder, row.loss, *row.size, precision)
+    together = f", {distributed.processes()} processes" if distributed.processes() > 1 else ""
+    log.info("%s: %s, %d×%d pixels, %s%s", run.folder, row.loss, *row.size, precision, together)
     return run

@@ -16,11 +16,12 @@ import nets
 from utils import UserError
 from utils.classification import examples
 from utils.data import CLASSES, Sample, image_size, read_image, read_mask, read_split
+from utils.device import find_device
 from utils.evaluation import bootstrap_interval
 from utils.explain import class_activation_maps, mass_inside, to_image_size
 from utils.loader import to_input
 from utils.logger import log
-from utils.model import find_device, load_best
+from utils.model import load_best
 from utils.patches import TRAIN_VIEWS
 from utils.results import RunResult, find_runs
 from utils.rows import Row

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from utils import UserError, distributed
 from utils.data import Sample
+from utils.stopping import leave_to_the_main_process
 from utils.store import Store
 
 TRAIN_SCALE = 1.5  # training images are stored at 1.5 × the network's size: a crop of half the area stays sharp
@@ -72,18 +74,51 @@ class TrainingSet(Dataset):
         return self.views(self.store.pixels()[index], self.store.samples[index], seed)
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, index) for every index once, in an order drawn from (seed, epoch). Set `epoch` before each."""
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Every index once an epoch, in an order drawn from (seed, epoch), in batches of (epoch, index).
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed, self.epoch = count, seed, 0
+    A step's batch comes in `parts` pieces for each of `processes`; this process gets its own. Together, and in order,
+    the pieces are the batch that one process gets in one piece.
+
+    Attributes:
+        epoch: set it before each pass.
+        start: steps of the epoch to pass over, because they are done.
+        steps: of a whole epoch. A last batch that is not full is left out: of a single image or two, it would push
+            weights and running statistics its way, just before validation. Each epoch leaves other images out.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, seed: int, parts: int = 1, rank: int = 0, processes: int = 1
+    ) -> None:
+        self.count, self.batch_size, self.seed, self.parts = count, min(count, batch_size), seed, parts
+        self.rank, self.processes = rank, processes
+        self.epoch = self.start = 0
+        self.steps = count // self.batch_size
+        if self.batch_size % (parts * processes):
+            raise UserError(
+                f"a batch of {self.batch_size} cannot be shared by {processes} processes in {parts} parts each: choose "
+                f"a --batch-size that is a multiple of {parts * processes}"
+            )
 
     def __len__(self) -> int:
-        return self.count
+        return (self.steps - self.start) * self.parts
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng(draw_seed(self.seed, self.epoch)).permutation(self.count)
-        return ((self.epoch, int(index)) for index in order)
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = self._order()
+        for step in range(self.start, self.steps):
+            pieces = self._batch(order, step).reshape(self.processes, self.parts, -1)
+            for piece in pieces[self.rank]:
+                yield [(self.epoch, index) for index in piece.tolist()]
+
+    def indices(self, step: int) -> list[int]:
+        """Of the images of a step (from 0) of this epoch, in all processes."""
+        return self._batch(self._order(), step).tolist()
+
+    def _order(self) -> np.ndarray:
+        return np.random.default_rng(draw_seed(self.seed, self.epoch)).permutation(self.count)
+
+    def _batch(self, order: np.ndarray, step: int) -> np.ndarray:
+        return order[step * self.batch_size : (step + 1) * self.batch_size]
 
 
 def draw_seed(*numbers: int) -> int:
@@ -103,19 +138,27 @@ def default_workers(device: torch.device) -> int:
 
 
 def train_loader(
-    store: Store, views: Views, batch_size: int, seed: int, device: torch.device, workers: int | None = None
+    store: Store,
+    views: Views,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    workers: int | None = None,
+    parts: int = 1,
 ) -> DataLoader:
-    """Batches of augmented images uint8 [B, H, W, 3] and their targets [B, …]; set `loader.sampler.epoch` first."""
+    """Augmented images uint8 [B, H, W, 3] and their targets [B, …], a step's batch in `parts` pieces one after another.
+
+    `loader.batch_sampler` is an `EpochBatches`: set its `epoch` before each pass. Of several processes
+    (`utils.distributed`), each gets its share of every batch. UserError when the batch cannot be shared evenly.
+    """
     workers = default_workers(device) if workers is None else workers
     fork = workers > 0 and sys.platform not in ("win32", "darwin")
+    share = distributed.rank(), distributed.processes()
     return DataLoader(
         TrainingSet(store, views, seed),
-        batch_size,
-        sampler=EpochSampler(len(store.samples), seed),
-        # A last batch of a single image or two would push weights and running statistics its way, just before
-        # validation. Which images drop out changes from epoch to epoch.
-        drop_last=len(store.samples) > batch_size,
+        batch_sampler=EpochBatches(len(store.samples), batch_size, seed, parts, *share),
         num_workers=workers,
+        worker_init_fn=leave_to_the_main_process,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
         multiprocessing_context="fork" if fork else None,

@@ -1,5 +1,6 @@
 """One logger for scripts and notebooks, and progress that suits a terminal as well as `nohup`."""
 
+import errno
 import logging
 import sys
 import time
@@ -8,11 +9,13 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm  # text in notebooks too: of a widget for each epoch, a saved notebook keeps error messages
 
-from utils import UserError
+from utils import UserError, distributed
+from utils.stopping import StopRequested, stop_signals
 
 Item = TypeVar("Item")
 log = logging.getLogger("isic2017")
 SECONDS_BETWEEN_LINES = 30.0
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # disk full, quota used up, made read-only
 
 
 class _Handler(logging.StreamHandler):
@@ -32,20 +35,38 @@ def start_logging() -> None:
     handler = _Handler()
     handler.setFormatter(logging.Formatter(stamp + "%(message)s", "%Y-%m-%d %H:%M:%S"))
     log.handlers = [handler]
-    log.setLevel(logging.INFO)
+    # Of processes that train together one speaks for all.
+    log.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
     log.propagate = False
 
 
 def run_script(main: Callable[[], Any]) -> None:
-    """Run a script's main function; exit code 2 after a user's mistake (one line, no traceback), 130 after Ctrl-C."""
+    """Run a script's main function.
+
+    Exit code 2 after a user's mistake or a full disk (one line, no traceback), 128 + n after the signal n
+    (`utils.stopping`).
+    """
     start_logging()
     try:
-        main()
+        with stop_signals() as stop, stop.at_once():
+            main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {where}{error.strerror}; make room, and the same command (without -c 0) goes on", file=sys.stderr
+        )
+        sys.exit(2)
+    except StopRequested as request:
+        kept = str(request) or "the same command (without -c 0) goes on after the last checkpoint"
+        print(f"stopped by {request.name} {kept}", file=sys.stderr)
+        sys.exit(128 + request.number)
     except KeyboardInterrupt:
-        print("stopped; the same command (without -c 0) goes on after the last whole epoch", file=sys.stderr)
+        print("stopped; the same command (without -c 0) goes on after the last checkpoint", file=sys.stderr)
         sys.exit(130)
 
 
@@ -53,7 +74,7 @@ def progress(items: Iterable[Item], description: str, total: int | None = None) 
     """Iterate with a bar on a terminal or in a notebook; elsewhere a line at most every 30 seconds."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)
-    if sys.stdout.isatty() or "ipykernel" in sys.modules:
+    if distributed.is_main() and (sys.stdout.isatty() or "ipykernel" in sys.modules):
         yield from tqdm(items, description, total, leave=False, file=sys.stdout)
         return
     last = time.monotonic()

@@ -1,8 +1,9 @@
 """Training on any device: the loop that both tasks share, its checkpoints, and running a model over images."""
 
-import ctypes
+import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -17,15 +18,17 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from torch.utils.data import DataLoader
 
 from nets.arl import ARLAttention
-from utils import UserError
+from utils import UserError, distributed
+from utils.device import Precision, keep_freed_memory
 from utils.loader import to_input
 from utils.logger import log, progress
 from utils.run import Run, written_whole
+from utils.stopping import StopRequested, StopSignals, stop_signals
 from utils.weights import load_file
 
-AMP = ("auto", "off", "bf16", "fp16")
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 HALVED_EVERY = 30  # epochs, of the ARL-CNN paper's schedule
+ON_NAN = ("stop", "skip")
+GO_ON = "the same command (without -c 0) goes on from there"
 
 
 @dataclass(frozen=True)
@@ -59,119 +62,192 @@ class Schedule:
         return optimizer, CosineAnnealingLR(optimizer, steps * self.epochs)
 
 
-@dataclass(frozen=True)
-class Precision:
-    """Where and in which type the network computes; `dtype` None is plain float32."""
-
-    device: torch.device
-    dtype: torch.dtype | None
-
-    def autocast(self) -> AbstractContextManager:
-        return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
-
-    def __str__(self) -> str:
-        return f"{self.device} in {'float32' if self.dtype is None else f'{self.dtype} autocast'}".replace("torch.", "")
-
-
-def find_device(name: str | None = None) -> torch.device:
-    """The device of that name, else the first of cuda, mps, cpu that is there. UserError when it is not there."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from error
-    return device
-
-
-def find_precision(device: torch.device, amp: str = "auto") -> Precision:
-    """How to compute on `device`: "auto" takes bfloat16 where the hardware multiplies it faster than float32."""
-    if amp == "auto":
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        else:
-            amp = "bf16" if device.type == "cpu" and _cpu_multiplies_bf16() else "off"
-    if amp == "fp16" and device.type != "cuda":
-        raise UserError(f"--amp fp16 needs a CUDA device, not {device.type}; use bf16 or off")
-    return Precision(device, {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp])
-
-
-def _cpu_multiplies_bf16() -> bool:
-    """Whether this processor has bfloat16 instructions; without them autocast is slower than float32."""
-    try:
-        return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(Path("/proc/cpuinfo").read_text().split()))
-    except OSError:
-        return False
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what tensors free, where it is glibc; elsewhere do nothing.
-
-    It hands large blocks back to the system, which then clears every page of the same activations anew at each step:
-    a ResNet-50 step at 224² took 0.78 s with that and 0.72 s without (8 images, one thread), an ARL-50 step 1.39 and
-    0.99. The peak of memory stays the same.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # another C library, another system
-        return
-    mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
 @dataclass
 class Progress:
-    """How far a run has come; goes into its checkpoint and back."""
+    """How far a run has come; goes into its checkpoint and back.
 
-    epoch: int = 0  # epochs done
-    best_epoch: int = 0  # counted from 1; 0 before the first
+    Attributes:
+        epoch: epochs done.
+        step, loss, lr: steps done of the next epoch, the sum of their losses, and the learning rate of the first.
+        best_epoch, best_score: counted from 1, 0 before the first.
+        skipped: steps left out because a gradient was not finite.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    lr: float = 0.0
+    best_epoch: int = 0
     best_score: float = float("-inf")
+    skipped: int = 0
 
     def finished(self, schedule: Schedule) -> bool:
         return self.epoch >= schedule.epochs or self.epoch - self.best_epoch >= schedule.patience
+
+
+class NotFinite(Exception):
+    """The loss or gradient of a step is not finite; its images are `indices` of the training set."""
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        super().__init__("the loss or its gradient is not finite")
+        self.indices = indices
+
+
+class _LateFlags:
+    """Flags of steps on a GPU, looked at two steps later: asking for one at once would wait for the GPU to finish."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[int, Tensor, torch.cuda.Event]] = deque()
+
+    def add(self, step: int, flag: Tensor) -> Iterator[tuple[int, bool]]:
+        """Yields the (step, flag) that are due."""
+        host, event = torch.empty((), dtype=torch.bool, pin_memory=True), torch.cuda.Event()
+        host.copy_(flag, non_blocking=True)
+        event.record()
+        self._waiting.append((step, host, event))
+        while len(self._waiting) > 2:
+            yield self._next()
+
+    def rest(self) -> Iterator[tuple[int, bool]]:
+        while self._waiting:
+            yield self._next()
+
+    def _next(self) -> tuple[int, bool]:
+        step, host, event = self._waiting.popleft()
+        event.synchronize()
+        return step, bool(host)
+
+
+Piece = tuple[Tensor, Tensor]  # images uint8 [B, H, W, 3], targets [B, …]
 
 
 class Trainer:
     """A model with all that its training carries along: optimizer, schedule, scaler, progress.
 
     The optimizer is built once, over the parameters of the very model that is trained; a checkpoint is loaded into
-    both, so that a continued run goes on as if it had never stopped.
+    both, so that a continued run goes on as if it had never stopped. Several processes (`utils.distributed`) hold the
+    same weights and average their gradients.
+
+    Args:
+        model: images → logits.
+        criterion: (logits, targets) → mean loss.
+        schedule: learning rate and length.
+        steps: of an epoch.
+        precision: device and number type.
+        on_nan: "stop" raises NotFinite at a gradient that is not finite, "skip" leaves its step out and counts it.
     """
 
-    def __init__(self, model: nn.Module, criterion: nn.Module, schedule: Schedule, steps: int, precision: Precision):
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        schedule: Schedule,
+        steps: int,
+        precision: Precision,
+        on_nan: str = "stop",
+    ) -> None:
         if precision.device.type == "cpu":
             keep_freed_memory()
-        self.precision, self.schedule = precision, schedule
+        self.precision, self.schedule, self.on_nan = precision, schedule, on_nan
         self.model = model.to(precision.device, memory_format=torch.channels_last)
         self.criterion = criterion.to(precision.device)
         self.optimizer, self.scheduler = schedule.build(self.model, steps, precision.device)
         self.scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.dtype == torch.float16)
         self.progress = Progress()
+        self.splits = 1  # of each piece, more when the GPU's memory did not hold it
+        self._parallel = distributed.parallel(self.model, precision.device)
+        self._late = _LateFlags() if precision.device.type == "cuda" else None
 
-    def train_one_epoch(self, loader: DataLoader) -> float:
-        """One pass over the loader's (images, targets); returns the mean of the batches' losses."""
+    def train_one_epoch(self, loader: DataLoader, should_stop: Callable[[], bool] = lambda: False) -> float | None:
+        """The rest of this epoch's pass over the loader; returns the mean of the steps' losses.
+
+        `should_stop` is asked after each step; None is returned when it says so, and the same call goes on from there.
+
+        Raises:
+            NotFinite: as `on_nan` says.
+            UserError: a step does not fit into the GPU's memory.
+        """
         self.model.train()
-        total = torch.zeros((), device=self.precision.device)
-        loader.sampler.epoch = self.progress.epoch
-        batches = 0
-        for images, targets in progress(loader, f"epoch {self.progress.epoch + 1}/{self.schedule.epochs}"):
-            loss = self._step(images, targets.to(self.precision.device, non_blocking=True))
-            total += loss
-            batches += 1
-        return float(total) / batches
+        done, batches = self.progress, loader.batch_sampler
+        if done.step == 0:
+            done.lr = self.scheduler.get_last_lr()[0]
+        total = torch.tensor(done.loss, device=self.precision.device)
+        batches.epoch, batches.start = done.epoch, done.step
+        pieces = iter(progress(loader, f"epoch {done.epoch + 1}/{self.schedule.epochs}"))
 
-    def _step(self, images: Tensor, targets: Tensor) -> Tensor:
-        with self.precision.autocast():
-            logits = self.model(to_input(images, self.precision.device))
-        loss = self.criterion(logits, targets)
+        def look(flags: Iterable[tuple[int, bool]]) -> None:
+            for step, finite in flags:
+                if not finite and self.on_nan == "stop":
+                    raise NotFinite(batches.indices(step))
+                done.skipped += not finite
+
+        for step in range(done.step, batches.steps):
+            loss, finite = self.step(list(islice(pieces, batches.parts)))
+            total += torch.where(finite, loss, 0)
+            done.step = step + 1
+            look([(step, bool(finite))] if self._late is None else self._late.add(step, finite))
+            if distributed.any_process(should_stop()):
+                break
+        if self._late is not None:
+            look(self._late.rest())
+        done.loss = distributed.mean(float(total))
+        return done.loss / batches.steps if done.step == batches.steps else None
+
+    def step(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
+        """One update of the weights by the mean gradient of equal pieces of a batch.
+
+        Returns the mean loss and whether it and the gradient are finite (bool), both on the device; where they are not,
+        the weights stay as they are.
+        """
+        try:
+            return self._step([part for piece in pieces for part in _split(piece, self.splits)])
+        except torch.OutOfMemoryError as error:
+            images = len(pieces[0][0]) // self.splits
+            if self.splits > 1 or images < 2 or distributed.processes() > 1:
+                raise UserError(
+                    f"{images} images at a time do not fit into the memory of {self.precision.device}: try "
+                    f"--accumulate {2 * len(pieces) * self.splits}, --recompute, or a smaller --batch-size or --size"
+                ) from error
+        self.splits = 2
+        torch.cuda.empty_cache()  # does nothing without CUDA
+        log.warning("%d images at a time do not fit into the GPU's memory: %d from here on", images, images // 2)
+        return self.step(pieces)
+
+    def _step(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        loss = torch.zeros((), device=self.precision.device)
+        for number, (images, targets) in enumerate(pieces, start=1):
+            with self._gradients_averaged(number == len(pieces)):
+                with self.precision.autocast():
+                    logits = self._parallel(to_input(images, self.precision.device))
+                targets = targets.to(self.precision.device, non_blocking=True)
+                of_piece = self.criterion(logits, targets) / len(pieces)
+                self.scaler.scale(of_piece).backward()
+            loss += of_piece.detach()
+        finite = loss.isfinite()
+        if self.scaler.is_enabled():  # which looks at the gradients itself, and leaves steps out while it finds a scale
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+            finite = finite & torch.nn.utils.get_total_norm(gradients).isfinite()
+            self._update_if(finite)
         self.scheduler.step()
-        return loss.detach()
+        return loss, finite
+
+    def _update_if(self, finite: Tensor) -> None:
+        """On a GPU the optimizer's kernel decides, so that nobody has to wait for the flag."""
+        if self.precision.device.type == "cuda":
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, (~finite).float()
+            self.optimizer.step()
+        elif finite:
+            self.optimizer.step()
+        else:
+            self.optimizer._opt_called = True  # the scheduler would take the order of the two for wrong
+
+    def _gradients_averaged(self, last: bool) -> AbstractContextManager:
+        """Over the processes, once a step: with the last piece."""
+        return nullcontext() if last or self._parallel is self.model else self._parallel.no_sync()
 
     def state(self) -> dict[str, Any]:
         """Everything that continuing needs; tensors and plain values only."""
@@ -196,58 +272,102 @@ class Trainer:
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
 
 
+def _split(piece: Piece, count: int) -> Iterable[Piece]:
+    return zip(*(tensor.chunk(count) for tensor in piece), strict=True) if count > 1 else [piece]
+
+
 def fit(
     trainer: Trainer, loader: DataLoader, validate: Callable[[nn.Module], tuple[float, dict[str, float]]], run: Run
 ) -> None:
     """Train until the schedule ends or the validation score stops rising, continuing from the run's checkpoint.
 
+    A signal that asks to stop is followed after the step under way: a checkpoint is written from which the same run
+    goes on, to the same weights, history and scores as if it had not stopped.
+
     Args:
         trainer: the model and what belongs to it.
-        loader: batches of (uint8 images [B, H, W, 3], targets), its sampler with an `epoch`.
+        loader: of `utils.loader.train_loader`.
         validate: scores the model: (score to select the best weights by, columns for the history). The first three
-            columns are printed.
+            columns are printed. Of several processes each calls it and gets the same.
         run: where history, events, `last.pth` (everything) and `best.pth` (weights of the best epoch) go.
 
     Raises:
-        UserError: the loss is no longer finite, or the checkpoint cannot be read.
+        UserError: a gradient or the weights are no longer finite, or the checkpoint cannot be read.
+        StopRequested: by a signal, after the checkpoint is written.
     """
-    last = run.path("last.pth")
+    last, done = run.path("last.pth"), trainer.progress
     if last.is_file():
         trainer.load_state(load_file(last))
-        log.info("continuing %s after epoch %d", run.folder, trainer.progress.epoch)
-    history = [row for row in run.history() if row["epoch"] <= trainer.progress.epoch]
-    while not trainer.progress.finished(trainer.schedule):
-        start, lr = time.perf_counter(), trainer.scheduler.get_last_lr()[0]
-        loss = trainer.train_one_epoch(loader)
-        seconds = time.perf_counter() - start
         done = trainer.progress
-        if not (np.isfinite(loss) and all(bool(tensor.isfinite().all()) for tensor in trainer.model.parameters())):
-            what = "the weights are not finite" if np.isfinite(loss) else f"the loss is {loss}"
-            raise UserError(
-                f"{what} in epoch {done.epoch + 1}: start afresh (-c 0) with a lower --lr or --amp off"
-                + (f"; {last} holds the weights after epoch {done.epoch}" if done.epoch else "")
-            )
+        log.info("continuing %s after epoch %d, step %d", run.folder, done.epoch, done.step)
+    history = [row for row in run.history() if row["epoch"] <= done.epoch]
+    distributed.wait_for_all()  # before the first writes what others have yet to read
+    with stop_signals() as stop:
+        while not done.finished(trainer.schedule):
+            try:
+                row, score = _epoch(trainer, loader, validate, run, stop)
+            except StopRequested as request:
+                _save(trainer.state(), last)
+                kept = f"in epoch {done.epoch + 1} after step {done.step}; {GO_ON}"
+                raise StopRequested(request.number, kept) from None
+            done.epoch, done.step, done.loss = done.epoch + 1, 0, 0.0
+            if score > done.best_score:
+                done.best_score, done.best_epoch = score, done.epoch
+                _save({"model": trainer.model.state_dict(), "progress": vars(done).copy()}, run.path("best.pth"))
+            history.append(row)
+            run.write_history(history)
+            run.write_events(row, done.epoch)
+            _save(trainer.state(), last)
+            shown = "  ".join(f"{name.removeprefix('train_')} {value:.4f}" for name, value in [*row.items()][2:6])
+            star = "*" if done.best_epoch == done.epoch else ""
+            length = trainer.schedule.epochs
+            log.info("epoch %d/%d  %s  %.0f s  %s", done.epoch, length, shown, row["train_seconds"], star)
+        if stop.number is not None:
+            raise StopRequested(stop.number, "after the last epoch; the same command (without -c 0) scores it")
+    if done.epoch < trainer.schedule.epochs:
+        log.info("stopped early: best epoch was %d", done.best_epoch)
+
+
+def _epoch(
+    trainer: Trainer,
+    loader: DataLoader,
+    validate: Callable[[nn.Module], tuple[float, dict[str, float]]],
+    run: Run,
+    stop: StopSignals,
+) -> tuple[dict[str, float], float]:
+    """Train the (rest of the) next epoch and validate; returns its row of the history and its score."""
+    done, first, skipped = trainer.progress, trainer.progress.step, trainer.progress.skipped
+    start = time.perf_counter()
+    try:
+        loss = trainer.train_one_epoch(loader, lambda: stop.number is not None)
+    except NotFinite as problem:
+        ids = ", ".join(loader.dataset.store.samples[index].id for index in problem.indices)
+        raise UserError(f"{problem} {_way_out(trainer, run)}; the images of this step: {ids}") from problem
+    if loss is None:
+        raise StopRequested(stop.number or signal.SIGTERM)
+    seconds = time.perf_counter() - start
+    if not all(bool(tensor.isfinite().all()) for tensor in trainer.model.parameters()):
+        raise UserError(f"the weights are not finite {_way_out(trainer, run)}")
+    if done.skipped > skipped:
+        count = done.skipped - skipped
+        log.warning("epoch %d: %d steps left out, their gradient was not finite", done.epoch + 1, count)
+    with stop.at_once():
         score, columns = validate(trainer.model)
-        done.epoch += 1
-        if score > done.best_score:
-            done.best_score, done.best_epoch = score, done.epoch
-            save_checkpoint({"model": trainer.model.state_dict(), "progress": vars(done).copy()}, run.path("best.pth"))
-        row = {"epoch": done.epoch, "lr": lr, "train_loss": loss, **columns}
-        row |= alphas(trainer.model)
-        row |= {
-            "train_seconds": round(seconds, 3),
-            "images_per_second": round(len(loader) * loader.batch_size / seconds, 2),
-        }
-        history.append(row)
-        run.write_history(history)
-        run.write_events(row, done.epoch)
-        save_checkpoint(trainer.state(), last)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in [("loss", loss), *columns.items()][:4])
-        star = "  *" if done.best_epoch == done.epoch else ""
-        log.info("epoch %d/%d  %s  %.0f s%s", done.epoch, trainer.schedule.epochs, shown, seconds, star)
-    if trainer.progress.epoch < trainer.schedule.epochs:
-        log.info("stopped early: best epoch was %d", trainer.progress.best_epoch)
-    run.close()
+    images = (done.step - first) * loader.batch_sampler.batch_size
+    row = {"epoch": done.epoch + 1, "lr": done.lr, "train_loss": loss, **columns, **alphas(trainer.model)}
+    row |= {"train_seconds": round(seconds, 3), "images_per_second": round(images / seconds, 2)}
+    return row, score
+
+
+def _way_out(trainer: Trainer, run: Run) -> str:
+    done, last = trainer.progress, run.path("last.pth")
+    kept = f"; {last} holds the weights after epoch {done.epoch}" if last.is_file() else ""
+    return f"in epoch {done.epoch + 1}: start afresh (-c 0) with a lower --lr or --amp off, or --on-nan skip{kept}"
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    if distributed.is_main():
+        save_checkpoint(state, path)
 
 
 def alphas(model: nn.Module) -> dict[str, float]:
@@ -263,8 +383,8 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     with written_whole(path) as file:
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # torch closes its archive after Ctrl-C, and fails at that
-            if isinstance(error.__context__, KeyboardInterrupt):
+        except RuntimeError as error:  # torch closes its archive after Ctrl-C or on a full disk, and fails at that
+            if isinstance(error.__context__, (KeyboardInterrupt, OSError)):
                 raise error.__context__ from None
             raise
 

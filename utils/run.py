@@ -16,9 +16,10 @@ from typing import Any, BinaryIO
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
-from utils import UserError
+from utils import UserError, distributed
 from utils.data import Sample
 from utils.logger import log
 
@@ -28,6 +29,9 @@ PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "albument
 class Run:
     """A run's folder: config.json, history.csv, metrics.json, per_image.csv, checkpoints, figures/, tensorboard/.
 
+    As a context manager it ends with the lock on its folder given back; one process at a time may hold it. Of several
+    that train together (`utils.distributed`) the first one writes, and on the others nothing is written.
+
     Args:
         folder: e.g. `model/seg-2/run0`. It is made when absent. A run that lies there is continued when `resume`,
             else moved aside to `run0.old1`, `run0.old2`, … and never written to again.
@@ -36,21 +40,28 @@ class Run:
 
     Raises:
         UserError: the folder holds something that is no run, or a checkpoint of a run with other settings that
-            shall be continued.
+            shall be continued; another process has it in use; it cannot be written.
     """
 
     def __init__(
         self, folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any] | None = None, *, resume: bool
     ) -> None:
         self.folder = folder
-        self._writer = None
+        self._writer, self._lock = None, None
+        if distributed.is_main():
+            self._start(settings, facts or {}, resume)
+        distributed.wait_for_all()
+
+    def _start(self, settings: Mapping[str, Any], facts: Mapping[str, Any], resume: bool) -> None:
+        folder = self.folder
+        self._lock = _locked(folder)
         settings = json.loads(json.dumps(dict(settings)))  # as they will be read back
-        config = {"settings": settings, **(facts or {})}
+        config = {"settings": settings, **facts}
         if folder.is_dir() and any(folder.iterdir()):
             if not (folder / "config.json").is_file():
                 raise UserError(f"{folder} is not empty and holds no run of this program; choose another -i")
             if resume and (folder / "last.pth").is_file():  # without a checkpoint there is nothing to continue
-                config = self._continued(settings, facts or {})
+                config = self._continued(settings, facts)
             elif not resume:
                 old = next(p for n in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old{n}")).exists())
                 folder.rename(old)
@@ -104,11 +115,15 @@ class Run:
         self._write(name, table.to_csv(index=False, lineterminator="\n"))
 
     def _write(self, name: str, text: str) -> None:
+        if not distributed.is_main():
+            return
         with written_whole(self.path(name)) as file:
             file.write(text.encode())
 
     def write_events(self, row: Mapping[str, float], epoch: int) -> None:
         """Add an epoch's numbers to the TensorBoard events below tensorboard/."""
+        if not distributed.is_main():
+            return
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter  # imports slowly; a dry run does without
 
@@ -127,6 +142,31 @@ class Run:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _locked(folder: Path) -> FileLock:
+    """The lock on a run's folder, which lies beside it; the system takes it back when the process ends, however."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # One object for all of this process: a notebook's cell may be run again.
+        lock = FileLock(folder.parent / f".{folder.name}.lock", is_singleton=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{folder} is in use by another process; wait for it, stop it, or choose another run number (-i)"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); choose --output DIR") from error
+    return lock
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -139,16 +179,34 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that is at `path` whole or not at all: temporary name, flush to disk, rename."""
+    """A file to write that is at `path` whole or not at all: temporary name, flush to disk, rename.
+
+    UserError when its folder is not there.
+    """
     partial = path.with_name(path.name + ".partial")
+    if not path.parent.is_dir():
+        raise UserError(
+            f"{path.parent} is no longer there: {path.name} could not be written; put it back, or start again"
+        )
     try:
         with partial.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        _to_disk(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _to_disk(folder: Path) -> None:
+    """The names in a folder survive a power cut, where the system can promise it."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def digest(samples: Iterable[Sample]) -> str:

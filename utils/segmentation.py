@@ -13,9 +13,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
+from utils import distributed
 from utils.data import image_size, read_image, read_mask
+from utils.device import Precision
 from utils.evaluation import METRICS, SegmentationCounts, bootstrap_interval, confusion_counts
-from utils.model import Precision, predict
+from utils.model import predict
 from utils.patches import FLIPS
 from utils.run import written_whole
 from utils.store import Store, in_order
@@ -61,10 +63,11 @@ def score(
 ) -> SegmentationCounts:
     """Compare the predicted with the true masks at the true masks' own size; images without one are passed over.
 
-    Only counts are kept; a full-size mask lives as long as its comparison, and few images are ahead of theirs.
+    Only counts are kept; a full-size mask lives as long as its comparison, and few images are ahead of theirs. Of
+    several processes each scores its share, and all get all counts.
     """
-    counts = SegmentationCounts()
-    indices = [index for index, sample in enumerate(store.samples) if sample.mask]
+    with_mask = [index for index, sample in enumerate(store.samples) if sample.mask]
+    indices = [with_mask[place] for place in distributed.share(len(with_mask))]
 
     def compare(item: tuple[int, np.ndarray]) -> tuple[str, tuple[int, int, int, int]]:
         index, probability = item
@@ -74,8 +77,10 @@ def score(
 
     with ThreadPoolExecutor(4) as pool:
         probabilities = predict_lesions(model, store, precision, batch_size, flips, indices)
-        for sample_id, image_counts in in_order(pool, compare, probabilities):
-            counts.add_counts(sample_id, image_counts)
+        found = dict(distributed.gather(list(in_order(pool, compare, probabilities))))
+    counts = SegmentationCounts()
+    for index in with_mask:
+        counts.add_counts(store.samples[index].id, found[store.samples[index].id])
     return counts
 
 

@@ -1,0 +1,199 @@
+"""Runs that are stopped, killed, or in each other's way: nothing is lost, and the exit code tells what happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import seg_main
+from tests.kill_training import differences, harness
+from utils import UserError
+from utils.run import Run
+from utils.sample import make_sample
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND = ["-n", "mobilenet", "-p", "0", "--size", "32", "32", "--batch-size", "4", "--lr", "1e-3", "--epochs", "3"]
+# Says when a step is done, and takes its time for it, so that a signal arrives within an epoch.
+PROGRAM = """
+import sys, time
+import seg_main
+from utils.logger import run_script
+from utils.model import Trainer
+step = Trainer.step
+def slow(self, pieces):
+    result = step(self, pieces)
+    print("step", self.progress.epoch, self.progress.step, flush=True)
+    time.sleep(0.3)
+    return result
+Trainer.step = slow
+run_script(lambda: seg_main.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopping")
+    make_sample(folder / "data", {"train": 16, "validation": 3, "test": 3}, (72, 64), seed=4)
+    (folder / "program.py").write_text(PROGRAM)
+    seg_main.main(arguments(folder, "whole"))
+    return folder
+
+
+def arguments(folder: Path, output: str) -> list[str]:
+    return [
+        *COMMAND,
+        "--data",
+        str(folder / "data"),
+        "--cache",
+        str(folder / "cache"),
+        "--output",
+        str(folder / output),
+    ]
+
+
+def begin(folder: Path, output: str, *before: str) -> subprocess.Popen:
+    """The slow program, in its second epoch."""
+    command = [*before, sys.executable, "-u", str(folder / "program.py"), *arguments(folder, output)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("step 1 1"):
+            return process
+    raise AssertionError(process.communicate())
+
+
+def run_of(folder: Path, output: str) -> Path:
+    (config,) = (folder / output).rglob("config.json")
+    return config.parent
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+def test_a_signal_in_an_epoch_is_followed_after_the_step_and_nothing_is_lost(folder, name):
+    process = begin(folder, name)
+    number = getattr(signal, name)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    last = errors.strip().splitlines()
+    assert len(last) == 1 and last[0].startswith(f"stopped by {name} in epoch 2 after step "), errors
+    seg_main.main(arguments(folder, name))
+    assert differences(run_of(folder, "whole"), run_of(folder, name)) == []
+    assert "continued" in json.loads((run_of(folder, name) / "config.json").read_text())
+
+
+def test_nohup_keeps_a_run_going(folder):
+    process = begin(folder, "nohup", "nohup")
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert differences(run_of(folder, "whole"), run_of(folder, "nohup")) == []
+
+
+def test_a_second_process_in_the_same_folder_refuses(folder):
+    process = begin(folder, "twice")
+    process.send_signal(signal.SIGSTOP)  # so that it is not done before
+    try:
+        before = (run_of(folder, "twice") / "config.json").read_bytes()
+        for more in ([], ["-c", "0"]):
+            command = [sys.executable, str(ROOT / "seg_main.py"), *arguments(folder, "twice"), *more]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 2
+            assert "run0 is in use by another process" in done.stderr and len(done.stderr.splitlines()) == 1
+        assert (run_of(folder, "twice") / "config.json").read_bytes() == before
+    finally:
+        process.kill()
+        process.communicate()
+    seg_main.main(arguments(folder, "twice"))  # a killed process holds no lock
+    assert differences(run_of(folder, "whole"), run_of(folder, "twice")) == []
+
+
+def test_one_process_may_open_its_run_again(tmp_path):
+    """As a notebook does, whose cell is run twice."""
+    first = Run(tmp_path / "run0", {}, resume=True)
+    with Run(tmp_path / "run0", {}, resume=True):
+        pass
+    first.close()
+
+
+@pytest.mark.parametrize("task", ["seg", "cls"])
+def test_killed_at_random_moments_it_ends_as_if_left_alone(task, tmp_path):
+    """Few times here; `python -m tests.kill_training` does it as often as one likes."""
+    report = harness(task, 4, seed=1, folder=tmp_path)
+    assert report["kills"] >= 3, report
+    assert report["differences"] == [] and report["left_behind"] == [], report
+
+
+def small_disk(path: Path, megabytes: float) -> bool:
+    """A tmpfs of that size at `path`; False where that is not allowed."""
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={int(megabytes * 1024)}k", "tmpfs", str(path)]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(folder):
+    """On a tmpfs with room for the first checkpoints and not for the next (best.pth 26 MB, last.pth 79 MB)."""
+    disk = folder / "disk"
+    if not small_disk(disk, 200):
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        program = (
+            "import sys, seg_main\nfrom pathlib import Path\nfrom utils.logger import run_script\nimport utils.model\n"
+            "save = utils.model.save_checkpoint\n"
+            "def save_and_fill(state, path):\n    save(state, path)\n"
+            "    if path.name == 'last.pth' and state['progress']['epoch'] == 1:\n"
+            f"        Path({str(disk / 'other')!r}).write_bytes(bytes(80_000_000))\n"
+            "utils.model.save_checkpoint = save_and_fill\n"
+            "run_script(lambda: seg_main.main(sys.argv[1:]))\n"
+        )
+        (folder / "filling.py").write_text(program)
+        command = [sys.executable, str(folder / "filling.py"), *arguments(folder, "disk")]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+        assert "No space left on device; make room" in done.stderr
+        run = run_of(folder, "disk")
+        assert not list(run.glob("*.partial"))
+        (disk / "other").unlink()
+        seg_main.main(arguments(folder, "disk"))
+        assert differences(run_of(folder, "whole"), run) == []
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_folder_deleted_under_way_is_one_line(folder):
+    process = begin(folder, "deleted")
+    run = run_of(folder, "deleted")
+    run.rename(run.with_name("elsewhere"))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2 and len(errors.splitlines()) == 1, errors
+    assert "run0" in errors and "is no longer there" in errors
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="root alone can take its own right to write away")
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    disk = tmp_path / "disk"
+    if not small_disk(disk, 1):
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(UserError, match=r"run0 cannot be written \(Read-only file system\); choose --output DIR"):
+            Run(disk / "run0", {}, resume=True)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_changed_clock_changes_nothing(folder, monkeypatch):
+    """A day back in the middle of a run: times of the history come from a clock that only goes on."""
+    now, real = [time.time()], time.time
+    monkeypatch.setattr(time, "time", lambda: now[0] - 86400 + (real() - now[0]))
+    seg_main.main(arguments(folder, "clock"))
+    assert differences(run_of(folder, "whole"), run_of(folder, "clock")) == []
+    rows = [line.split(",") for line in (run_of(folder, "clock") / "history.csv").read_text().splitlines()]
+    assert all(float(row[rows[0].index("train_seconds")]) > 0 for row in rows[1:])

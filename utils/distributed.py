@@ -1,0 +1,128 @@
+"""Several processes that train one model together, as `torchrun` starts them; alone, everything here does nothing.
+
+    torchrun --nproc-per-node 2 seg_main.py --experiment seg-2
+
+A step's batch is shared out among the processes, so a run is the same run on any number of them: its batch size,
+learning rate and number of steps do not depend on it.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from utils import UserError
+
+Value = TypeVar("Value")
+WAIT = timedelta(hours=2)  # for the process that prepares images or scores the test images; torch's own is 10 minutes
+_alone = False
+
+
+def launched() -> bool:
+    """Whether `torchrun` started this process beside others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def rank() -> int:
+    """Of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() and not _alone else 0
+
+
+def processes() -> int:
+    """How many train together."""
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return (dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))) == 0
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Within, the processes that `torchrun` started are connected: gloo for the CPU's tensors, NCCL for GPUs'.
+
+    UserError when they do not find each other.
+    """
+    if not launched() or dist.is_initialized():
+        yield
+        return
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the processes of torchrun do not find each other ({str(error).splitlines()[0]})") from error
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within, this process works as if it were the only one."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if processes() > 1:
+        any_process(False)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any of the processes; all get the same answer."""
+    if processes() == 1:
+        return flag
+    value = torch.tensor(int(flag))  # on the CPU, so that no GPU has to finish first
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return bool(value)
+
+
+def mean(value: float) -> float:
+    """Of a number over the processes."""
+    if processes() == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(total)
+    return total.item() / processes()
+
+
+def gather(items: list[Value]) -> list[Value]:
+    """The items of all processes, in their order, on every one of them; plain values."""
+    if processes() == 1:
+        return items
+    lists: list[Any] = [None] * processes()
+    dist.all_gather_object(lists, items)
+    return [item for each in lists for item in each]
+
+
+def from_main(value: Value) -> Value:
+    """The first process's value, on every one of them."""
+    if processes() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def share(count: int) -> range:
+    """This process's indices of 0 … count - 1: every index is some process's, and only one's."""
+    return range(rank(), count, processes())
+
+
+def parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model, its gradients averaged over the processes in the backward pass; alone, itself."""
+    if processes() == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)

@@ -1,0 +1,75 @@
+"""Signals that ask a run to stop: Ctrl-C, `kill`, a closed terminal, SLURM's warning.
+
+Their number decides the exit code of a script, 128 + n: 129 SIGHUP, 130 SIGINT, 138 SIGUSR1, 143 SIGTERM (Linux).
+A signal that is ignored when Python starts stays so: `nohup` ignores SIGHUP.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows has the first two
+
+
+class StopRequested(KeyboardInterrupt):
+    """Raised in place of KeyboardInterrupt; `number` is the signal's, the text tells what is kept."""
+
+    def __init__(self, number: int, kept: str = "") -> None:
+        super().__init__(kept)
+        self.number = number
+
+    @property
+    def name(self) -> str:
+        return signal.Signals(self.number).name
+
+
+class StopSignals:
+    """What has arrived. Within `at_once` a signal raises StopRequested; else it is kept until `number` is looked at."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._raises = False
+
+    def receive(self, number: int, _frame: object) -> None:
+        again = self.number == signal.SIGINT == number
+        self.number = number
+        if self._raises:
+            raise StopRequested(number)
+        if again:  # a second Ctrl-C does not wait for the end of the step
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within, a signal stops whatever runs, also one that has arrived before."""
+        self._raises = True
+        try:
+            if self.number is not None:
+                raise StopRequested(self.number)
+            yield
+        finally:
+            self._raises = False
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """Take the signals of NAMES over, in the main thread (elsewhere none arrives); the old handlers come back after."""
+    stop, before = StopSignals(), {}
+    if threading.current_thread() is threading.main_thread():
+        for name in NAMES:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, stop.receive)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def leave_to_the_main_process(_worker: int) -> None:
+    """For the start of a loader's process: Ctrl-C reaches it too and means the main process, `kill` means itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in NAMES[1:]:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
