@@ -9,6 +9,7 @@ takes back when it likes; the peak of everything; images a second.
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,17 +18,18 @@ from benchmarks.timing import memory_mb
 from utils.data import Sample
 from utils.loader import train_loader
 from utils.patches import PatchViews
+from utils.samples import Samples
 from utils.store import Store
 
 BATCH_SIZE = 32
 
 
-def make_samples(count: int, ids: str) -> tuple[Sample, ...]:
+def make_samples(count: int, ids: str) -> Sequence[Sample]:
     """`count` samples: all the same object ("shared"), or each with an id and a path, as a split of that size has."""
     if ids == "shared":
         return (Sample("ISIC_0000000", Path("ISIC_0000000.jpg"), None, 0),) * count
     names = (f"ISIC_{index:07}" for index in range(count))
-    return tuple(Sample(name, Path("images") / f"{name}.jpg", None, 0) for name in names)
+    return Samples(Sample(name, Path("images") / f"{name}.jpg", None, 0) for name in names)
 
 
 def main() -> None:

@@ -1,0 +1,86 @@
+"""Rows × seeds unattended: results as the tables read them, passing over, going on, failing apart."""
+
+import json
+import threading
+import time
+
+import pytest
+
+import seg_main
+from utils import UserError, reproduce
+from utils.reproduce import KEPT, main, make_job, portable, run_all
+from utils.results import find_runs
+from utils.sample import make_sample
+
+FLAGS = ["-p", "0", "--size", "32", "32", "--epochs", "1", "--batch-size", "4"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reproduce")
+    make_sample(folder / "data", {"train": 12, "validation": 6, "test": 3}, (72, 64), seed=4)
+    return folder
+
+
+def arguments(folder, *names, seeds=("0",), more=()):
+    where = ["--output", str(folder / "model"), "--results", str(folder / "results")]
+    data = ["--data", str(folder / "data"), "--cache", str(folder / "cache")]
+    return [*names, "--seeds", *seeds, *where, "--", *FLAGS, *data, *more]
+
+
+def test_a_list_of_rows_runs_and_is_passed_over_the_second_time(folder, capfd):
+    command = arguments(folder, "seg-4", "resnet14", seeds=("0", "3"))
+    main(command)
+    runs = find_runs(folder / "results")
+    found = {(run.experiment, run.seed, run.folder.parent.name, run.folder.name) for run in runs}
+    names = ("seg-4", "resnet14-scratch")  # seg-4 from random weights is still that row, with a note
+    assert found == {(name, seed, name, f"seed{seed}") for name in names for seed in (0, 3)}
+    files = {path.name for path in (folder / "results/resnet14-scratch/seed3").iterdir()}
+    assert files == {"config.json", *KEPT} - {"per_image.csv", "validation_masks.zip", "test_masks.zip"}
+    assert json.loads((folder / "results/resnet14-scratch/seed0/config.json").read_text())["data"] == "data"
+    for path in (folder / "results").rglob("*.json"):
+        assert str(folder) not in path.read_text(), path
+    before = {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*") if path.is_file()}
+    main(command)
+    assert before == {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*") if path.is_file()}
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(folder):
+    with pytest.raises(UserError, match=r"1 failed.*\n  seg-5 seed 7: exit code 2, error: .*arl18.pth not found"):
+        where = ["--output", str(folder / "model"), "--results", str(folder / "results")]
+        data = ["--data", str(folder / "data"), "--cache", str(folder / "cache")]
+        main(["seg-5", "--seeds", "7", *where, "--", "--size", "32", "32", "--epochs", "1", *data])
+    assert not (folder / "results/seg-5/seed7/metrics.json").exists()
+
+
+def test_jobs_are_the_scripts_commands(tmp_path):
+    job = make_job("cls-2-4", 2, ["--lr", "1e-3"], tmp_path / "model", tmp_path / "results")
+    assert job.script == "cls_main.py" and job.run == tmp_path / "model/cls-2-4/run2"
+    assert job.results == tmp_path / "results/cls-2-4/seed2" and job.name == "cls-2-4 seed 2"
+    row = seg_main.choose(seg_main.parse(list(make_job("arl", 0, ["-p", "0"], tmp_path, tmp_path).arguments)))
+    assert row.net == "arl_unet"
+    with pytest.raises(UserError, match="'seg-9' is neither a row"):
+        make_job("seg-9", 0, [], tmp_path, tmp_path)
+
+
+def test_commands_are_kept_without_this_machines_folders():
+    command = "python seg_main.py --experiment seg-1 --data /home/me/ISIC2017 --output '/home/me/my runs' -m 'a b'"
+    assert portable(command) == "python seg_main.py --experiment seg-1 --data ISIC2017 --output 'my runs' -m 'a b'"
+
+
+def test_each_device_takes_one_run_at_a_time(tmp_path, monkeypatch):
+    jobs = [make_job("seg-1", seed, [], tmp_path, tmp_path / "results") for seed in range(8)]
+    busy, most, lock = {}, {}, threading.Lock()
+
+    def run_job(job, device, threads):
+        with lock:
+            busy[device] = busy.get(device, 0) + 1
+            most[device] = max(most.get(device, 0), busy[device])
+        time.sleep(0.02)
+        with lock:
+            busy[device] -= 1
+        return job.name if job.name.endswith("3") else None
+
+    monkeypatch.setattr(reproduce, "run_job", run_job)
+    assert run_all(jobs, ["0", "1", "2"], None) == ["seg-1 seed 3"]
+    assert most == {"0": 1, "1": 1, "2": 1}
