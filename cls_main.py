@@ -158,7 +158,9 @@ def main(argv: list[str] | None = None) -> Run:
 
 
 def _main(args: argparse.Namespace, row: Experiment, precision: Precision) -> Run:
-    data, absent = classification_data(args.data, keep_copies=args.keep_copies, require_all=args.require_all)
+    data, absent = classification_data(
+        args.data, keep_copies=args.keep_copies, require_all=args.require_all, cache=args.cache
+    )
     if row.class_weights == "balanced":
         row = replace(row, class_weights=balanced_weights(labels_of(data["train"])))
     torch.manual_seed(args.seed)

@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> Run:
 
 
 def _main(args: argparse.Namespace, row: Experiment, precision: Precision) -> Run:
-    data = segmentation_data(args.data, keep_copies=args.keep_copies)
+    data = segmentation_data(args.data, keep_copies=args.keep_copies, cache=args.cache)
     torch.manual_seed(args.seed)
     model, weights = build_model(args, row)
     train_size = (round(row.size[0] * TRAIN_SCALE), round(row.size[1] * TRAIN_SCALE))

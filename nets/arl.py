@@ -24,27 +24,29 @@ class _FusedSum(torch.autograd.Function):
     """As `_AttendedSum` with softmax over positions, in bfloat16 on a CPU: compiled (arl.c)."""
 
     @staticmethod
-    def forward(ctx, residual: Tensor, shortcut: Tensor, alpha: Tensor) -> Tensor:
+    def forward(ctx, residual: Tensor, shortcut: Tensor, alpha: Tensor, relu: bool) -> Tensor:
         batch, channels, height, width = residual.shape
         residual, shortcut = (x.contiguous(memory_format=torch.channels_last) for x in (residual, shortcut))
         out = torch.empty_like(residual)
         highest, inverse = residual.new_empty((2, batch, channels), dtype=torch.float32)
         pointers = [x.data_ptr() for x in (residual, shortcut, out, highest, inverse)]
-        kernel.load().attended_sum(*pointers, alpha.item(), batch, height * width, channels)
+        kernel.load().attended_sum(*pointers, alpha.item(), relu, batch, height * width, channels)
         ctx.save_for_backward(residual, shortcut, alpha, highest, inverse)
+        ctx.relu = relu
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         residual, shortcut, alpha, highest, inverse = ctx.saved_tensors
         batch, channels, height, width = residual.shape
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         inputs = [x.data_ptr() for x in (residual, shortcut, gradient, highest, inverse)]
         of_residual, of_shortcut, of_alpha = (torch.empty_like(x) for x in (residual, shortcut, highest))
         outputs = [x.data_ptr() for x in (of_residual, of_shortcut, of_alpha)]
-        kernel.load().attended_sum_gradients(*inputs, alpha.item(), *outputs, batch, height * width, channels)
-        return of_residual, of_shortcut, of_alpha.sum()
+        sizes = (batch, height * width, channels)
+        kernel.load().attended_sum_gradients(*inputs, alpha.item(), ctx.relu, *outputs, *sizes)
+        return of_residual, of_shortcut, of_alpha.sum(), None
 
 
 def _fusable(residual: Tensor, shortcut: Tensor, over: str) -> bool:
@@ -54,34 +56,42 @@ def _fusable(residual: Tensor, shortcut: Tensor, over: str) -> bool:
 
 
 class _AttendedSum(torch.autograd.Function):
-    """`F + s + α · softmax(F) ⊙ s` and its gradients, a few images at a time on a CPU.
+    """`F + s + α · softmax(F) ⊙ s`, its ReLU if wanted, and the gradients, a few images at a time on a CPU.
 
     As plain operations it makes a dozen passes through memory over float32 copies of whole batches, which cost a
     ResNet-50 step half as much again. Here the copies stay in the cache, and what is kept for the backward pass is the
-    softmax in F's own dtype.
+    softmax in F's own dtype, and with a ReLU what it puts out, which the convolution after it keeps as well.
     """
 
     @staticmethod
-    def forward(ctx, residual: Tensor, shortcut: Tensor, alpha: Tensor, axis: int) -> Tensor:
+    def forward(ctx, residual: Tensor, shortcut: Tensor, alpha: Tensor, axis: int, relu: bool) -> Tensor:
         out = torch.empty_like(residual)
         kept = torch.empty_like(_positions(residual))  # [B, H·W, C]
         for f, s, r, y in _chunks(_positions(residual), _positions(shortcut), kept, _positions(out)):
             torch.softmax(f, axis, out=r)  # in float32 inside
             f, s = _wide(f), _wide(s)
             y.copy_((_wide(r) * alpha).mul_(s).add_(s).add_(f))
-        ctx.save_for_backward(kept, shortcut, alpha)
+            if relu:
+                y.relu_()
+        ctx.save_for_backward(kept, shortcut, alpha, out if relu else None)
         ctx.axis = axis
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """With p = g ⊙ s ⊙ R and its sums P: F gets g + α (p − R P), s gets g + α g ⊙ R, α the sum of p."""
-        kept, shortcut, alpha = ctx.saved_tensors
+        """With p = g ⊙ s ⊙ R and its sums P: F gets g + α (p − R P), s gets g + α g ⊙ R, α the sum of p.
+
+        g is the gradient, 0 where the ReLU put out 0.
+        """
+        kept, shortcut, alpha, out = ctx.saved_tensors
         of_residual, of_shortcut = torch.empty_like(shortcut), torch.empty_like(shortcut)
         of_alpha = torch.zeros_like(alpha)
-        sides = [_positions(each) for each in (gradient, shortcut, of_residual, of_shortcut)]
-        for r, g, s, df, ds in _chunks(kept, *sides):
+        put_out = shortcut if out is None else out  # not looked at without a ReLU
+        sides = [_positions(each) for each in (gradient, put_out, shortcut, of_residual, of_shortcut)]
+        for r, g, y, s, df, ds in _chunks(kept, *sides):
+            if out is not None:
+                g = g.masked_fill(y <= 0, 0)
             r, g, s = _wide(r), _wide(g), _wide(s)
             p = g * r
             ds.copy_((p * alpha).add_(g))
@@ -89,7 +99,7 @@ class _AttendedSum(torch.autograd.Function):
             sums = p.sum(ctx.axis, keepdim=True)
             of_alpha += sums.sum()
             df.copy_(p.addcmul_(r, sums, value=-1).mul_(alpha).add_(g))
-        return of_residual, of_shortcut, of_alpha, None
+        return of_residual, of_shortcut, of_alpha, None, None
 
 
 def _positions(x: Tensor) -> Tensor:
@@ -109,7 +119,7 @@ def _chunks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
 
 
 class ARLAttention(nn.Module):
-    """The sum of an ARL block, `F(x) + s + α · R(F(x)) ⊙ s`.
+    """The sum of an ARL block, `F(x) + s + α · R(F(x)) ⊙ s`, and the ReLU after it where there is one.
 
     R is a softmax over the H×W positions of each channel ("spatial", the paper's), or over the channels of each
     position ("channel", what two public codes do). It has no weights but α, one scalar.
@@ -142,16 +152,21 @@ class ARLAttention(nn.Module):
         weights = _positions(_wide(residual)).softmax(dim=AXES[self.over])
         return weights.view(residual.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
 
-    def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
-        """F(x) and s, both [B, C, H, W] → their attended sum, of the same shape and dtype as F(x)."""
+    def forward(self, residual: Tensor, shortcut: Tensor, relu: bool = False) -> Tensor:
+        """F(x) and s, both [B, C, H, W] → their attended sum, of the same shape and dtype as F(x).
+
+        With `relu` it is the sum's ReLU: a pass through memory less, forward and backward, than one after it.
+        """
         if self.off:
-            return residual + shortcut
+            total = residual + shortcut
+            return total.relu_() if relu else total
         if torch.compiler.is_compiling():  # which fuses by itself, and would unroll the chunks
             with torch.autocast(residual.device.type, enabled=False):
-                return (residual + (1 + self.alpha * self.weights(residual)) * shortcut).to(residual.dtype)
+                total = (residual + (1 + self.alpha * self.weights(residual)) * shortcut).to(residual.dtype)
+                return total.relu() if relu else total
         if _fusable(residual, shortcut, self.over):
-            return _FusedSum.apply(residual, shortcut, self.alpha)
-        return _AttendedSum.apply(residual, shortcut, self.alpha, AXES[self.over])
+            return _FusedSum.apply(residual, shortcut, self.alpha, relu)
+        return _AttendedSum.apply(residual, shortcut, self.alpha, AXES[self.over], relu)
 
     def extra_repr(self) -> str:
         return f"over={self.over}, alpha={self.alpha.item():g}"

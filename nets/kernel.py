@@ -42,9 +42,9 @@ def load() -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(str(_compiled(compiler)))
-        pointer, whole = ctypes.c_void_p, ctypes.c_long
-        library.attended_sum.argtypes = [*[pointer] * 5, ctypes.c_float, *[whole] * 3]
-        library.attended_sum_gradients.argtypes = [*[pointer] * 5, ctypes.c_float, *[pointer] * 3, *[whole] * 3]
+        pointer, whole, options = ctypes.c_void_p, ctypes.c_long, [ctypes.c_float, ctypes.c_int]
+        library.attended_sum.argtypes = [*[pointer] * 5, *options, *[whole] * 3]
+        library.attended_sum_gradients.argtypes = [*[pointer] * 5, *options, *[pointer] * 3, *[whole] * 3]
     except (OSError, AttributeError, subprocess.CalledProcessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
         log.info("ARL blocks are computed by PyTorch, which is slower on a CPU: arl.c does not compile (%s)", reason)

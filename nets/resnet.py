@@ -25,7 +25,7 @@ def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> 
 
 
 class Block(nn.Module):
-    """Residual block: `y = ReLU(F(x) + s)`, or `y = ReLU(attention(F(x), s))` with an attention module.
+    """Residual block: `y = ReLU(F(x) + s)`, or `y = attention(F(x), s, relu=True)` with an attention module.
 
     F is two 3×3 convolutions, or 1×1 → 3×3 → 1×1 with four times as many output channels (`bottleneck`), each
     followed by batch norm; s is x, or its 1×1 projection where the shape changes.
@@ -35,7 +35,7 @@ class Block(nn.Module):
         channels: channels inside the block; it puts out `channels`, or 4 · `channels` with `bottleneck`.
         stride: of the block's spatial reduction.
         bottleneck: three convolutions in place of two.
-        attention: called with (F(x), s), both [B, C, H, W], in place of adding them.
+        attention: called with F(x) and s, both [B, C, H, W], in place of adding them and of the ReLU.
     """
 
     def __init__(
@@ -73,7 +73,9 @@ class Block(nn.Module):
         residual = self.bn2(self.conv2(residual))
         if self.bottleneck:
             residual = self.bn3(self.conv3(self.relu(residual)))
-        return self.relu(residual + shortcut if self.attention is None else self.attention(residual, shortcut))
+        if self.attention is None:
+            return self.relu(residual + shortcut)
+        return self.attention(residual, shortcut, relu=True)
 
 
 class ResNet(nn.Module):

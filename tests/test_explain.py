@@ -134,8 +134,10 @@ def test_every_layer_with_a_map_can_be_chosen():
                         ("layer2.1.bn2", 8), ("layer3.1.relu", 4), ("layer1.0.attention", 16)]:  # fmt: skip
         maps = grad_cam(model, x, layer, 0)
         assert maps.shape == (1, size, size) and torch.isfinite(maps).all() and (maps >= 0).all()
-    # The last of a block's ReLUs puts out what the block puts out.
-    assert torch.equal(grad_cam(model, x, "layer3.1.relu", 0), grad_cam(model, x, "layer3.1", 0))
+    # The last of a block's ReLUs puts out what the block puts out; the attention's sum has one of its own.
+    for net, last in ((classifier("resnet18"), "layer3.1.relu"), (model, "layer3.1.attention")):
+        assert torch.equal(grad_cam(net, x, last, 0), grad_cam(net, x, "layer3.1", 0))
+    assert not torch.equal(grad_cam(model, x, "layer3.1.relu", 0), grad_cam(model, x, "layer3.1", 0))
     assert grad_cam(classifier("arl18", alpha=0), x, "layer1.0.attention").shape == (1, 16, 16)
 
 

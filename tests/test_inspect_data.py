@@ -105,7 +105,7 @@ def test_every_damage_is_named(folder, capsys):
         ("ISIC_0000010_segmentation.png", "mask 48x32, image 96x64"),
         ("ISIC_0000011_segmentation.png", "mask without image"),
         ("ISIC_0000012 is in two splits", "Training_Data", "Validation_Data"),
-        ("ISIC_0000012.jpg", "same file", "not known, stays in training"),
+        ("ISIC_0000012.jpg", "same file", "not known, stops training"),
         ("train ", "ISIC_0000013.jpg", "validation ", "ISIC_0000101.jpg", "near copy", "not known"),
         ("ISIC_0000014.jpg", "test ", "ISIC_0000201.jpg", "same file", "not known"),
         ("note", "the same file under 2 ids", "ISIC_0000015.jpg", "ISIC_0000016.jpg"),
@@ -118,7 +118,7 @@ def test_every_damage_is_named(folder, capsys):
     last = text.splitlines()[-1]
     assert last.startswith("training cannot start: ")
     assert "ISIC_0000001.jpg" in last
-    assert last.endswith("(and 3 more)")
+    assert last.endswith("(and 5 more)")
 
 
 def test_odd_masks_and_labels_alone_do_not_stop_segmentation(folder):

@@ -135,7 +135,8 @@ def test_attention_none_is_a_resnet():
 
 @pytest.mark.parametrize("over", ["spatial", "channel"])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_attention_has_the_gradients_of_its_formula(over, layout, monkeypatch):
+@pytest.mark.parametrize("relu", [False, True])
+def test_attention_has_the_gradients_of_its_formula(over, layout, relu, monkeypatch):
     """Also where the images are worked on in several chunks, the last of them smaller."""
     monkeypatch.setattr(importlib.import_module("nets.arl"), "CHUNK", 2 * 4 * 3 * 5)  # nets.arl is the function too
     generator = torch.Generator().manual_seed(0)
@@ -145,42 +146,77 @@ def test_attention_has_the_gradients_of_its_formula(over, layout, monkeypatch):
     )
     attention = ARLAttention(over).double()
     nn.init.constant_(attention.alpha, 0.7)
-    assert torch.autograd.gradcheck(lambda f, s, _: attention(f, s), (residual, shortcut, attention.alpha))
+    assert torch.autograd.gradcheck(lambda f, s, _: attention(f, s, relu), (residual, shortcut, attention.alpha))
     expected = residual + shortcut + 0.7 * attention.weights(residual) * shortcut
-    assert torch.allclose(attention(residual, shortcut), expected, rtol=1e-12)
+    expected = expected.relu() if relu else expected
+    assert torch.allclose(attention(residual, shortcut, relu), expected, rtol=1e-12)
+    with monkeypatch.context() as compiling:
+        compiling.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert torch.allclose(attention(residual, shortcut, relu), expected, rtol=1e-12)
     fixed = ARLAttention(over, "fixed").double()
-    (fixed(residual, shortcut).sum()).backward()
+    (fixed(residual, shortcut, relu).sum()).backward()
     assert residual.grad.isfinite().all() and shortcut.grad.isfinite().all()
+
+
+def attended(attention: ARLAttention, relu: bool, *values: torch.Tensor) -> list[torch.Tensor]:
+    """The sum of F and s, and from the gradient g of it those of F, s and α; (F, s, g) are the values."""
+    f, s, g = values
+    f, s = f.clone().requires_grad_(), s.clone().requires_grad_()
+    attention.alpha.grad = None
+    out = attention(f, s, relu=relu)
+    out.backward(g)
+    return [out.detach(), f.grad, s.grad, attention.alpha.grad]
 
 
 @pytest.mark.skipif(kernel.load() is None, reason="arl.c cannot be compiled here")
 @pytest.mark.parametrize("shape", [(3, 64, 9, 7), (1, 192, 1, 1), (5, 128, 28, 28)])
-def test_the_compiled_attention_is_that_of_its_formula(shape, monkeypatch):
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("relu", [False, True])
+def test_the_compiled_attention_is_that_of_its_formula(shape, layout, relu, monkeypatch):
     """Outputs and gradients: float32 arithmetic, rounded once; without it, PyTorch's operations give the same."""
     generator = torch.Generator().manual_seed(2)
     values = [3 * torch.randn(shape, generator=generator) for _ in range(3)]
-    f, s, g = (value.bfloat16().to(memory_format=torch.channels_last) for value in values)
+    f, s, g = (value.bfloat16().to(memory_format=layout) for value in values)
     f[0, 0, 0, 0] = 80  # one position gets all the attention
     attention = ARLAttention()
     nn.init.constant_(attention.alpha, 0.7)
-
-    def run(f, s, g) -> list[torch.Tensor]:
-        f, s = f.clone().requires_grad_(), s.clone().requires_grad_()
-        attention.alpha.grad = None
-        out = attention(f, s)
-        out.backward(g)
-        return [out.detach(), f.grad, s.grad, attention.alpha.grad]
-
-    exact = run(f.double(), s.double(), g.double())
-    fused = run(f, s, g)
+    exact = attended(attention, relu, f.double(), s.double(), g.double())
+    total = f.double() + s.double() + 0.7 * attention.weights(f.double()) * s.double()
+    assert torch.allclose(exact[0], total.relu() if relu else total, rtol=1e-6)
+    fused = attended(attention, relu, f, s, g)
     monkeypatch.setattr(kernel, "load", lambda: None)
-    plain = run(f, s, g)
+    plain = attended(attention, relu, f, s, g)
+    assert fused[0].is_contiguous(memory_format=torch.channels_last)
+    # A sum that is rounded to 0, or is exactly 0 in one type only, has another gradient behind its ReLU.
+    decided = total.abs() > 1e-6
+    assert decided.double().mean() > 0.98
     for one, other, expected in zip(fused[:3], plain[:3], exact[:3], strict=True):
-        assert one.dtype == torch.bfloat16 and one.is_contiguous(memory_format=torch.channels_last)
-        assert torch.allclose(one.double(), expected, rtol=2**-8, atol=1e-5)
-        assert torch.allclose(other.double(), expected, rtol=2**-6, atol=0.02)
+        assert one.dtype == torch.bfloat16
+        assert torch.allclose(one.double()[decided], expected[decided], rtol=2**-8, atol=1e-5)
+        assert torch.allclose(other.double()[decided], expected[decided], rtol=2**-6, atol=0.02)
     assert torch.allclose(fused[3].double(), exact[3].double(), rtol=1e-3, atol=1e-2)
     assert not torch.equal(fused[1], plain[1]) or shape[2:] == (1, 1)  # it was another computation
+
+
+@pytest.mark.skipif(kernel.load() is None, reason="arl.c cannot be compiled here")
+@pytest.mark.parametrize("relu", [False, True])
+def test_the_compiled_attention_hides_no_value_that_is_not_finite(relu, monkeypatch):
+    """-∞ gets no attention and leaves the others alone; ∞ and NaN spread over the channel, and pass the ReLU."""
+    values = [torch.randn(2, 64, 6, 5, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in range(3)]
+    f, s, g = (value.to(memory_format=torch.channels_last) for value in values)
+    for channel, value in enumerate([float("-inf"), float("inf"), float("nan")]):
+        f[0, channel, 2, 3] = value
+    s[1, 4, 0, 0] = g[1, 5, 1, 1] = float("nan")
+    f[1, 6, 0, 0] = float("nan")  # the first that is looked at
+    attention = ARLAttention()
+    nn.init.constant_(attention.alpha, 0.7)
+    fused = attended(attention, relu, f, s, g)
+    monkeypatch.setattr(kernel, "load", lambda: None)
+    plain = attended(attention, relu, f, s, g)
+    for one, other in zip(fused, plain, strict=True):
+        assert torch.allclose(one.float(), other.float(), rtol=2**-6, atol=0.02, equal_nan=True)
+    assert float(fused[0][0, 0, 2, 3]) == (0 if relu else float("-inf"))
+    assert fused[0].isnan().sum() == 3 * 30 + 1
 
 
 def test_without_a_compiler_attention_is_computed_by_pytorch(tmp_path):
@@ -201,7 +237,8 @@ def test_without_a_compiler_attention_is_computed_by_pytorch(tmp_path):
 
 
 @pytest.mark.parametrize("over", ["spatial", "channel"])
-def test_attention_in_bfloat16_follows_float32(over):
+@pytest.mark.parametrize("relu", [False, True])
+def test_attention_in_bfloat16_follows_float32(over, relu):
     generator = torch.Generator().manual_seed(1)
     values = [torch.randn(3, 16, 8, 8, generator=generator).to(memory_format=torch.channels_last) for _ in range(3)]
     residual, shortcut, gradient = (value.bfloat16() for value in values)
@@ -209,11 +246,9 @@ def test_attention_in_bfloat16_follows_float32(over):
     for dtype in (torch.float32, torch.bfloat16):
         attention = ARLAttention(over)
         nn.init.constant_(attention.alpha, 0.7)
-        f, s = (value.to(dtype).requires_grad_() for value in (residual, shortcut))
-        out = attention(f, s)
-        out.backward(gradient.to(dtype))
-        assert out.dtype == f.grad.dtype == s.grad.dtype == dtype and attention.alpha.grad.dtype == torch.float32
-        results.append([out, f.grad, s.grad, attention.alpha.grad])
+        results.append(attended(attention, relu, *(value.to(dtype) for value in (residual, shortcut, gradient))))
+        *tensors, of_alpha = results[-1]
+        assert {tensor.dtype for tensor in tensors} == {dtype} and of_alpha.dtype == torch.float32
     for wide, narrow in zip(*results, strict=True):
         assert torch.allclose(narrow.float(), wide, rtol=2**-7, atol=2**-8)
 
@@ -284,6 +319,7 @@ def test_layouts():
         ("res_unet", (64, 64, 128, 256, 512), (2, 4, 8, 16, 32)),
         ("arl_unet", (64, 64, 128, 256, 512), (2, 4, 8, 16, 32)),
         ("dense_unet", (64, 256, 512, 1024, 1024), (2, 4, 8, 16, 32)),
+        ("mobilenet_unet", (16, 24, 32, 96, 1280), (2, 4, 8, 16, 32)),
     ],
 )
 def test_encoder_contract(name, channels, strides):
@@ -295,7 +331,8 @@ def test_encoder_contract(name, channels, strides):
 
 @pytest.mark.parametrize("name", nets.SEGMENTERS)
 def test_decoder_channels(name):
-    assert [block[0].out_channels for block in nets.create_model(name).decoder] == [512, 256, 128, 64]
+    channels = [256, 128, 64, 32] if name == "mobilenet_unet" else [512, 256, 128, 64]
+    assert [block[0].out_channels for block in nets.create_model(name).decoder] == channels
     model = nets.create_model(name, decoder_channels=(64, 32, 16, 8))
     assert model(images(2, 3, 65, 64)).shape == (2, 2, 65, 64)
     with pytest.raises(ValueError, match="expected 4 decoder channels"):

@@ -144,7 +144,7 @@ def test_an_id_in_two_splits_is_refused(data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     (image, *_) = sorted((data / "ISIC-2017_Training_Data").glob("*.jpg"))
     shutil.copy(image, tmp_path / "data" / "ISIC-2017_Test_v2_Data")
-    with pytest.raises(UserError, match=f"1 images are in training and in another split: {image.stem}"):
+    with pytest.raises(UserError, match=f"1 ids are both in train and in test: {image.stem}"):
         seg_main.main(["-n", "res", "-p", "0", "--data", str(tmp_path / "data")])
 
 

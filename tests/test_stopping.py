@@ -197,3 +197,36 @@ def test_a_changed_clock_changes_nothing(folder, monkeypatch):
     assert differences(run_of(folder, "whole"), run_of(folder, "clock")) == []
     rows = [line.split(",") for line in (run_of(folder, "clock") / "history.csv").read_text().splitlines()]
     assert all(float(row[rows[0].index("train_seconds")]) > 0 for row in rows[1:])
+
+
+# Keeps count of its private memory in MB and its open files, epoch by epoch.
+LONG = """
+import json, os, sys
+import seg_main
+from utils.logger import run_script
+from utils.run import Run
+write = Run.write_history
+seen = {}
+def counting(self, rows):
+    write(self, rows)
+    memory = next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]
+    seen[len(rows)] = (int(memory) / 1024, len(os.listdir("/proc/self/fd")))
+Run.write_history = counting
+run_script(lambda: seg_main.main(sys.argv[2:]))
+json.dump(seen, open(sys.argv[1], "w"))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_memory_and_open_files_stay_flat(folder):
+    """Over 30 epochs here, from the 10th on (LONG_EPOCHS=200 for more): 5 % of memory, and not one file more."""
+    epochs = int(os.environ.get("LONG_EPOCHS", "30"))
+    (folder / "long.py").write_text(LONG)
+    command = arguments(folder, "long")
+    command[command.index("--epochs") + 1] = str(epochs)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    program = [sys.executable, str(folder / "long.py"), str(folder / "long.json"), *command, "--patience", "999"]
+    subprocess.run(program, cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=True, timeout=900)
+    seen = {int(epoch): values for epoch, values in json.loads((folder / "long.json").read_text()).items()}
+    start, end = seen[epochs // 3], seen[epochs]
+    assert end[0] < 1.05 * start[0] and end[1] <= start[1], (start, end)

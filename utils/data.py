@@ -3,18 +3,24 @@
 Known are the official folder names and those of the project before this one (`Aug_Training_Data`,
 `ISIC-2017_Test_Data`); folders nested under their own name are read too. Images and masks are paired by id.
 Pillow decodes (it refuses truncated files, OpenCV reads them as if they were whole), OpenCV resizes.
+
+Nothing here is trusted: what a file holds is read right or refused by a UserError, whatever it is (`docs/faults.md`).
 """
 
 import csv
 import re
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from utils import UserError
 
@@ -65,9 +71,13 @@ _NAMES = {
         ("ISIC-2017_Test_v2_Part3_GroundTruth.csv", "ISIC-2017_Test_Part3_GroundTruth.csv"),
     ),
 }
-_ID = re.compile(r"ISIC_\d+")
-_IMAGE = re.compile(r"(ISIC_\d+)\.(?:jpe?g|png)", re.IGNORECASE)
-_MASK = re.compile(r"(ISIC_\d+)_segmentation\.png", re.IGNORECASE)
+_ID = re.compile(r"ISIC_[0-9]+")
+_IMAGE = re.compile(r"(ISIC_[0-9]+)\.(?:jpe?g|png)", re.IGNORECASE | re.ASCII)
+_MASK = re.compile(r"(ISIC_[0-9]+)_segmentation\.png", re.IGNORECASE | re.ASCII)
+
+MAX_PIXELS = 89_478_485  # where Pillow starts to warn of bombs; the largest image of ISIC 2017 has a third of it
+MIN_SIDE = 8  # pixels; what is narrower is no photograph
+_SIGNATURES = {b"\xff\xd8\xff": JpegImageFile, b"\x89PNG\r\n\x1a\n": PngImageFile}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +113,7 @@ def find_files(root: str | Path, split: str) -> SplitFiles:
 
     The metadata file lies in `root`, or in an image folder as the official archives have it.
 
-    Raises UserError when `root` is no folder or `split` is none of SPLITS.
+    Raises UserError when `root` is no folder, `split` is none of SPLITS, or a folder has two files for one id.
     """
     if split not in SPLITS:
         raise UserError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
@@ -147,7 +157,8 @@ def read_labels(csv_path: str | Path) -> dict[str, int]:
     """Index into CLASSES by image id, from an official `Part3_GroundTruth.csv`.
 
     Columns image_id, melanoma, seborrheic_keratosis in any order, 0/1 or 0.0/1.0; both 0 means nevus.
-    Raises UserError naming file and row: missing column, no ISIC id, value not 0 or 1, both 1, id twice.
+    Raises UserError naming file and row: missing column, no ISIC id, value not 0 or 1, both 1, id twice, more cells
+    than columns.
     """
     labels = {}
     for where, id_, row in _rows(csv_path, CLASSES[:2]):
@@ -178,9 +189,10 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
     `size` = (width, height) is reached exactly and keeps the whole frame (the aspect ratio is squashed): area
     averaging when shrinking, else linear. JPEGs are then decoded at 1/2, 1/4 or 1/8 where that leaves at least
     twice the wanted size. Grey, palette and CMYK become RGB, transparency is dropped, 16-bit values lose their
-    low byte. Raises UserError when the file is absent, truncated or no JPEG or PNG.
+    low byte. Raises UserError when the file is absent, truncated, no JPEG or PNG, or has more than MAX_PIXELS or a
+    side below MIN_SIDE.
     """
-    with _opened(path, size) as image:
+    with _opened(path, size, min_side=MIN_SIDE) as image:
         if image.mode.startswith("I"):
             array = np.repeat(_high_byte(np.asarray(image))[:, :, None], 3, axis=2)
         else:
@@ -205,9 +217,22 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarr
 
 
 def read_grey(path: str | Path) -> np.ndarray:
-    """A mask's values as stored, uint8 [H, W]; colour becomes grey. Raises UserError as `read_image` does."""
+    """A mask's values as stored, uint8 [H, W]; equal channels become grey.
+
+    Raises UserError as `read_image` does, and for colours or transparency: what is lesion there depends on the reader.
+    """
     with _opened(path) as image:
-        return _high_byte(np.asarray(image)) if image.mode.startswith("I") else np.array(image.convert("L"))
+        if image.mode.startswith("I"):
+            return _high_byte(np.asarray(image))
+        if image.mode in ("1", "L") and not image.has_transparency_data:
+            return np.array(image.convert("L"))
+        transparent = image.has_transparency_data
+        channels = np.asarray(image.convert("RGBA" if transparent else "RGB"))
+        if transparent and channels[..., 3].min() < 255:
+            raise UserError(f"{path}: a mask with transparent pixels; save it as opaque grey, 0 and 255")
+        if np.ptp(channels[..., :3], axis=2).max() > 64:  # less is the noise of a JPEG
+            raise UserError(f"{path}: a mask in colours, of which lesion is not known; save it as grey, 0 and 255")
+        return np.array(image.convert("L"))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -216,18 +241,38 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return image.size[::-1] if _lies_on_its_side(image) else image.size
 
 
-def _entries(folder: Path) -> dict[str, Path]:
+def check_file(path: str | Path) -> Path:
+    """The path when a regular file lies there (reading a pipe waits for ever, a device never ends), else UserError."""
     try:
-        return {path.name.lower(): path for path in sorted(folder.iterdir())}
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError) as error:
+        absent = isinstance(error, FileNotFoundError)
+        reason = "no such file" if absent else f"not readable ({getattr(error, 'strerror', None) or error})"
+        raise UserError(f"{path}: {reason}") from error
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path}: not readable ({'a folder' if stat.S_ISDIR(mode) else 'no regular file'})")
+    return Path(path)
+
+
+def _entries(folder: Path) -> dict[str, Path]:
+    """By name in lower case. UserError where two names differ in nothing but case: one of them would be passed over."""
+    found: dict[str, Path] = {}
+    try:
+        for path in sorted(folder.iterdir()):
+            other = found.setdefault(path.name.lower(), path)
+            if other is not path and path.name.lower().startswith(("isic", "aug_")):
+                raise UserError(f"{path}: differs only in case from {other.name}; keep one of them")
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
+    return found
 
 
 def _folders(here: dict[str, Path], names: tuple[str, ...]) -> Iterator[dict[str, Path]]:
     """The entries of each folder of these names, and of those nested in it: some mirrors have X/X/…"""
     for name in names:
-        folder = here.get(name.lower())
-        while folder is not None and folder.is_dir():
+        folder, seen = here.get(name.lower()), set()
+        while folder is not None and folder.is_dir() and folder.resolve() not in seen:  # a link may lead back
+            seen.add(folder.resolve())
             inside = _entries(folder)
             yield inside
             folder = inside.get(name.lower())
@@ -236,9 +281,14 @@ def _folders(here: dict[str, Path], names: tuple[str, ...]) -> Iterator[dict[str
 def _by_id(folders: Iterable[dict[str, Path]], pattern: re.Pattern) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for inside in folders:
+        here: dict[str, Path] = {}
         for path in inside.values():
             if match := pattern.fullmatch(path.name):
-                found.setdefault(match[1].upper(), path)
+                id_ = match[1].upper()
+                if id_ in here:
+                    raise UserError(f"{path}: {here[id_].name} has the same id; keep one of them")
+                here[id_] = path
+        found |= {id_: path for id_, path in here.items() if id_ not in found}
     return found
 
 
@@ -248,24 +298,34 @@ def _first(folders: Iterable[dict[str, Path]], names: Iterable[str]) -> Path | N
 
 def _rows(csv_path: str | Path, columns: tuple[str, ...]) -> Iterator[tuple[str, str, dict[str, str | None]]]:
     """Where it is (for messages), image_id and cells of every row; UserError for what no table of ours may have."""
-    csv_path, seen = Path(csv_path), set()
+    csv_path, seen = check_file(csv_path), set()
     try:
         with csv_path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-            if missing := {"image_id", *columns} - set(reader.fieldnames):
-                raise UserError(f"{csv_path}: no column {', '.join(sorted(missing))} in {reader.fieldnames}")
+            names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            if missing := {"image_id", *columns} - set(names):
+                raise UserError(f"{csv_path}: no column {', '.join(sorted(missing))} in {_shown(names)}")
+            if twice := [name for name in ("image_id", *columns) if names.count(name) > 1]:
+                raise UserError(f"{csv_path}: column {twice[0]} is there a second time; keep one of them")
             for row in reader:
                 where = f"{csv_path}: row {reader.line_num}"
                 id_ = (row["image_id"] or "").strip().upper()
                 if not _ID.fullmatch(id_):
-                    raise UserError(f"{where}: image_id is {row['image_id']!r}, expected one like ISIC_0000000")
+                    raise UserError(f"{where}: image_id is {_shown(row['image_id'])}, expected one like ISIC_0000000")
                 if id_ in seen:
-                    raise UserError(f"{where}: {id_} is there a second time; keep one row an image")
+                    raise UserError(f"{where}: {_shown(id_, str)} is there a second time; keep one row an image")
+                if any(cell.strip() for cell in row.get(None) or ()):
+                    raise UserError(f"{where}, {_shown(id_, str)}: more cells than columns; take the commas away")
                 seen.add(id_)
-                yield f"{where}, {id_}", id_, row
+                yield f"{where}, {_shown(id_, str)}", id_, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{csv_path}: not readable as a comma-separated text file ({error})") from error
+
+
+def _shown(value: Any, form: Callable[[Any], str] = repr) -> str:
+    """A value from a file as a message may quote it: on one line and not too long."""
+    text = " ".join(form(value).split())
+    return text if len(text) <= 120 else f"{text[:119]}…"
 
 
 def _zero_or_one(text: str | None, where: str, column: str) -> bool:
@@ -274,7 +334,7 @@ def _zero_or_one(text: str | None, where: str, column: str) -> bool:
     except ValueError:
         value = None
     if value not in (0, 1):
-        raise UserError(f"{where}: {column} is {text!r}, expected 0 or 1")
+        raise UserError(f"{where}: {column} is {_shown(text)}, expected 0 or 1")
     return value == 1
 
 
@@ -285,36 +345,50 @@ def _recorded(row: dict[str, str | None], column: str, pattern: str, where: str,
     if text is not None and value in ("", "unknown"):  # None: the row ends before this cell
         return None
     if not re.fullmatch(pattern, value):
-        raise UserError(f"{where}: {column} is {text!r}, expected {expected} or unknown")
+        raise UserError(f"{where}: {column} is {_shown(text)}, expected {expected} or unknown")
     return value
 
 
 @contextmanager
-def _opened(path: str | Path, size: tuple[int, int] | None = None, decode: bool = True) -> Iterator[Image.Image]:
+def _opened(
+    path: str | Path, size: tuple[int, int] | None = None, decode: bool = True, min_side: int = 1
+) -> Iterator[Image.Image]:
     """The file as a Pillow image, decoded and upright; what Pillow cannot read becomes a UserError."""
+    check_file(path)
     try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
-            if decode and image.format == "PNG":
-                _verify_png(path)
+        with _by_signature(path) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise UserError(f"{path}: too many pixels ({width}x{height}); shrink it or take it away")
+            if min(width, height) < min_side:
+                raise UserError(f"{path}: too few pixels for a photograph ({width}x{height}); take it away")
             if decode:
+                if image.format == "PNG":
+                    with _by_signature(path) as other:
+                        other.verify()  # decoding overlooks a damaged chunk or a missing end
                 if size is not None:
                     wanted = size[::-1] if _lies_on_its_side(image) else size
                     image.draft(None, (2 * wanted[0], 2 * wanted[1]))  # does nothing but to a JPEG
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)
             yield image
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{path}: too many pixels ({error}); shrink it or take it away") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: truncated or not an image ({error}); fetch this file again") from error
+    except UserError:
+        raise
+    except Exception as error:  # of bytes that nobody wrote on purpose, decoders raise nearly anything
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(f"{path}: not readable ({error.strerror})") from error
+        reason = _shown(error, str) or type(error).__name__
+        raise UserError(f"{path}: truncated or not an image ({reason}); fetch this file again") from error
 
 
-def _verify_png(path: str | Path) -> None:
-    """Raises what Pillow raises for a damaged chunk or a missing end, which plain decoding of a PNG overlooks."""
-    with Image.open(path, formats=("PNG",)) as image:
-        image.verify()
+def _by_signature(path: str | Path) -> Image.Image:
+    """A JPEG or PNG by its first bytes. Not by Image.open, which warns of large images where we refuse them."""
+    with Path(path).open("rb") as file:
+        start = file.read(16)
+    for signature, kind in _SIGNATURES.items():
+        if start.startswith(signature):
+            return kind(path)
+    raise ValueError(f"no JPEG or PNG, its first bytes are {start!r}" if start else "it is empty")
 
 
 def _lies_on_its_side(image: Image.Image) -> bool:

@@ -25,8 +25,11 @@ from utils.data import (
     find_files,
     read_grey,
     read_labels,
+    read_metadata,
+    read_split,
 )
-from utils.splits import classification_data
+from utils.splits import classification_data, later_years, misplaced
+from utils.store import pair_fault
 
 MANY = 10  # above it, one line for all images without a mask
 
@@ -89,12 +92,11 @@ class Report:
         lines = []
         for copy in self.copies:
             names = [f"{s} {_name(f, self.root)}" for s, f in zip(copy.splits, copy.files, strict=True)]
-            kind = "same file" if copy.exact else f"near copy, similarity {copy.similarity:.4f}"
             what = "known" if copy.known else "not known"
             if "train" in copy.splits:
                 left_out = copy.splits[0] == "train" and copy.ids[0] in LEFT_OUT
-                what += ", left out of training" if left_out else ", stays in training"
-            lines.append(f"{names[0]} = {names[1]}: {kind}; {what}")
+                what += ", left out of training" if left_out else ", stops training"
+            lines.append(f"{names[0]} = {names[1]}: {copy.kind}; {what}")
         return lines
 
 
@@ -116,23 +118,45 @@ def inspect_folder(root: str | Path) -> Report:
         report.splits[split] = SplitCounts(len(files.images), len(files.masks), pairs, sizes=sizes)
         _check_files(report, split, files, images, masks)
         _check_labels(report, split, files)
+        try:
+            read_metadata(report.root, split)
+        except UserError as error:
+            report.problems.append(f"{error}")
         _check_twice(report, split, files, images)
     for a, b in itertools.combinations(SPLITS, 2):
         for id_ in sorted(found[a].images.keys() & found[b].images.keys()):
             paths = (_name(found[s].images[id_], report.root) for s in (a, b))
             report.problems.append(f"{id_} is in two splits: {' and '.join(paths)}")
-            if id_ in _used(a, found[a]) & _used(b, found[b]) and a == "train":
+            if id_ in _used(a, found[a]) & _used(b, found[b]):
                 report.blockers.append(report.problems[-1])
     readable = {
         split: {i: (path, images[path]) for i, path in files.images.items() if isinstance(images[path], ImageFacts)}
         for split, files in found.items()
     }
     report.copies = find_copies(readable)
+    _check_leaks(report, found)
     try:
-        classification_data(Path(root))
+        classification_data(Path(root), copies=report.copies)
     except UserError as error:
         report.classification_fault = f"{error}"
     return report
+
+
+def _check_leaks(report: Report, found: dict[str, SplitFiles]) -> None:
+    """What `utils.splits.refuse_leaks` refuses or warns about, beside an id in two splits."""
+    used = {split: _used(split, files) for split, files in found.items()}
+    for split, files in found.items():
+        for other, ids in misplaced(split, files.images).items():
+            name = _name(files.images[ids[0]], report.root)
+            text = f"{name}: {len(ids)} {split} images are of the challenge's {other} set ({', '.join(ids[:3])} …)"
+            report.problems.append(text)
+            report.blockers += [text] if used[split].intersection(ids) else []
+    for copy, line in zip(report.copies, report._copy_lines(), strict=True):
+        if copy.splits[0] == "train" and all(i in used[s] for s, i in zip(copy.splits, copy.ids, strict=True)):
+            report.blockers.append(line)
+    samples = {split: read_split(report.root, split, with_labels=False) for split in SPLITS}
+    if later := later_years(report.root, samples):
+        report.notes.append(later)
 
 
 def _check_files(report: Report, split: str, files: SplitFiles, images: dict, masks: dict) -> None:
@@ -162,7 +186,9 @@ def _check_files(report: Report, split: str, files: SplitFiles, images: dict, ma
         image = images.get(files.images.get(id_))
         if isinstance(image, ImageFacts) and image.size != mask.size:
             sizes = "mask {}x{}, image {}x{}".format(*mask.size, *image.size)
-            report.problems.append(f"{name}: of another size than its image ({sizes})")
+            fault = pair_fault(image.size, mask.size)
+            report.problems.append(f"{name}: {fault or f'of another size than its image ({sizes})'}")
+            report.blockers += [report.problems[-1]] if fault and id_ in used else []
     if split != "test" and not used:
         adjective = {"train": "training", "validation": "validation"}[split]
         report.blockers.append(f"no {adjective} image has a mask under {report.root}")
@@ -239,7 +265,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(report)
+    encoding = sys.stdout.encoding or "utf-8"
+    print(f"{report}".encode(encoding, "backslashreplace").decode(encoding))  # a path may have any letters
     return 0 if report.can_start else 1
 
 

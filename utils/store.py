@@ -30,28 +30,31 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from utils import UserError
-from utils.data import Sample, read_image, read_mask
+from utils.data import MIN_SIDE, Sample, check_file, image_size, read_image, read_mask
 from utils.logger import log, progress
+from utils.samples import Samples
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 CACHE = Path(__file__).resolve().parents[1] / "Data" / "cache"
 STORE_VERSION = 3  # raise it when other pixels are stored, or the layout changes
 SETTLED = 2 * 10**9  # nanoseconds after which a file's times tell whether it has changed since
 LEFTOVER = 24 * 3600  # seconds after which nobody is expected to go on with an interrupted build
-OURS = re.compile(r"(?:v(?P<version>\d+)-)?[0-9a-f]{16}(?:\.\d+)?\.(?:npy|partial)|hashes\.\d+\.partial")
+OURS = re.compile(
+    r"(?:v(?P<version>\d+)-)?[0-9a-f]{16}(?:\.\d+)?\.(?:npy|partial)|(?:hashes|thumbnails|keypoints)\.\d+\.partial"
+)
 
 
 @dataclass(frozen=True)
 class Store:
     """Decoded images of one split. The file stays open with the object, and so in use though it be deleted (POSIX)."""
 
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample]
     path: Path
     _pixels: np.ndarray = field(init=False, repr=False, compare=False)
 
@@ -90,7 +93,7 @@ def prepare(samples: Sequence[Sample], size: tuple[int, int], folder: Path = CAC
                     if path.exists():
                         log.warning("%s: %s; made anew", path, doubt)
                     _build(path, layout, samples, originals)
-        return Store(samples, path)
+        return Store(Samples(samples), path)
     except OSError as error:
         raise UserError(
             f"{folder}: the prepared images cannot be written there ({error}); choose --cache DIR"
@@ -149,35 +152,76 @@ def _identity(path: Path) -> list[int]:
 
 def _hashes(samples: Sequence[Sample], masks: bool, index: Path) -> dict[Path, list]:
     """Identity and SHA-256 of every original, [size, inode, mtime, ctime, hash]; unchanged files are not read."""
-    try:
-        known = {path: list(entry) for path, entry in json.loads(index.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):  # absent or damaged: all it does is to save time
-        known = {}
+    files = [path for sample in samples for path in _files(sample, masks)]
+    return remembered(sha256, files, index, "checking files")
 
-    def hashed(path: Path) -> list:
+
+def remembered(
+    function: Callable[[Path], Any], files: Sequence[Path], index: Path | None, description: str
+) -> dict[Path, list]:
+    """[size, inode, mtime, ctime, `function(path)`] of every file, on all cores; plain values, kept in `index` as JSON.
+
+    Files that are unchanged since are not read. UserError as `function` raises it, for the first five files.
+    """
+    known = read_index(index)
+
+    def entry(path: Path) -> list:
         identity = _identity(path)  # taken before the content: a change from here on will show
-        entry = known.get(str(path.absolute()))
-        if entry and entry[:-1] == identity:
-            return entry
-        try:
-            return [*identity, hashlib.sha256(path.read_bytes()).hexdigest()]
-        except OSError as error:
-            raise UserError(f"{path}: not readable ({error.strerror})") from error
+        there = known.get(str(path.absolute()))
+        if isinstance(there, list) and there[:-1] == identity:
+            return there
+        return [*identity, function(path)]
 
     settled = time.time_ns() - SETTLED
-    files = [path for sample in samples for path in _files(sample, masks)]
-    found = dict(zip(files, _each(hashed, files, "checking files"), strict=True))
+    found = dict(zip(files, _each(entry, files, description), strict=True))
     new = {str(path.absolute()): entry for path, entry in found.items() if max(entry[2:4]) < settled}
     if any(known.get(path) != entry for path, entry in new.items()):
-        there = {path: entry for path, entry in known.items() if Path(path).exists()}
-        partial = index.with_suffix(f".{os.getpid()}.partial")
-        with suppress(OSError):  # a folder that is full or read-only may hold the store all the same
-            try:
-                partial.write_text(json.dumps(there | new))
-                partial.replace(index)
-            finally:
-                partial.unlink(missing_ok=True)
+        write_index(index, {path: entry for path, entry in known.items() if Path(path).exists()} | new)
     return found
+
+
+def read_index(index: Path | None) -> dict[str, Any]:
+    """What `write_index` wrote; empty when it is absent or damaged, since all it does is to save time."""
+    try:
+        content = json.loads(index.read_text()) if index else {}
+    except (OSError, ValueError, RecursionError):
+        content = {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_index(index: Path | None, content: dict[str, Any]) -> None:
+    """Whole or not at all. A folder that is full or read-only may hold stores all the same, so it is no error."""
+    if index is None:
+        return
+    partial = index.with_suffix(f".{os.getpid()}.partial")
+    with suppress(OSError):
+        try:
+            partial.write_text(json.dumps(content))
+            partial.replace(index)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal digits; read in pieces. UserError when it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with check_file(path).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"{path}: not readable ({error.strerror})") from error
+    return digest.hexdigest()
+
+
+def pair_fault(image: tuple[int, int], mask: tuple[int, int]) -> str:
+    """Why a mask of this (width, height) is none of an image of that; "" when it may be: mirrors have resized ones."""
+    sizes = "mask {}x{}, image {}x{}".format(*mask, *image)
+    if min(mask) < MIN_SIDE <= min(image):
+        return f"too small to be the mask of its image ({sizes}); fetch this file again"
+    if mask == image[::-1] != image:
+        return f"lies on its side against its image ({sizes}); turn one of them, or take the image's EXIF rotation away"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -235,6 +279,8 @@ def _build(path: Path, layout: _Layout, samples: Sequence[Sample], originals: di
         log.info("going on with %d of %d images that an interrupted run has prepared", done, count)
 
     def decode(sample: Sample) -> np.ndarray:
+        if channels == 4 and sample.mask and (fault := pair_fault(image_size(sample.image), image_size(sample.mask))):
+            raise UserError(f"{sample.mask}: {fault}")
         pixels = np.zeros((height, width, channels), np.uint8)
         pixels[..., :3] = read_image(sample.image, (width, height))
         if channels == 4 and sample.mask:

@@ -1,11 +1,15 @@
 """Pretrained weights: which file belongs to which network, where it comes from, and loading it strictly."""
 
 import hashlib
+import io
 import pickle
 import re
 import socket
 import urllib.error
+import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,10 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from utils import UserError
+from utils.data import check_file
 from utils.logger import log
 from utils.run import written_whole
 
 MODEL = Path(__file__).resolve().parents[1] / "model"
+MAX_PICKLE = 8 << 20  # bytes of names, shapes and plain values in a file; read, they take up to a hundred times as many
+_PLAIN = {  # what the checkpoints of state dicts, optimizers and schedulers are made of, beside dtypes and storages
+    *("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"),
+    *("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter", "torch.Size", "torch.device"),
+    *("collections.Counter", "_codecs.encode", "builtins.set", "__builtin__.set", "builtins.complex"),
+}
+_ITEM_BYTES = {
+    **{"UntypedStorage": 1, "BoolStorage": 1, "ByteStorage": 1, "CharStorage": 1, "HalfStorage": 2, "ShortStorage": 2},
+    **{"BFloat16Storage": 2, "IntStorage": 4, "FloatStorage": 4, "LongStorage": 8, "DoubleStorage": 8},
+}
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,8 @@ def load_pretrained(model: nn.Module, net: str, path: str | Path) -> LoadReport:
     blocks together; left over nothing but the classifier, and α where a
     variant of an ARL network has none that is learnt.
 
-    Raises UserError naming the file and the names or shapes that do not fit.
+    Raises UserError naming the file and the names or shapes that do not fit, or values that are not finite; the network
+    is as it was then.
     """
     path = Path(path)
     encoder = getattr(model, "encoder", model)
@@ -153,7 +169,13 @@ def load_pretrained(model: nn.Module, net: str, path: str | Path) -> LoadReport:
         if wanted[name].shape != state[name].shape:
             shapes = f"{tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}"
             raise UserError(f"{whose}, {name} is {shapes}")
+        if state[name].is_floating_point() != wanted[name].is_floating_point():
+            raise UserError(f"{whose}, {name} is {state[name].dtype}, expected {wanted[name].dtype}")
     loaded = {name: state[name] for name in wanted if name in state}
+    if broken := {name for name, tensor in loaded.items() if not bool(tensor.isfinite().all())}:
+        raise UserError(
+            f"{path}: NaN or infinite values in {_some(broken)}; training would go on from them, take others"
+        )
     nn.Module.load_state_dict(target, loaded, strict=False)
     missing, left_over = tuple(sorted(missing | (new & outside))), tuple(sorted(left_over))
     return LoadReport(path.name, _sha256(path), len(loaded), missing, left_over, _source(path))
@@ -178,22 +200,97 @@ def export_arl18(model: nn.Module, folder: Path, source: Mapping[str, Any]) -> N
 def _source(path: Path) -> str:
     content = load_file(path)
     source = content.get("source") if isinstance(content, dict) else None
-    return ", ".join(f"{name} {value}" for name, value in source.items()) if isinstance(source, dict) else ""
+    text = ", ".join(f"{name} {value}" for name, value in source.items()) if isinstance(source, dict) else ""
+    return text if text.isprintable() else repr(text)
 
 
 def load_file(path: str | Path | BinaryIO, shown: str | Path | None = None) -> Any:
     """What `torch.save` wrote: tensors (on the CPU) and plain values, never a pickled object (`weights_only=True`).
 
+    Memory stays within about twice the file's size and what MAX_PICKLE allows, whatever sizes the file claims.
     Raises UserError when there is no such file, or it is damaged or holds anything else; it names `shown` or the file.
     """
     shown = shown or path
+    is_path = isinstance(path, str | Path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{shown}: no such file") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        with check_file(path).open("rb") if is_path else nullcontext(path) as file:
+            _check_claims(file)
+            file.seek(0)
+            return torch.load(path if is_path else file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # of bytes that nobody wrote on purpose, decoders raise nearly anything
+        reason = _shown(str(error).splitlines()[0], 120) if str(error).strip() else type(error).__name__
         raise UserError(f"{shown}: truncated, or not a PyTorch file of plain weights ({reason})") from error
+
+
+class _Claims(pickle._Unpickler):
+    """Reads what a pickle says without doing it: no object is made, no storage is allocated.
+
+    In Python, since the C unpickler reserves memory for whatever numbers a file names.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file)
+        self.storages: dict[Any, int] = {}  # bytes by key
+
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" == "collections.OrderedDict":
+            return OrderedDict
+        if module in ("torch", "torch.storage") and name in _ITEM_BYTES:
+            return _ITEM_BYTES[name]
+        if f"{module}.{name}" in _PLAIN or (module == "torch" and isinstance(getattr(torch, name), torch.dtype)):
+            return _Inert
+        raise pickle.UnpicklingError(f"{module}.{name} is none of the plain types")
+
+    def persistent_load(self, pid: Any) -> None:
+        kind, itemsize, key, _, count, *_ = pid
+        if kind not in ("storage", b"storage") or count < 0:
+            raise pickle.UnpicklingError("a reference to something else than numbers")
+        self.storages[key] = max(self.storages.get(key, 0), itemsize * count)
+
+
+class _Inert:
+    """Stands for what `_Claims` does not make."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _check_claims(file: BinaryIO) -> None:
+    """Raises for a file that asks for objects, or for more bytes than it holds; before torch allocates them."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if file.read(4) == b"PK\x03\x04":
+        with zipfile.ZipFile(file) as archive:
+            entries = {entry.filename: entry for entry in archive.infolist()}
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+                raise ValueError("its archive is compressed")
+            if sum(entry.file_size for entry in archive.infolist()) > size:
+                raise ValueError(f"its archive claims more than the {size} bytes of the file")
+            (name,) = (name for name in entries if name.endswith("/data.pkl"))
+            if entries[name].file_size > MAX_PICKLE:
+                raise ValueError(f"more than {MAX_PICKLE} bytes of names and plain values")
+            claims = _Claims(io.BytesIO(archive.read(name)))
+            claims.load()
+        there = {key: entries[f"{name.removesuffix('data.pkl')}data/{key}"].file_size for key in claims.storages}
+        if any(claims.storages[key] > there[key] for key in there):
+            raise ValueError("a tensor claims more bytes than it has")
+        return
+    file.seek(0)
+    front = io.BytesIO(file.read(MAX_PICKLE))  # of PyTorch before 1.6: five pickles, then the numbers
+    if _Claims(front).load() != torch.serialization.MAGIC_NUMBER:
+        raise ValueError("it does not begin like one")
+    claimed = 0
+    for _ in range(4):
+        claims = _Claims(front)
+        claims.load()
+        claimed += sum(claims.storages.values())
+    if claimed > size:
+        raise ValueError(f"its tensors claim {claimed} bytes, the file has {size}")
 
 
 def read_state_dict(path: str | Path | BinaryIO, shown: str | Path | None = None) -> dict[str, Tensor]:
@@ -204,7 +301,19 @@ def read_state_dict(path: str | Path | BinaryIO, shown: str | Path | None = None
             state = state[key]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{shown or path}: no state dict (names and tensors) in this file")
+    if odd := {_shown(name) for name, tensor in state.items() if not isinstance(name, str) or not _is_plain(tensor)}:
+        raise UserError(f"{shown or path}: no state dict of plain tensors: {_some(odd)}")
     return dict(state)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether its numbers lie in memory: none is quantized, sparse, complex, or shown more often than it is stored."""
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    return (
+        dense
+        and not tensor.is_complex()
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
 
 
 def _current_name(name: str) -> str:
@@ -227,4 +336,10 @@ def _sha256(path: Path) -> str:
 
 def _some(names: set[str]) -> str:
     names = sorted(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(map(_shown, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _shown(name: Any, longest: int = 80) -> str:
+    """A name from a file as a message may quote it: on one line and not too long."""
+    text = name if isinstance(name, str) and name.isprintable() else repr(name)
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
