@@ -776,14 +776,26 @@ def compress(root: Path) -> None:
         file.writestr("a/more", bytes(200_000_000))
 
 
-BOMBS: dict[str, Callable[[Path], Any]] = {
-    "archive whose directory claims 10 GB": lambda r: claim_entry(r, 10 << 30),
-    "tensor that claims 8 GB": lambda r: claim_numbers(r, 2_000_000_000),
-    "tensor that claims 8 GB, in the format before PyTorch 1.6": lambda r: claim_numbers(r, 2_000_000_000, **LEGACY),
-    "compressed archive, 200 MB in 200 kB": compress,
-    "pickle that asks for 10 GB of zeros": lambda r: archive(r, pickle.dumps(Call(bytearray, 10 << 30), 2)),
-    "pickle that asks for a tensor of 40 GB": lambda r: archive(r, pickle.dumps(Call(torch.Tensor, 10**5, 10**5), 2)),
-    "pickle of 30 MB of empty lists": lambda r: archive(r, b"\x80\x02(" + b"]" * (30 << 20) + b"l."),
+BOMBS: dict[str, tuple[Callable[[Path], Any], str]] = {  # and the reason that is given
+    "archive whose directory claims 10 GB": (lambda r: claim_entry(r, 10 << 30), "its archive claims more than the"),
+    "tensor that claims 8 GB": (lambda r: claim_numbers(r, 2 * 10**9), "a tensor claims more bytes than it has)"),
+    "tensor that claims 8 GB, in the format before PyTorch 1.6": (
+        lambda r: claim_numbers(r, 2 * 10**9, **LEGACY),
+        "its tensors claim 8000000000 bytes, the file has",
+    ),
+    "compressed archive, 200 MB in 200 kB": (compress, "its archive is compressed)"),
+    "pickle that asks for 10 GB of zeros": (
+        lambda r: archive(r, pickle.dumps(Call(bytearray, 10 << 30), 2)),
+        "__builtin__.bytearray is none of the plain types)",
+    ),
+    "pickle that asks for a tensor of 40 GB": (
+        lambda r: archive(r, pickle.dumps(Call(torch.Tensor, 10**5, 10**5), 2)),
+        "torch.Tensor is none of the plain types)",
+    ),
+    "pickle of 30 MB of empty lists": (
+        lambda r: archive(r, b"\x80\x02(" + b"]" * (30 << 20) + b"l."),
+        "more than 8388608 bytes of names and plain values)",
+    ),
 }
 NOT_PLAIN = "weights.pth: truncated, or not a PyTorch file of plain weights ("
 
@@ -805,10 +817,10 @@ WEIGHTS = [
         NOT_PLAIN),
     refused("archive whose pickle runs a command",
         lambda r: archive(r, pickle.dumps(Call(os.system, f"touch '{r.parent}/owned'"), 2)), "weights",
-        NOT_PLAIN + "posix.system is none of the plain types)"),
+        NOT_PLAIN + "…system is none of the plain types)"),
     refused("a pickled model", lambda r: put(r, torch.nn.Linear(2, 2)), "weights",
         NOT_PLAIN + "torch.nn.modules.linear.Linear is none of the plain types)"),
-    *(refused(what, damage, "weights", NOT_PLAIN) for what, damage in BOMBS.items()),
+    *(refused(what, damage, "weights", NOT_PLAIN + why) for what, (damage, why) in BOMBS.items()),
     refused("tensors of other shapes", lambda r: put(r, state() | {"features.0.0.weight": torch.ones(32, 1, 3, 3)}),
         "weights", "weights.pth: not the weights of …, features.0.0.weight is (32, 1, 3, 3), expected (32, 3, 3, 3)"),
     refused("whole numbers in place of weights",
@@ -997,7 +1009,7 @@ def test_what_claims_gigabytes_is_refused_in_little_memory(root, tmp_path):
     """Each in less than 100 MB beyond what the process had; the limit of 1 GB stops what does not hold to that."""
     folder = tmp_path / "bombs"
     folder.mkdir()
-    for number, damage in enumerate(BOMBS.values()):
+    for number, (damage, _) in enumerate(BOMBS.values()):
         damage(root)
         weights_file(root).rename(folder / f"{number}.pth")
     (folder / "wide.png").write_bytes(png(12000, 12000, bytes(1501 * 12000)))

@@ -199,7 +199,8 @@ def test_every_flag_arrives_where_it_acts(folders, data, monkeypatch, undrawn):
     assert seen["Schedule"] == [((1, 1e-3, 1e-4, 7, "sgd"), {})]
     chosen, *scored = (args[5:] for args, _ in seen["class_probabilities"])
     assert chosen == (TRAIN_VIEWS["patches"].selection, False) and scored == [(VIEWS["center9"], True)] * 2
-    assert seen["classification_data"][0][1] == {"keep_copies": True, "require_all": True}
+    options = seen["classification_data"][0][1]
+    assert options.keys() == {"keep_copies", "require_all", "cache"} and all(options.values())
 
 
 def test_a_run_on_frames_is_chosen_and_scored_by_frames(folders, monkeypatch, undrawn):

@@ -202,7 +202,7 @@ def test_a_known_copy_that_is_left_out_does_not_stop_training(folder):
     assert lines_with(str(report), "ISIC_0012271.jpg", "not an image")
 
 
-@pytest.mark.parametrize("edit", ["quality", "shrunk", "colour and frame"])
+@pytest.mark.parametrize("edit", ["quality", "shrunk", "colour and frame", "mirrored", "turned"])
 def test_copies_of_a_real_photograph_are_found_however_edited(folder, isic2017_fullsize, edit):
     original = isic2017_fullsize / "ISIC-2017_Training_Data" / "ISIC_0000217.jpg"
     image = Image.open(original)
@@ -211,6 +211,9 @@ def test_copies_of_a_real_photograph_are_found_however_edited(folder, isic2017_f
         content = encoded(image, "JPEG", quality=40)
     elif edit == "shrunk":
         content = encoded(image.resize((300, 200)), "JPEG")
+    elif edit in ("mirrored", "turned"):
+        how = Image.Transpose.FLIP_LEFT_RIGHT if edit == "mirrored" else Image.Transpose.ROTATE_90
+        content = encoded(image.transpose(how).resize((300, 200)), "JPEG", quality=60)
     else:
         frame = image.crop((20, 15, image.width - 30, image.height - 10))
         red, green, blue = ImageEnhance.Contrast(frame).enhance(1.3).split()
@@ -218,6 +221,7 @@ def test_copies_of_a_real_photograph_are_found_however_edited(folder, isic2017_f
     Image.open(BytesIO(content)).save(image_path(folder, "train", 300))
     (copy,) = inspect_folder(folder).copies
     assert (copy.ids, copy.known, copy.exact) == (("ISIC_0000300", "ISIC_0000217"), False, False)
+    assert copy.turned == (edit in ("mirrored", "turned"))
 
 
 def test_real_originals(isic2017_fullsize):

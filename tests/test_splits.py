@@ -1,14 +1,18 @@
 """Which images each task uses, and what stops it: labels and images that do not belong together."""
 
+import json
 import shutil
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+from PIL import Image
 
-from utils import UserError
-from utils.data import LEFT_OUT
+from utils import UserError, copies
+from utils.data import LEFT_OUT, find_files
 from utils.sample import make_sample
-from utils.splits import classification_data, segmentation_data
+from utils.splits import LAST_ID, OFFICIAL, classification_data, segmentation_data
 
 HEADER = "image_id,melanoma,seborrheic_keratosis\n"
 
@@ -126,3 +130,59 @@ def test_segmentation_keeps_images_with_a_mask(root, caplog):
     data = segmentation_data(root)
     assert [len(data[split]) for split in data] == [7, 8, 3]
     assert "train: 7 images, 1 more left out because they have no mask" in lines(caplog)
+
+
+def test_the_official_ids_are_those_of_the_real_folder(isic2017):
+    for split, count in (("validation", 150), ("test", 600)):
+        assert OFFICIAL[split] == find_files(isic2017, split).images.keys() and len(OFFICIAL[split]) == count
+    assert max(OFFICIAL["test"]) == f"ISIC_{LAST_ID:07}"
+
+
+def test_the_real_data_raise_no_false_alarm_and_are_searched_once(isic2017, tmp_path, monkeypatch, caplog):
+    cache = tmp_path / "not" / "there yet"
+    segmentation_data(isic2017, cache=cache)
+    assert {path.name for path in cache.iterdir()} == {"thumbnails.json", "keypoints.json"}
+    monkeypatch.setattr(copies, "read_image", lambda *_: pytest.fail("an unchanged image was decoded again"))
+    segmentation_data(isic2017, cache=cache)
+    classification_data(isic2017, cache=cache)
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+def test_copies_that_are_kept_are_warned_about(isic2017, tmp_path, caplog):
+    segmentation_data(isic2017, keep_copies=True)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "ISIC_0012175.jpg = " in warning and "training on 24 copies of images of other splits" in warning
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "damaged entries"])
+def test_a_damaged_memory_of_the_search_is_done_without(root, tmp_path, monkeypatch, content):
+    monkeypatch.setattr("utils.store.SETTLED", -(10**12))  # files of this moment count as settled
+    shutil.copy(
+        next((root / "ISIC-2017_Test_v2_Data").glob("*.jpg")), root / "ISIC-2017_Training_Data/ISIC_9000000.jpg"
+    )
+    cache = tmp_path / "cache"
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"ISIC_9000000.jpg = .*same file"):
+            segmentation_data(root, cache=cache)
+        known = json.loads((cache / "thumbnails.json").read_text())
+        damaged = {path: [*entry[:-1], [1, "x"]] for path, entry in known.items()}
+        for name, entries in (("thumbnails.json", damaged), ("keypoints.json", {})):
+            (cache / name).write_text(json.dumps(entries) if content == "damaged entries" else content)
+
+
+def test_edited_copies_are_found_again_from_the_memory_of_the_search(root, tmp_path, monkeypatch):
+    """Keypoints decide between images that resemble each other; they are counted once."""
+    monkeypatch.setattr("utils.store.SETTLED", -(10**12))
+    counted, count = [], copies._keypoints
+    monkeypatch.setattr(copies, "_keypoints", lambda path: counted.append(path) or count(path))
+    (image, *_) = sorted((root / "ISIC-2017_Test_v2_Data").glob("*.jpg"))
+    parts = [np.random.default_rng(0).integers(0, 256, (*side, 3), dtype=np.uint8) for side in ((6, 8), (120, 160))]
+    coarse, fine = (cv2.resize(part, (640, 480), interpolation=cv2.INTER_CUBIC) for part in parts)
+    photograph = cv2.addWeighted(coarse, 0.8, fine, 0.2, 0)
+    Image.fromarray(photograph).save(image, quality=95)
+    brighter = np.clip(photograph[12:, :-16] * 0.8 + 20, 0, 255).astype(np.uint8)
+    Image.fromarray(brighter).save(root / "ISIC-2017_Training_Data/ISIC_9000000.jpg")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"ISIC_9000000.jpg = .*near copy, similarity 0.9[0-8]"):
+            segmentation_data(root, cache=tmp_path / "cache")
+    assert len(counted) == 2

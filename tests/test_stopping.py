@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 import seg_main
-from tests.kill_training import differences, harness
+from tests.kill_training import differences
 from utils import UserError
 from utils.run import Run
 from utils.sample import make_sample
+from utils.stopping import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = ["-n", "mobilenet", "-p", "0", "--size", "32", "32", "--batch-size", "4", "--lr", "1e-3", "--epochs", "3"]
@@ -28,7 +29,7 @@ step = Trainer.step
 def slow(self, pieces):
     result = step(self, pieces)
     print("step", self.progress.epoch, self.progress.step, flush=True)
-    time.sleep(0.3)
+    time.sleep(0.15)
     return result
 Trainer.step = slow
 run_script(lambda: seg_main.main(sys.argv[1:]))
@@ -56,13 +57,18 @@ def arguments(folder: Path, output: str) -> list[str]:
     ]
 
 
+def all_signals() -> None:
+    """Those that the tests' own process ignores, as it does under nohup and in the background, arrive all the same."""
+    for name in NAMES:
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
 def begin(folder: Path, output: str, *before: str) -> subprocess.Popen:
     """The slow program, in its second epoch."""
     command = [*before, sys.executable, "-u", str(folder / "program.py"), *arguments(folder, output)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=folder, env=environment, preexec_fn=all_signals, **streams)
     for line in process.stdout:
         if line.startswith("step 1 1"):
             return process
@@ -120,14 +126,6 @@ def test_one_process_may_open_its_run_again(tmp_path):
     with Run(tmp_path / "run0", {}, resume=True):
         pass
     first.close()
-
-
-@pytest.mark.parametrize("task", ["seg", "cls"])
-def test_killed_at_random_moments_it_ends_as_if_left_alone(task, tmp_path):
-    """Few times here; `python -m tests.kill_training` does it as often as one likes."""
-    report = harness(task, 4, seed=1, folder=tmp_path)
-    assert report["kills"] >= 3, report
-    assert report["differences"] == [] and report["left_behind"] == [], report
 
 
 def small_disk(path: Path, megabytes: float) -> bool:
@@ -219,8 +217,8 @@ json.dump(seen, open(sys.argv[1], "w"))
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_memory_and_open_files_stay_flat(folder):
-    """Over 30 epochs here, from the 10th on (LONG_EPOCHS=200 for more): 5 % of memory, and not one file more."""
-    epochs = int(os.environ.get("LONG_EPOCHS", "30"))
+    """Over 20 epochs here, from the 6th on (LONG_EPOCHS=200 for more): 5 % of memory, and not one file more."""
+    epochs = int(os.environ.get("LONG_EPOCHS", "20"))
     (folder / "long.py").write_text(LONG)
     command = arguments(folder, "long")
     command[command.index("--epochs") + 1] = str(epochs)

@@ -20,7 +20,7 @@ from PIL import Image
 from utils import UserError, store
 from utils.data import Sample, read_image, read_mask, read_split
 from utils.logger import log
-from utils.store import in_order, prepare
+from utils.store import in_order, pair_fault, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (48, 32)
@@ -446,6 +446,20 @@ def test_unreadable_files_are_named_and_leave_no_store(samples, tmp_path, count)
     )
     assert ("(and 2 more files" in message) == (count == 7) and "\n" not in message
     assert names(tmp_path / "cache", ".npy") == names(tmp_path / "cache", ".partial") == []
+
+
+@pytest.mark.parametrize(
+    ("mask", "fault"),
+    [
+        ((96, 64), ""),
+        ((48, 32), ""),  # mirrors have resized ones
+        ((64, 64), ""),  # and squashed ones
+        ((64, 96), "lies on its side"),
+        ((96, 7), "too small"),
+    ],
+)
+def test_a_mask_that_cannot_be_its_image_s_is_told(mask, fault):
+    assert pair_fault((96, 64), mask).startswith(fault) and bool(pair_fault((96, 64), mask)) == bool(fault)
 
 
 def test_files_that_are_not_there_are_named(samples, tmp_path):

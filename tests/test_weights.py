@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import io
 import pickle
 import re
 import threading
@@ -234,3 +235,50 @@ def test_another_file_under_a_known_name_is_warned_about(tmp_path, caplog):
     with caplog.at_level("WARNING", logger="isic2017"):
         find_weights(source(""), tmp_path)
     assert "SHA-256 does not start with" in caplog.text
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_all_that_our_checkpoints_and_those_of_others_hold_is_loaded(tmp_path, old):
+    """Also from memory; the format of PyTorch before 1.6 is torchvision's of older files."""
+    content = {
+        "model": {"a": torch.ones(2, 3), "b": torch.nn.Parameter(torch.zeros(2).bfloat16()), "c": torch.tensor(7)},
+        "optimizer": torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))]).state_dict(),
+        "random": torch.get_rng_state(),
+        "plain": [
+            1,
+            2.5,
+            None,
+            True,
+            "text",
+            (1, 2),
+            {3},
+            b"bytes",
+            torch.Size([2]),
+            torch.float16,
+            torch.device("cpu"),
+        ],
+        "shared": [tensor := torch.arange(6), tensor[2:4], tensor.view(2, 3).T],
+    }
+    torch.save(content, tmp_path / "file.pth", _use_new_zipfile_serialization=not old)
+    for source in (tmp_path / "file.pth", io.BytesIO((tmp_path / "file.pth").read_bytes())):
+        loaded = load_file(source, shown="file.pth")
+        assert loaded["plain"] == content["plain"] and loaded["optimizer"] == content["optimizer"]
+        assert torch.equal(loaded["random"], content["random"])
+        assert all(torch.equal(a, b) for a, b in zip(loaded["shared"], content["shared"], strict=True))
+        assert all(torch.equal(loaded["model"][name], tensor) for name, tensor in content["model"].items())
+
+
+def test_what_a_file_says_of_its_origin_stays_on_its_line(tmp_path):
+    model = nets.create_model("res_unet")
+    content = {"model": RESNET18().state_dict(), "source": {"run": "x\n\x1b[2Jerased"}}
+    report = load_pretrained(model, "res_unet", saved(content, tmp_path / "file.pth"))
+    assert report.source == r"'run x\n\x1b[2Jerased'"
+
+
+def test_code_does_not_run_even_where_the_look_before_loading_lets_it_pass(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("utils.weights._check_claims", lambda file: None)
+    torch.save({"a": Payload()}, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"file\.pth: truncated, or not a PyTorch file of plain weights"):
+        load_file(tmp_path / "file.pth")
+    assert not (tmp_path / "owned").exists()

@@ -143,7 +143,7 @@ def plot_explanations(
         "CAM\npredicted class": class_activation_maps(model, images, predicted),
         **{f"CAM\n{task.replace('_', ' ')}": class_activation_maps(model, images, n) for n, task in enumerate(TASKS)},
         **{
-            f"Grad-CAM {layer.rpartition('features.')[2]}\npredicted class": grad_cam(model, images, layer, predicted)
+            f"Grad-CAM {layer.removeprefix('backbone.')}\npredicted class": grad_cam(model, images, layer, predicted)
             for layer in model.last_layers
         },
     }

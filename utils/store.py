@@ -195,6 +195,7 @@ def write_index(index: Path | None, content: dict[str, Any]) -> None:
         return
     partial = index.with_suffix(f".{os.getpid()}.partial")
     with suppress(OSError):
+        index.parent.mkdir(parents=True, exist_ok=True)
         try:
             partial.write_text(json.dumps(content))
             partial.replace(index)
