@@ -1,13 +1,22 @@
 """Killed without warning, a run loses nothing: the harness of `tests.kill_training`, a few times."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from tests.kill_training import harness
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("task", ["seg", "cls"])
-def test_killed_at_random_moments_it_ends_as_if_left_alone(task, tmp_path):
-    """Few times here; `python -m tests.kill_training` does it as often as one likes."""
-    report = harness(task, 4, seed=1, folder=tmp_path)
-    assert report["kills"] >= 3, report
-    assert report["differences"] == [] and report["left_behind"] == [], report
+def test_killed_at_random_moments_it_ends_as_if_left_alone(task):
+    """In a process of its own: it forks, and this one has threads."""
+    command = [sys.executable, "-m", "tests.kill_training", task, "--kills", "4", "--seed", "1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report["kills"] >= 3 and report["differences"] == [] and report["left_behind"] == [], report
