@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import seg_main
 from tests.kill_training import differences
@@ -41,8 +42,11 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopping")
     make_sample(folder / "data", {"train": 16, "validation": 3, "test": 3}, (72, 64), seed=4)
     (folder / "program.py").write_text(PROGRAM)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the processes have: another number sums in another order
     seg_main.main(arguments(folder, "whole"))
-    return folder
+    yield folder
+    torch.set_num_threads(threads)
 
 
 def arguments(folder: Path, output: str) -> list[str]:
