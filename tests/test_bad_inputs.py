@@ -1,6 +1,6 @@
 """Bad inputs: each is read rightly, refused with one line that names the file, or warned about; never a traceback.
 
-CASES is the table, and docs/faults.md is written from it: `python -m tests.test_bad_inputs --write`.
+CASES is the table, and docs/faults.md is written from it: `python -m tests.test_faults --write`.
 """
 
 import atexit
@@ -17,7 +17,6 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -43,8 +42,6 @@ from utils.sample import make_sample
 from utils.store import Store, prepare
 from utils.weights import load_file, load_pretrained, read_state_dict
 
-FAULTS = ROOT / "docs" / "faults.md"
-START, END = "<!-- bad inputs: written by python -m tests.test_bad_inputs --write -->", "<!-- /bad inputs -->"
 HEADER = "image_id,melanoma,seborrheic_keratosis\n"
 WIDTH, HEIGHT = 96, 72
 COUNTS = {"train": 8, "validation": 8, "test": 3}
@@ -839,9 +836,9 @@ WEIGHTS = [
         lambda r: put(r, state() | {"features.0.1.bias": torch.ones(1).expand(10**10)}), "weights",
         "weights.pth: no state dict of plain tensors: features.0.1.bias"),
     refused("a sparse tensor", lambda r: put(r, state() | {"features.0.1.bias": torch.ones(32).to_sparse()}), "weights",
-        "weights.pth: "),
+        "weights.pth: truncated, or not a PyTorch file of plain weights"),
     refused("complex numbers", lambda r: put(r, state() | {"features.0.1.bias": torch.ones(32, dtype=torch.complex64)}),
-        "weights", "weights.pth: "),
+        "weights", "weights.pth: truncated, or not a PyTorch file of plain weights"),
     refused("a number for a name", lambda r: put(r, state() | {7: torch.ones(1)}), "weights",
         "weights.pth: no state dict of plain tensors: 7"),
     refused("plain values without tensors", lambda r: put(r, {"epoch": 3}), "weights",
@@ -1155,67 +1152,3 @@ def test_any_bytes_are_weights_or_refused(tmp_path, which, flips, keep):
     found = attempt(read_state_dict, path, name=path.name)
     for name, tensor in (found or {}).items():
         assert isinstance(name, str) and tensor.numel() * tensor.element_size() <= path.stat().st_size
-
-
-# --- the document
-
-
-INTRO = """## Bad inputs
-
-What is done to a small good data folder, or to a file of weights, and what then happens. "Refused" is one line that
-begins with the file at fault and exit code 2 (of `utils.inspect_data`, which first looks at the whole folder, 1);
-after it there is no unfinished file, no store of the faulty split, no run folder. "Warned" is a line of the log or
-report, and the work goes on. `tests/test_bad_inputs.py` does every row, and writes this; it also puts random bytes
-into tables, images and checkpoints, which are read or refused.
-"""
-UNSAFE = """### What is not made safe
-
-- JPEG has no checksum: bits changed in its data decode to other pixels, unnoticed. (PNG has one, and it is verified.)
-- Wrong but possible truth is believed: a label of the other class, the mask of another image, a mask squeezed to a
-  wrong shape (`utils.inspect_data` names masks whose size is not their image's).
-- Copies are found when their thumbnails resemble each other: upright, mirrored or turned by quarters. Not found are
-  those that are turned by other angles, strongly reframed, or edited and mirrored at once; 7 of the 33 known pairs
-  are of that kind and are left out by id. Ids tell of later years only when they are above ISIC_0016072.
-- Of damaged EXIF data Pillow may warn without naming the file; the image is then read as it is stored.
-- Pretrained weights may have seen the test images: no file tells that. NaN, infinite and misshapen weights are
-  refused, finite nonsense is not.
-- Bytes are decoded in this process, by Pillow, libjpeg, zlib and PyTorch: a fault in those libraries is a fault here.
-  Do not read files of strangers with rights that you would not give them.
-- Memory follows what a file honestly holds: an image of 89 MP takes up to 1.2 GB while it is decoded, once a core; a
-  checkpoint twice its size. A small pickle that nests plain values in many levels may take hours to read.
-- Files that are exchanged while they are read: noticed for images and masks that are being prepared (on Windows,
-  which keeps no time of change, only where size or time differ), not for weights.
-"""
-
-
-def document() -> str:
-    """The section of docs/faults.md, with its markers."""
-    counts = Counter(case.expected for _, case in ALL)
-    parts = [START, INTRO, f"{len(ALL)} rows: " + ", ".join(f"{counts[kind]} {kind}" for kind in sorted(counts)) + "."]
-    for group, cases in CASES.items():
-        counts = Counter(case.expected for case in cases)
-        parts.append(f"\n### {group} ({', '.join(f'{counts[kind]} {kind}' for kind in sorted(counts))})\n")
-        parts += ["| what is wrong | given to | what happens |", "|---|---|---|"]
-        for case in cases:
-            cells = case.what, ENTRIES[case.entry][1], f"{case.expected}: {case.says}"
-            parts.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
-    return "\n".join([*parts, "", UNSAFE + END])
-
-
-def written(text: str) -> str:
-    """docs/faults.md with this section in place of the one that is there, or at its end."""
-    if START not in text:
-        return (text or "# What happens when things go wrong\n") + "\n" + document() + "\n"
-    before, rest = text.split(START)
-    return before + document() + rest.split(END)[1]
-
-
-def test_the_document_is_not_stale():
-    text = FAULTS.read_text()
-    assert written(text) == text, "python -m tests.test_bad_inputs --write"
-
-
-if __name__ == "__main__":
-    if sys.argv[1:] != ["--write"]:
-        sys.exit("python -m tests.test_bad_inputs --write")
-    FAULTS.write_text(written(FAULTS.read_text() if FAULTS.exists() else ""))

@@ -103,6 +103,7 @@ class NoRoom(nn.Module):
         return nn.functional.cross_entropy(logits, targets)
 
 
+@pytest.mark.fault("a GPU's memory does not hold the batch", "halved once, with a line")
 def test_out_of_memory_halves_the_pieces_once_and_says_so(caplog):
     model = a_model("resnet18")
     trainer = Trainer(model, NoRoom(4), Schedule(3, 1e-3, 1e-4, 9), 5, FLOAT32)
@@ -116,6 +117,7 @@ def test_out_of_memory_halves_the_pieces_once_and_says_so(caplog):
     ]
 
 
+@pytest.mark.fault("the half does not fit either", "a line that says what to do, exit code 2")
 def test_out_of_memory_again_says_what_to_do():
     trainer = Trainer(a_model("resnet18"), NoRoom(1), Schedule(3, 1e-3, 1e-4, 9), 5, FLOAT32)
     with pytest.raises(UserError, match="4 images at a time do not fit into the memory of cpu: try --accumulate 4, "):

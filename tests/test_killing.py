@@ -12,6 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("task", ["seg", "cls"])
+@pytest.mark.fault(
+    "SIGKILL or SIGTERM at random moments, three in five just when something is written",
+    "the last checkpoint is whole; same end",
+)
 def test_killed_at_random_moments_it_ends_as_if_left_alone(task):
     """In a process of its own: it forks, and this one has threads."""
     command = [sys.executable, "-m", "tests.kill_training", task, "--kills", "4", "--seed", "1"]

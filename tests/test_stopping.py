@@ -1,5 +1,6 @@
 """Runs that are stopped, killed, or in each other's way: nothing is lost, and the exit code tells what happened."""
 
+import errno
 import json
 import os
 import signal
@@ -14,9 +15,12 @@ import torch
 import seg_main
 from tests.kill_training import differences
 from utils import UserError
+from utils.logger import run_script
+from utils.model import save_checkpoint
 from utils.run import Run
 from utils.sample import make_sample
 from utils.stopping import NAMES
+from utils.weights import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = ["-n", "mobilenet", "-p", "0", "--size", "32", "32", "--batch-size", "4", "--lr", "1e-3", "--epochs", "3"]
@@ -85,6 +89,10 @@ def run_of(folder: Path, output: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+@pytest.mark.fault(
+    "SIGTERM, SIGINT, SIGHUP or SIGUSR1 within an epoch",
+    "a checkpoint after the step; exit code 128 + number; same end",
+)
 def test_a_signal_in_an_epoch_is_followed_after_the_step_and_nothing_is_lost(folder, name):
     process = begin(folder, name)
     number = getattr(signal, name)
@@ -98,6 +106,7 @@ def test_a_signal_in_an_epoch_is_followed_after_the_step_and_nothing_is_lost(fol
     assert "continued" in json.loads((run_of(folder, name) / "config.json").read_text())
 
 
+@pytest.mark.fault("SIGHUP under `nohup`", "the run goes on; same end")
 def test_nohup_keeps_a_run_going(folder):
     process = begin(folder, "nohup", "nohup")
     process.send_signal(signal.SIGHUP)
@@ -106,6 +115,10 @@ def test_nohup_keeps_a_run_going(folder):
     assert differences(run_of(folder, "whole"), run_of(folder, "nohup")) == []
 
 
+@pytest.mark.fault(
+    "a second process in the same run folder, with or without `-c 0`",
+    "refuses with a line; nothing is changed",
+)
 def test_a_second_process_in_the_same_folder_refuses(folder):
     process = begin(folder, "twice")
     process.send_signal(signal.SIGSTOP)  # so that it is not done before
@@ -139,6 +152,10 @@ def small_disk(path: Path, megabytes: float) -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
+@pytest.mark.fault(
+    "the disk is full while a checkpoint is written",
+    "one line, exit code 2, the old checkpoint stays; same end once there is room",
+)
 def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(folder):
     """On a tmpfs with room for the first checkpoints and not for the next (best.pth 26 MB, last.pth 79 MB)."""
     disk = folder / "disk"
@@ -169,6 +186,24 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(folder):
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.fault("the quota of the disk is used up", "one line, exit code 2, the old checkpoint stays")
+def test_a_used_up_quota_is_one_line_and_the_old_checkpoint_stays(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "last.pth"
+    save_checkpoint({"epoch": 1}, path)
+
+    def used_up(_):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(path))
+
+    monkeypatch.setattr(os, "fsync", used_up)
+    with pytest.raises(SystemExit) as end:
+        run_script(lambda: save_checkpoint({"epoch": 2}, path))
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"error: {path}: Disk quota exceeded; make room, and the same command (without -c 0) goes on"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.pth"] and load_file(path) == {"epoch": 1}
+
+
+@pytest.mark.fault("the run folder is moved away under way", "one line, exit code 2")
 def test_a_folder_deleted_under_way_is_one_line(folder):
     process = begin(folder, "deleted")
     run = run_of(folder, "deleted")
@@ -179,6 +214,7 @@ def test_a_folder_deleted_under_way_is_one_line(folder):
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="root alone can take its own right to write away")
+@pytest.mark.fault("a disk that cannot be written", "one line, exit code 2")
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     disk = tmp_path / "disk"
     if not small_disk(disk, 1):
@@ -191,6 +227,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.fault("the clock is set back", "nothing; same end")
 def test_a_changed_clock_changes_nothing(folder, monkeypatch):
     """A day back in the middle of a run: times of the history come from a clock that only goes on."""
     now, real = [time.time()], time.time

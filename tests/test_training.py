@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -42,11 +43,25 @@ class Stopped(Exception):
     """Stands for a kill."""
 
 
-def train(run, store, scores, *, stop_in_epoch=None, patience=99, model=None, lr=1e-2):
+class NotFiniteOnce(nn.Module):
+    """A loss whose gradient, not itself, is infinite in one step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step, self.calls = step, 0
+
+    def forward(self, logits, targets):
+        self.calls += 1
+        odd = (logits - logits.detach()).sum().abs().sqrt() if self.calls == self.step else 0
+        return nn.functional.cross_entropy(logits, targets.long()) + odd
+
+
+def train(run, store, scores, *, stop_in_epoch=None, patience=99, model=None, lr=1e-2, criterion=None, on_nan="stop"):
     """An epoch for each of the given validation scores; a kill before the validation of epoch `stop_in_epoch`."""
     loader = train_loader(store, MaskViews(SIZE), 4, 0, torch.device("cpu"))
     schedule = Schedule(len(scores), lr, 1e-4, patience)
-    trainer = Trainer(model or tiny(), create_loss("dice_ce"), schedule, loader.batch_sampler.steps, FLOAT32)
+    criterion = criterion or create_loss("dice_ce")
+    trainer = Trainer(model or tiny(), criterion, schedule, loader.batch_sampler.steps, FLOAT32, on_nan)
 
     def validate(model):
         epoch = trainer.progress.epoch + 1
@@ -102,6 +117,41 @@ def test_a_continued_run_equals_one_that_never_stopped(store, tmp_path, stop_in_
     assert steady(whole.history()) == steady(cut.history())
 
 
+def other_moments(state):
+    state["optimizer"]["state"][0]["exp_avg"] = torch.ones(2)
+
+
+CHANGED = {
+    "another network's weights": lambda state: state.update(model=nn.Linear(2, 2).state_dict()),
+    "moments of another shape": other_moments,
+    "no optimizer": lambda state: state.pop("optimizer"),
+    "progress of another kind": lambda state: state.update(progress={"epochs": 3}),
+    "a random state that is none": lambda state: state["random"].update(torch=torch.ones(3)),
+}
+
+
+@pytest.mark.fault("a checkpoint that holds something else", "one line that names it, exit code 2")
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_checkpoint_of_something_else_is_refused(store, tmp_path, name):
+    run = Run(tmp_path / "run", {}, resume=True)
+    train(run, store, [0.1])
+    state = load_file(run.path("last.pth"))
+    CHANGED[name](state)
+    save_checkpoint(state, run.path("last.pth"))
+    with pytest.raises(UserError, match=r"last\.pth is no checkpoint of this run \(.+\); start afresh with -c 0"):
+        train(run, store, [0.1, 0.2])
+
+
+@pytest.mark.fault("a checkpoint cut short", "one line that names it, exit code 2")
+def test_a_checkpoint_cut_short_is_refused(store, tmp_path):
+    run = Run(tmp_path / "run", {}, resume=True)
+    train(run, store, [0.1])
+    content = run.path("last.pth").read_bytes()
+    run.path("last.pth").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"last\.pth: truncated, or not a PyTorch file of plain weights"):
+        train(run, store, [0.1, 0.2])
+
+
 def test_without_a_checkpoint_continuing_starts(store, tmp_path):
     """Old fault: continuing was the default and failed where there was nothing to continue."""
     run = Run(tmp_path / "run", {}, resume=True)
@@ -120,6 +170,33 @@ def test_early_stop_counts_from_the_best_epoch(store, tmp_path):
     assert [row["epoch"] for row in run.history()] == [1, 2, 3, 4]
 
 
+@pytest.mark.fault("a gradient that is not finite", "stops with epoch, images, checkpoint and the way out named")
+def test_a_gradient_that_is_not_finite_stops_with_the_images_named(store, tmp_path):
+    run = Run(tmp_path / "run", {}, resume=True)
+    loader = train_loader(store, MaskViews(SIZE), 4, 0, torch.device("cpu"))
+    loader.batch_sampler.epoch = 1
+    ids = [store.samples[index].id for index in loader.batch_sampler.indices(2)]
+    with pytest.raises(UserError) as error:
+        train(run, store, [0.1, 0.2, 0.3], criterion=NotFiniteOnce(3 + 3))
+    message = str(error.value)
+    assert message.startswith("the loss or its gradient is not finite in epoch 2: ") and "--on-nan skip" in message
+    assert f"{run.path('last.pth')} holds the weights after epoch 1" in message
+    assert message.endswith(f"images of this step: {', '.join(ids)}") and len(set(ids)) == 4
+    assert load_file(run.path("last.pth"))["progress"]["epoch"] == 1
+
+
+@pytest.mark.fault("the same with `--on-nan skip`", "the step is left out and counted")
+def test_a_gradient_that_is_not_finite_can_be_passed_over(store, tmp_path, caplog):
+    run = Run(tmp_path / "run", {}, resume=True)
+    with caplog.at_level("WARNING", "isic2017"):
+        trainer = train(run, store, [0.1, 0.2, 0.3], criterion=NotFiniteOnce(3 + 3), on_nan="skip")
+    assert trainer.progress.epoch == 3 and trainer.progress.skipped == 1
+    assert "epoch 2: 1 steps left out, their gradient was not finite" in caplog.text
+    assert all(bool(tensor.isfinite().all()) for tensor in trainer.model.parameters())
+    assert all(np.isfinite(row["train_loss"]) for row in run.history())
+
+
+@pytest.mark.fault("a learning rate at which the loss explodes", "stops with epoch, images and the way out named")
 def test_a_loss_that_is_not_finite_stops_with_the_way_out(store, tmp_path):
     run = Run(tmp_path / "run", {}, resume=True)
     with pytest.raises(UserError, match=r"the (loss or .*gradient is|weights are) not finite in epoch \d.*lower --lr"):
@@ -226,6 +303,7 @@ class Interrupted:
         raise KeyboardInterrupt
 
 
+@pytest.mark.fault("Ctrl-C while a checkpoint is written", "the old checkpoint stays")
 def test_interrupted_while_it_saves_it_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "last.pth"
     save_checkpoint({"weight": torch.ones(3)}, path)

@@ -4,7 +4,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -262,7 +262,12 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned. ValueError when it is another model's."""
         self.model.load_state_dict(state["model"])
+        for number, parameter in enumerate(self.model.parameters()):
+            for name, moment in state["optimizer"]["state"].get(number, {}).items():
+                if isinstance(moment, Tensor) and moment.shape not in (parameter.shape, ()):  # nobody else looks
+                    raise ValueError(f"{name} of shape {list(moment.shape)} for weights {list(parameter.shape)}")
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
@@ -297,7 +302,8 @@ def fit(
     """
     last, done = run.path("last.pth"), trainer.progress
     if last.is_file():
-        trainer.load_state(load_file(last))
+        with _of_this_run(last):
+            trainer.load_state(load_file(last))
         done = trainer.progress
         log.info("continuing %s after epoch %d, step %d", run.folder, done.epoch, done.step)
     history = [row for row in run.history() if row["epoch"] <= done.epoch]
@@ -391,9 +397,23 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 
 def load_best(model: nn.Module, folder: Path) -> int:
     """Put the weights of a run's best epoch into the model; returns that epoch, counted from 1."""
-    checkpoint = load_file(folder / "best.pth")
-    model.load_state_dict(checkpoint["model"])
-    return checkpoint["progress"]["best_epoch"]
+    path = folder / "best.pth"
+    with _of_this_run(path):
+        checkpoint = load_file(path)
+        model.load_state_dict(checkpoint["model"])
+        return checkpoint["progress"]["best_epoch"]
+
+
+@contextmanager
+def _of_this_run(path: Path) -> Iterator[None]:
+    """Turns what loading raises for content that no training of this model wrote into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, IndexError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is no checkpoint of this run ({reason[:200]}); start afresh with -c 0") from error
 
 
 @torch.inference_mode()
