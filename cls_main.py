@@ -23,7 +23,7 @@ from utils.classification import (
     format_scores,
     labels_of,
     plot_explanations,
-    stored_size,
+    stored_sizes,
     summarize,
 )
 from utils.command_line import (
@@ -92,9 +92,9 @@ def choose(args: argparse.Namespace) -> Experiment:
     return row
 
 
-def prepare_all(data: Data, size: tuple[int, int], cache: Path) -> dict[str, Store]:
+def prepare_all(data: Data, size: tuple[int, int], center: tuple[int, int] | None, cache: Path) -> dict[str, Store]:
     """Every split decoded before training starts, so that an unreadable file shows now and not after it."""
-    return {split: prepare(data[split], size, cache, masks=False) for split in data if data[split]}
+    return {split: prepare(data[split], size, cache, masks=False, center=center) for split in data if data[split]}
 
 
 def evaluate(model: nn.Module, stores: dict[str, Store], row: Experiment, precision: Precision, run: Run) -> None:
@@ -166,8 +166,8 @@ def _main(args: argparse.Namespace, row: Experiment, precision: Precision) -> Ru
     torch.manual_seed(args.seed)
     model, weights = build_model(args, row)
     kind = TRAIN_VIEWS[row.train_views]
-    stored = stored_size(data["train"], row.size, kind.stored_scale)
-    stores = prepare_all(data, stored, args.cache)
+    stored, center = stored_sizes(data["train"], row.size, kind)
+    stores = prepare_all(data, stored, center, args.cache)
     truth = labels_of(data["validation"])
 
     def validate(model: nn.Module) -> tuple[float, dict[str, float]]:
@@ -181,7 +181,7 @@ def _main(args: argparse.Namespace, row: Experiment, precision: Precision) -> Ru
         return sum(scores[task]["auc"] for task in TASKS), columns | more
 
     not_there = {split: len(ids) for split, ids in absent.items()}
-    with start_run(args, row, data, weights, precision, stored, {"images_not_there": not_there}) as run:
+    with start_run(args, row, data, weights, precision, stored, {"images_not_there": not_there}, center) as run:
         criterion, views = create_loss(row.loss, class_weights=row.class_weights), kind.build(row.size)
         trainer, loader = build_training(args, row, model, criterion, stores["train"], views, precision)
         fit(trainer, loader, validate, run)

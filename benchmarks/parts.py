@@ -22,7 +22,7 @@ from benchmarks.workload import (
     row_model,
     row_shape,
     row_views,
-    store_size,
+    store_sizes,
     tidy,
 )
 
@@ -37,14 +37,14 @@ def decode(bench: Bench) -> dict[str, Any]:
     result = {}
     for name in EPOCH_ROWS:
         row = bench.scale.row(name)
-        size, masks = store_size(row, bench.samples), row.task == "segmentation"
+        (size, center), masks = store_sizes(row, bench.samples), row.task == "segmentation"
 
-        def once(size: tuple[int, int] = size, masks: bool = masks) -> None:
+        def once(size: tuple[int, int] = size, masks: bool = masks, center: tuple[int, int] | None = center) -> None:
             with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
-                prepare(bench.samples, size, Path(folder), masks=masks)
+                prepare(bench.samples, size, Path(folder), masks=masks, center=center)
 
         seconds = bench.time({"prepare": once}, [once])["prepare"]
-        result[name] = {"stored_size": size, "masks": masks, **rate(seconds, len(bench.samples))}
+        result[name] = {"stored_size": size, "center": center, "masks": masks, **rate(seconds, len(bench.samples))}
     return result
 
 

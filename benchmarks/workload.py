@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 import nets
 from benchmarks.timing import interleave, training_flops
-from utils.classification import stored_size
+from utils.classification import stored_sizes
 from utils.data import Sample, read_split
 from utils.device import Precision
 from utils.experiments import EXPERIMENTS, Experiment
@@ -99,22 +99,27 @@ def draw_originals(folder: Path, scale: Scale) -> list[Sample]:
     return read_split(root, "train", leave_out_copies=False)
 
 
-def store_size(row: Experiment, samples: Sequence[Sample]) -> tuple[int, int]:
-    """(width, height) at which the row's training images are stored."""
+def store_sizes(row: Experiment, samples: Sequence[Sample]) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    """(width, height) at which the row's training images are stored, and their center."""
     if row.task == "classification":
-        return stored_size(samples, row.size, TRAIN_VIEWS[row.train_views].stored_scale)
-    return (round(row.size[0] * TRAIN_SCALE), round(row.size[1] * TRAIN_SCALE))
+        return stored_sizes(samples, row.size, TRAIN_VIEWS[row.train_views])
+    return (round(row.size[0] * TRAIN_SCALE), round(row.size[1] * TRAIN_SCALE)), None
 
 
 def training_store(row: Experiment, samples: Sequence[Sample], folder: Path, rows: int) -> Store:
     """The row's training images, decoded into the folder and repeated (or cut) to so many rows."""
-    store = prepare(samples, store_size(row, samples), folder, masks=row.task == "segmentation")
+    size, center = store_sizes(row, samples)
+    store = prepare(samples, size, folder, masks=row.task == "segmentation", center=center)
     return store if rows == len(store.samples) else repeat_rows(store, rows, folder)
 
 
 def repeat_rows(store: Store, rows: int, folder: Path) -> Store:
     """A store of that many rows, the given one's over and over; its file holds them all. Kept in the folder."""
-    path, count, pixels = folder / f"{store.path.stem}x{rows}.npy", len(store.samples), store.pixels()
+    path, count, pixels = (
+        folder / f"{store.path.stem}x{rows}.npy",
+        len(store.samples),
+        np.load(store.path, mmap_mode="r"),
+    )
     if not path.is_file():
         partial = path.with_suffix(".partial")
         repeated = np.lib.format.open_memmap(partial, "w+", pixels.dtype, (rows, *pixels.shape[1:]))
@@ -122,7 +127,7 @@ def repeat_rows(store: Store, rows: int, folder: Path) -> Store:
             repeated[start : start + count] = pixels[: rows - start]
         repeated.flush()
         partial.replace(path)
-    return Store(tuple(store.samples[index % count] for index in range(rows)), path)
+    return Store(tuple(store.samples[index % count] for index in range(rows)), path, store.sizes)
 
 
 def row_views(row: Experiment) -> Views:

@@ -19,7 +19,7 @@ import cls_main
 import nets
 import seg_main
 from utils import UserError, command_line, weights
-from utils.classification import balanced_weights, class_probabilities, examples, stored_size
+from utils.classification import balanced_weights, class_probabilities, examples, stored_sizes
 from utils.data import CLASSES, read_labels, read_split
 from utils.device import Precision
 from utils.evaluation_cls import TASKS, classification_scores
@@ -377,8 +377,12 @@ def test_balanced_weights_give_every_class_the_same_share():
 
 def test_images_are_stored_no_larger_than_they_are(data):
     samples = read_split(data, "train")
-    assert stored_size(samples, (224, 224), 2.5) == (224, 224)  # the sample is 80×64: the network's input at least
-    assert stored_size(samples, (30, 60), 2.5) == (75, 64)
+    patches = TRAIN_VIEWS["patches"]
+    # The sample is 80×64: the network's input at least, and no center that would be no finer.
+    assert stored_sizes(samples, (224, 224), patches) == ((224, 224), None)
+    assert stored_sizes(samples, (30, 60), patches) == ((75, 64), None)
+    assert stored_sizes(samples, (10, 10), patches) == ((25, 25), (20, 20))
+    assert stored_sizes(samples, (10, 10), TRAIN_VIEWS["frame"]) == ((15, 15), None)
 
 
 def test_probabilities_are_the_mean_over_views_and_flips(data, tmp_path):

@@ -46,12 +46,12 @@ STOPPED = """## Runs that are stopped or damaged
 A small network trains on drawn images and is stopped; the same command goes on. "Same end": the weights, moments,
 history and scores are those of a run that was left alone, to the last bit (on a CPU).
 """
-KILLED = """`python -m tests.kill_training seg --kills 100` and the same with `cls`: MobileNetV2 at 32×32 pixels on two
-cores, four steps an epoch. The reports are in [results/kills](../results/kills). "While writing" counts the kills by SIGKILL
+KILLED = """`python -m tests.kill_training seg --kills 100` and the same with `cls`: MobileNetV2 at 32×32 pixels,
+four steps an epoch. The reports are in [results/kills](../results/kills). "While writing" counts the kills by SIGKILL
 at which an unfinished file lay in the run folder.
 """
-UNSAFE_RUNS = """Memory and open files stay as they are: `LONG_EPOCHS=200 python -m pytest -k stay_flat` (5 % of memory and no
-file more are allowed) went from 667.1 MB at epoch 20 to 669.1 MB, and 8 files were open all the time.
+UNSAFE_RUNS = """Memory and open files stay as they are: `LONG_EPOCHS=200 python -m pytest -k stay_flat` (5 % of memory
+and no file more are allowed) went from 667.1 MB at epoch 20 to 669.1 MB, and 8 files were open all the time.
 
 ### What is not made safe here
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from utils.data import Sample
-from utils.patches import FRAME, SCALES, TRAIN_VIEWS, VIEWS, FrameViews, PatchViews, draw_patch, patch_at, take
+from utils.patches import CENTER, FRAME, SCALES, TRAIN_VIEWS, VIEWS, FrameViews, PatchViews, draw_patch, patch_at, take
 
 SAMPLE = Sample("ISIC_0000000", Path("none.jpg"), None, 1)
 
@@ -80,6 +80,19 @@ def test_take_is_the_rectangle_it_says():
     assert view[..., 0].mean() == pytest.approx(0.6 * 255, abs=2) and view[..., 1].mean() == pytest.approx(
         0.4 * 255, abs=2
     )
+
+
+def test_patches_come_from_the_finer_center_where_that_holds_them():
+    image = ramp(400, 200)
+    frame, center = image[::4, ::4], take(image, CENTER, (160, 80))
+    assert np.array_equal(center, image[60:140, 120:280])
+    rng = np.random.default_rng(0)
+    for patch in [*VIEWS["9"], *VIEWS["center9"], *(draw_patch(rng) for _ in range(200))]:
+        drawn = take((frame, center), patch, (40, 20))
+        if patch[2] < 0.21:
+            assert abs(drawn.astype(int) - take(image, patch, (40, 20))).max() <= 2
+        elif patch[2] > 0.41:
+            assert np.array_equal(drawn, take(frame, patch, (40, 20)))
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (1, 1), (64, 64), (300, 31)])

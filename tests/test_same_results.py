@@ -25,10 +25,7 @@ class Uncached:
     def __init__(self, samples) -> None:
         self.samples = samples
 
-    def pixels(self) -> "Uncached":
-        return self
-
-    def __getitem__(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         sample = self.samples[index]
         return np.dstack([read_image(sample.image, STORED), read_mask(sample.mask, STORED)])
 

@@ -16,16 +16,27 @@ from utils.explain import attention_maps, class_activation_maps, grad_cam
 from utils.loader import to_input
 from utils.logger import log
 from utils.model import alphas, predict
-from utils.patches import FLIPS, FRAME, Patch, take
+from utils.patches import CENTER, FLIPS, FRAME, Patch, TrainViews, take
 from utils.store import Store
 from utils.visualize import HeatRow, plot_heatmaps
 
 
-def stored_size(samples: Sequence[Sample], size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """(width, height) at which to store images: `scale` × a network's input, no larger than the largest original."""
+def stored_sizes(
+    samples: Sequence[Sample], size: tuple[int, int], views: TrainViews
+) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    """(width, height) at which to store images for a network's input `size`, and their center where it is finer then.
+
+    Neither is larger than in the largest original.
+    """
     originals = [image_size(sample.image) for sample in samples]
-    largest = (max(sides) for sides in zip(*originals, strict=True))
-    return tuple(max(side, min(round(scale * side), most)) for side, most in zip(size, largest, strict=True))
+    largest = [max(sides) for sides in zip(*originals, strict=True)]
+    axes = [*zip(size, largest, strict=True)]
+    stored = tuple(max(side, min(round(views.stored_scale * side), most)) for side, most in axes)
+    if views.center_scale is None:
+        return stored, None
+    center = tuple(min(round(views.center_scale * side), int(CENTER[2] * most)) for side, most in axes)
+    finer = all(inner > CENTER[2] * outer for inner, outer in zip(center, stored, strict=True))
+    return stored, center if finer else None
 
 
 def balanced_weights(labels: Sequence[int]) -> tuple[float, ...]:
@@ -50,20 +61,19 @@ def class_probabilities(
     size: (width, height) of the network's input; patches: such as those of `utils.patches.VIEWS`. Of several processes
     each predicts its share, and all get all.
     """
-    pixels = store.pixels()
     steps = FLIPS if flips else FLIPS[:1]
-    indices = distributed.share(len(pixels))
+    indices = distributed.share(len(store.samples))
 
     def inputs() -> Iterator[np.ndarray]:
         for index in indices:
             for patch in patches:
-                view = take(pixels[index], patch, size)
+                view = take(store.image(index), patch, size)
                 yield from (view[::rows, ::columns] for rows, columns in steps)
 
     each = np.array(list(predict(model, inputs(), precision, batch_size)), dtype=np.float32)
     means = each.reshape(len(indices), -1, len(CLASSES)).mean(axis=1)
     found = dict(distributed.gather(list(zip(indices, means, strict=True))))
-    return np.stack([found[index] for index in range(len(pixels))])
+    return np.stack([found[index] for index in range(len(store.samples))])
 
 
 def labels_of(samples: Sequence[Sample]) -> np.ndarray:

@@ -211,9 +211,11 @@ def start_run(
     precision: Precision,
     stored_size: tuple[int, int],
     facts: Mapping[str, Any] | None = None,
+    center: tuple[int, int] | None = None,
 ) -> Run:
     """The run's folder, with its settings and what it is made with written to config.json."""
     settings = {**asdict(row), "seed": args.seed, "amp": args.amp, "weights": weights, "stored_size": stored_size}
+    settings |= {"stored_center": center} if center else {}
     for name in ("published", "views", "flips"):  # not ours; and how it is scored, which metrics.json tells
         del settings[name]
     settings |= {f"{split}_images": digest(data[split]) for split in SPLITS if split != "test"}

@@ -192,13 +192,22 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
     low byte. Raises UserError when the file is absent, truncated, no JPEG or PNG, or has more than MAX_PIXELS or a
     side below MIN_SIDE.
     """
+    array = decode_image(path, size)
+    return array if size is None else resized(array, size)
+
+
+def decode_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """As `read_image`, but at the file's own size, or at 1/2, 1/4 or 1/8 of it where that leaves twice `size`."""
     with _opened(path, size, min_side=MIN_SIDE) as image:
         if image.mode.startswith("I"):
-            array = np.repeat(_high_byte(np.asarray(image))[:, :, None], 3, axis=2)
-        else:
-            # By way of RGBA, because Pillow warns about palettes with transparency.
-            array = np.array((image.convert("RGBA") if image.mode == "P" else image).convert("RGB"))
-    if size is None or array.shape[1::-1] == tuple(size):
+            return np.repeat(_high_byte(np.asarray(image))[:, :, None], 3, axis=2)
+        # By way of RGBA, because Pillow warns about palettes with transparency.
+        return np.array((image.convert("RGBA") if image.mode == "P" else image).convert("RGB"))
+
+
+def resized(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """An image uint8 [H, W, 3] at `size` = (width, height): area averaging when shrinking, else linear."""
+    if array.shape[1::-1] == tuple(size):
         return array
     shrinks = size[0] <= array.shape[1] and size[1] <= array.shape[0]
     return cv2.resize(array, tuple(size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

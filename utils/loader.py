@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils import UserError, distributed
 from utils.data import Sample
+from utils.patches import Pixels
 from utils.stopping import leave_to_the_main_process
 from utils.store import Store
 
@@ -55,7 +56,7 @@ class MaskViews:
         return view["image"], view["mask"]
 
 
-Views = Callable[[np.ndarray, Sample, int], tuple[np.ndarray, Any]]  # (stored pixels, sample, seed) → image, target
+Views = Callable[[Pixels, Sample, int], tuple[np.ndarray, Any]]  # (stored pixels, sample, seed) → image, target
 
 
 class TrainingSet(Dataset):
@@ -71,7 +72,7 @@ class TrainingSet(Dataset):
         """(epoch, index) → image uint8 [H, W, 3] and what the views give as its target."""
         epoch, index = key
         seed = draw_seed(self.seed, epoch, index)
-        return self.views(self.store.pixels()[index], self.store.samples[index], seed)
+        return self.views(self.store.image(index), self.store.samples[index], seed)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
