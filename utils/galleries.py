@@ -1,8 +1,6 @@
 """Finished runs on the same photographs: which of them compare, what they get wrong, where their networks look."""
 
-import io
 import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +11,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import nets
-from utils import UserError
 from utils.classification import examples
 from utils.data import CLASSES, Sample, image_size, read_image, read_mask, read_split
 from utils.device import find_device
@@ -98,7 +95,7 @@ def segmentation_failures(rows: Sequence[Row], split: str, samples: Sequence[Sam
     for index in worst:
         for row, values in zip(rows, first, strict=True):
             title = f"{samples[index].id}\n{row.experiment}, Jaccard {values[index]:.3f}"
-            mask = _predicted_mask(row.runs[0], split, samples[index].id)
+            mask = row.runs[0].predicted_mask(split, samples[index].id)
             panels.append(photograph(samples[index], title, prediction=mask))
     return panels
 
@@ -150,21 +147,6 @@ def compare_maps(rows: Sequence[Row], split: str, samples: Sequence[Sample]) -> 
 
 def _ids(folder: str | Path, split: str) -> set[str]:
     return {sample.id for sample in read_split(folder, split, with_labels=False)} if Path(folder).is_dir() else set()
-
-
-def _predicted_mask(run: RunResult, split: str, image_id: str) -> np.ndarray | None:
-    """uint8 [H, W] of 0 and 1 from the run's zip; None when it has none (as runs of earlier versions)."""
-    path = run.folder / f"{split}_masks.zip"
-    if not path.is_file():
-        return None
-    try:
-        with (
-            zipfile.ZipFile(path) as archive,
-            Image.open(io.BytesIO(archive.read(f"{image_id}_segmentation.png"))) as mask,
-        ):
-            return (np.array(mask.convert("L")) > 128).astype(np.uint8)
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: damaged, or without {image_id} ({error}); copy it again from the run") from error
 
 
 def _with_weights(rows: Sequence[Row], split: str, net: str) -> Row | None:

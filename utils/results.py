@@ -6,14 +6,18 @@
 Nothing is trained or predicted here. `utils.rows` and `utils.tables` make tables of them, `utils.export` the section.
 """
 
+import io
 import json
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from PIL import Image
 
 from utils import UserError
 from utils.data import CLASSES
@@ -69,6 +73,34 @@ class RunResult:
     def per_image(self, split: str) -> pd.DataFrame:
         """Segmentation: image_id, counts and official scores, one row an image. UserError as in `predictions`."""
         return self._read("per_image.csv", split, ("image_id", *COUNTS, *METRICS, "split"))
+
+    def mask_ids(self, split: str) -> list[str]:
+        """Segmentation: of the images whose predicted mask the run keeps; none where it keeps no masks."""
+        path = self.folder / f"{split}_masks.zip"
+        if not path.is_file():
+            return []
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return [name.removesuffix("_segmentation.png") for name in archive.namelist()]
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: damaged ({error}); copy it again from the run") from error
+
+    def predicted_mask(self, split: str, image_id: str) -> np.ndarray | None:
+        """uint8 [H, W] of 0 and 1 at the image's own size; None where it keeps no masks (as runs of earlier versions).
+
+        UserError when the file is damaged or has no such image.
+        """
+        path = self.folder / f"{split}_masks.zip"
+        if not path.is_file():
+            return None
+        try:
+            with (
+                zipfile.ZipFile(path) as archive,
+                Image.open(io.BytesIO(archive.read(f"{image_id}_segmentation.png"))) as mask,
+            ):
+                return (np.array(mask.convert("L")) > 128).astype(np.uint8)
+        except (OSError, KeyError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: damaged, or without {image_id} ({error}); copy it again from the run") from error
 
     def image_ids(self, split: str) -> frozenset[str]:
         """Of the images that it was scored on. UserError as in `predictions`."""

@@ -70,7 +70,8 @@ class Row:
 
 
 def result_rows(runs: Sequence[RunResult], task: str, split: str) -> list[Row]:
-    """The rows of a task's table: those of EXPERIMENTS in their order, each also without a run; then other names.
+    """The rows of a task's table: those of EXPERIMENTS in their order, each also without a run and followed by its
+    ensemble; then other names.
 
     Of the runs, those with scores of the split. Runs of one experiment with other deviations are rows of their own; so
     is a run that repeats another one's seed with another result (with the same result it is a copy, and left out).
@@ -92,7 +93,13 @@ def result_rows(runs: Sequence[RunResult], task: str, split: str) -> list[Row]:
             if not before or before[0].metrics == run.metrics:
                 break
     rows = []
-    for name in [*experiments(task), *sorted(found.keys() - set(experiments(task)))]:
+    order = experiments(task)
+
+    def place(name: str) -> tuple[int, str]:
+        row = name.removesuffix("-ensemble")
+        return (order.index(row) if row in order else len(order), name)
+
+    for name in sorted(found, key=place):
         groups = sorted(found[name].items(), key=lambda item: (len(item[0]), item[0]))
         rows += [Row(name, tuple(group), ", ".join(note)) for note, group in groups] or [Row(name)]
     return rows
@@ -141,12 +148,15 @@ def deviations(run: RunResult) -> list[str]:
     told = [text.format(**settings) for name, text in words.items() if text and differs(name)]
     if other_weights:
         told.append(f"weights {weights['file']}")
+    if ensemble := settings.get("ensemble"):
+        told.insert(0, f"ensemble of seeds {' '.join(map(str, ensemble['seeds']))}")
     return [*told, *_other_images(run), *_other_views(run.metrics, row)]
 
 
 def _row_of(run: RunResult) -> Experiment:
-    if run.experiment in EXPERIMENTS:
-        return EXPERIMENTS[run.experiment]
+    name = run.settings.get("ensemble", {}).get("of", run.experiment)
+    if name in EXPERIMENTS:
+        return EXPERIMENTS[name]
     net, pretrained = run.settings["net"], run.settings["pretrained"]
     arl = {"attention": "spatial", "alpha": "learn"} if net.startswith("arl") else {}
     return replace(DEFAULTS[run.task], name=run.experiment, net=net, pretrained=pretrained, **arl)

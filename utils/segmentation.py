@@ -113,13 +113,16 @@ def write_masks(
         for index, probability in predict_lesions(model, store, precision, batch_size, flips):
             sample = store.samples[index]
             mask = lesion_mask(probability, image_size(sample.image))
-            content = io.BytesIO()
-            Image.fromarray(mask.astype(np.uint8) * 255).save(content, "PNG", optimize=True)
-            # A fixed date: the same masks give the same file.
-            entry = zipfile.ZipInfo(f"{sample.id}_segmentation.png", (2017, 1, 1, 0, 0, 0))
-            archive.writestr(entry, content.getvalue())
+            add_mask(archive, sample.id, mask)
             count += 1
     return count
+
+
+def add_mask(archive: zipfile.ZipFile, image_id: str, mask: np.ndarray) -> None:
+    """A mask bool [H, W] as `<id>_segmentation.png` of 0 and 255; the same masks give the same archive."""
+    content = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(content, "PNG", optimize=True)
+    archive.writestr(zipfile.ZipInfo(f"{image_id}_segmentation.png", (2017, 1, 1, 0, 0, 0)), content.getvalue())
 
 
 def plot_examples(

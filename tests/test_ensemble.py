@@ -1,0 +1,113 @@
+"""Seeds put together: the mean of probabilities, the majority of masks; in the form of a run's results."""
+
+import json
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.metrics import jaccard_score, roc_auc_score
+
+from tests.test_results import classification_run, edit, labels_of, segmentation_run
+from utils import UserError, ensemble
+from utils.data import CLASSES, read_split
+from utils.evaluation import SegmentationCounts, confusion_counts
+from utils.results import find_runs
+from utils.rows import result_rows
+from utils.sample import make_sample
+from utils.segmentation import add_mask, summarize
+from utils.tables import segmentation_table
+
+
+def test_probabilities_are_averaged_and_scored(tmp_path):
+    for seed in (0, 1, 2):
+        classification_run(tmp_path / f"cls-2-4/seed{seed}", seed=seed, truth=("validation",))
+    ensemble.main(["cls-2-4", "--results", str(tmp_path)])
+    folder = tmp_path / "cls-2-4-ensemble/seed0"
+    for split in ("validation", "test"):
+        each = [pd.read_csv(tmp_path / f"cls-2-4/seed{seed}/{split}_predictions.csv") for seed in (0, 1, 2)]
+        got = pd.read_csv(folder / f"{split}_predictions.csv")
+        assert list(got["image_id"]) == list(each[0]["image_id"])
+        assert np.allclose(got[list(CLASSES)], np.mean([table[list(CLASSES)] for table in each], axis=0), atol=1e-6)
+        if split == "validation":
+            auc = roc_auc_score(labels_of(split) == 0, got["melanoma"])
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["validation"]["melanoma"]["auc"] == pytest.approx(auc) and metrics["test"] is None
+    assert metrics["views"] == "9"
+    (row,) = (
+        row for row in result_rows(find_runs(tmp_path), "classification", "validation") if "ens" in row.experiment
+    )
+    assert row.label == "cls-2-4-ensemble (ensemble of seeds 0 1 2)"
+    assert row.probabilities("validation")[0].shape == (1, 25, 3)
+
+
+@pytest.fixture
+def masks(tmp_path):
+    """Three runs that each get other images wrong, and the data folder."""
+    data = make_sample(tmp_path / "data", {"train": 3, "validation": 4, "test": 3}, (72, 64), seed=2)
+    for seed in (0, 1, 2):
+        folder = segmentation_run(tmp_path / f"results/seg-4/seed{seed}", seed=seed)
+        counts, rng = SegmentationCounts(), np.random.default_rng(seed)
+        for split in ("validation", "test"):
+            with zipfile.ZipFile(folder / f"{split}_masks.zip", "w") as archive:
+                for place, sample in enumerate(read_split(data, split)):
+                    truth = np.array(Image.open(sample.mask)) > 128 if sample.mask else rng.random((64, 72)) < 0.5
+                    mask = ~truth if place == seed else truth ^ (rng.random(truth.shape) < 0.1)
+                    add_mask(archive, sample.id, mask)
+                    if split == "validation":
+                        counts.add_counts(sample.id, confusion_counts(mask, truth))
+        edit(folder / "metrics.json", lambda content, c=counts: content.update(validation=summarize(c), test=None))
+        counts.per_image().assign(split="validation").to_csv(folder / "per_image.csv", index=False)
+    return tmp_path / "results", data
+
+
+def test_masks_are_voted_on_and_scored(masks):
+    results, data = masks
+    ensemble.main(["seg-4", "--results", str(results), "--data", str(data)])
+    folder = results / "seg-4-ensemble/seed0"
+    scores = []
+    for sample in read_split(data, "validation"):
+        each = [read(results / f"seg-4/seed{seed}/validation_masks.zip", sample.id) for seed in (0, 1, 2)]
+        voted = read(folder / "validation_masks.zip", sample.id)
+        assert np.array_equal(voted, np.median(each, axis=0))
+        truth = np.array(Image.open(sample.mask)) > 128
+        scores.append(jaccard_score(truth.ravel(), voted.ravel() > 128))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["validation"]["official"]["jaccard"] == pytest.approx(np.mean(scores))
+    with zipfile.ZipFile(folder / "test_masks.zip") as archive:
+        assert len(archive.namelist()) == 3
+    table = segmentation_table(find_runs(results), "validation").set_index("experiment")["jaccard"]
+    assert table["seg-4-ensemble"].mean == pytest.approx(np.mean(scores))
+    assert table["seg-4-ensemble"].mean > table["seg-4"].mean
+    names = [row.experiment for row in result_rows(find_runs(results), "segmentation", "validation")]
+    assert names.index("seg-4-ensemble") == names.index("seg-4") + 1
+
+
+def read(path, image_id) -> np.ndarray:
+    with zipfile.ZipFile(path) as archive, archive.open(f"{image_id}_segmentation.png") as file:
+        return np.array(Image.open(file))
+
+
+def test_a_draw_is_no_lesion(masks):
+    results, data = masks
+    edit(results / "seg-4/seed2/config.json", lambda content: content["settings"].update(seed=2))
+    for path in (results / "seg-4/seed2").iterdir():
+        if path.is_file():
+            path.unlink()
+    ensemble.main(["seg-4", "--results", str(results), "--data", str(data)])
+    sample = read_split(data, "validation")[0]
+    each = [read(results / f"seg-4/seed{seed}/validation_masks.zip", sample.id) for seed in (0, 1)]
+    assert np.array_equal(read(results / "seg-4-ensemble/seed0/validation_masks.zip", sample.id), np.minimum(*each))
+
+
+def test_what_does_not_belong_together_is_refused(masks, tmp_path):
+    results, _ = masks
+    with pytest.raises(UserError, match=r"seg-2: 0 finished runs; an ensemble takes two or more seeds"):
+        ensemble.find_members(results / "seg-2")
+    with pytest.raises(UserError, match=r"none: true masks of 0 of the validation images; choose the folder by --data"):
+        ensemble.main(["seg-4", "--results", str(results), "--data", str(tmp_path / "none")])
+    assert not (results / "seg-4-ensemble/seed0/metrics.json").exists()
+    edit(results / "seg-4/seed1/config.json", lambda content: content["settings"].update(lr=0.5))
+    with pytest.raises(UserError, match=r"seed1 and .*seed0 differ in lr: leave one out"):
+        ensemble.find_members(results / "seg-4")
