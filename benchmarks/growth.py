@@ -1,17 +1,24 @@
-"""How cost grows: with the size of the images, with how many there are, and with loader processes."""
+"""How cost grows: with the size of the images, with how many there are or are scored, and with loader processes."""
 
 import json
 import subprocess
 import sys
 import tempfile
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.timing import rate
-from benchmarks.workload import Bench, Store, load_all, prepare, repeat_rows, row_flops, tidy
+import torch
+
+from benchmarks.timing import peak_private, rate, timed
+from benchmarks.workload import Bench, Store, described, load_all, prepare, repeat_rows, row_flops, row_model, tidy
+from utils.segmentation import predict_lesions, score
 
 ROW = "cls-2-4"  # whose image size is varied
+SCORED_ROW = "seg-4"
 
 
 def image_size(bench: Bench) -> dict[str, Any]:
@@ -50,6 +57,35 @@ def _memory_of_epoch(store: Store, ids: str) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.memory", store.path, str(len(store.samples)), "--ids", ids]
     root = Path(__file__).parents[1]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=root).stdout)
+
+
+def evaluation(bench: Bench) -> dict[str, Any]:
+    """Whole images through a network and scored against full-size masks, few and many, beside the network alone.
+
+    The memory is what comes on top of the network and the first batch.
+    """
+    row, result = bench.scale.row(SCORED_ROW), {}
+    model = row_model(row).to(bench.device, memory_format=torch.channels_last)
+    few = prepare(bench.samples, row.size, bench.folder, masks=False)
+    with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
+        for count in bench.scale.scored:
+            many = repeat_rows(few, count, Path(folder))
+            # Counts are kept by id.
+            samples = tuple(replace(sample, id=f"ISIC_{index:07}") for index, sample in enumerate(many.samples))
+            store, measured = Store(samples, many.path), {}
+            network = partial(_pass_over, predict_lesions(model, store, bench.precision, row.batch_size))
+            measured["network"] = rate([timed(network, bench.device)], count)
+            scoring = partial(score, model, store, bench.precision, row.batch_size)
+            measured["scored"] = {}
+            with peak_private(measured["scored"]):
+                seconds = timed(scoring, bench.device)
+            measured["scored"] |= rate([seconds], count)
+            result[str(count)] = measured
+    return described(row) | result
+
+
+def _pass_over(items: Iterable) -> None:
+    deque(items, maxlen=0)
 
 
 def workers(bench: Bench) -> dict[str, Any]:

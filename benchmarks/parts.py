@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.growth import image_count, image_size, workers
+from benchmarks.growth import evaluation, image_count, image_size, workers
 from benchmarks.plain import Plain, TorchvisionResNet50, plain_training, smp_training, smp_unet
 from benchmarks.timing import Matmul, compare, rate, training_flops
 from benchmarks.workload import (
@@ -163,5 +163,17 @@ def _beside(bench: Bench, ours: Training, slow: Plain, flops: int, slow_flops: i
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     part.__name__: part
-    for part in (decode, loader, step, end_to_end, networks, plain, libraries, image_size, image_count, workers)
+    for part in (
+        decode,
+        loader,
+        step,
+        end_to_end,
+        networks,
+        plain,
+        libraries,
+        image_size,
+        image_count,
+        evaluation,
+        workers,
+    )
 }

@@ -1,8 +1,10 @@
 """Clocks and counters: timings that wait for the device, interleaved rounds, floating-point operations, memory."""
 
 import statistics
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,27 @@ def memory_mb(field: str) -> float:
     except OSError:
         return 0.0
     return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{field}:")), 0.0)
+
+
+@contextmanager
+def peak_private(row: dict[str, Any]) -> Iterator[None]:
+    """Adds to the row by how many MB this process's private memory grew at most, looked at every 20 ms."""
+    before, done = memory_mb("RssAnon"), threading.Event()
+    peak = before
+
+    def look() -> None:
+        nonlocal peak
+        while not done.wait(0.02):
+            peak = max(peak, memory_mb("RssAnon"))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        row["private_mb"] = max(peak, memory_mb("RssAnon")) - before
 
 
 def processor() -> str:

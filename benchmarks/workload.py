@@ -49,6 +49,7 @@ class Scale:
         counts: images over which memory is followed, and whether they are all the same "shared" sample or each have
             their "own" id and path.
         count_size: pixels of the sides of those images.
+        scored: images that are scored at full size.
         workers: loader processes over which cost is followed.
         step_rows: experiments whose bare steps alone are timed.
         smp_rows: experiments held beside segmentation_models.pytorch.
@@ -69,6 +70,7 @@ class Scale:
         (1_000, "shared"), (10_000, "shared"), (100_000, "shared"), (100_000, "own"),
     )  # fmt: skip
     count_size: int = 32
+    scored: tuple[int, ...] = (60, 600)
     workers: tuple[int, ...] = (0, 1, 2)
     step_rows: tuple[str, ...] = ("seg-4", "cls-2-4")
     smp_rows: tuple[str, ...] = ("seg-4", "seg-2")
@@ -83,7 +85,7 @@ class Scale:
 
 QUICK = Scale(
     originals=4, original_size=(192, 144), image_size=(64, 64), batch_size=2, steps=1, rounds=1, loader_rows=8,
-    matmul=(64, 128), sizes=(32,), counts=((64, "shared"), (256, "own")),
+    matmul=(64, 128), sizes=(32,), counts=((64, "shared"), (256, "own")), scored=(2, 4),
     workers=(1,), burst=0.01, step_rows=("cls-2-4",), smp_rows=("seg-4",), worker_rows=("cls-2-4",),
 )  # fmt: skip
 CUDA = Scale(

@@ -12,11 +12,12 @@ from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from utils import UserError, archive, download
 from utils.data import read_split
-from utils.download import IMAGES, LABELS, MASKS, MD5, OFFICIAL, fetch, main
+from utils.download import IMAGES, LABELS, LOCK, MASKS, MD5, OFFICIAL, fetch, main
 from utils.logger import log, run_script
 
 BODY = hashlib.shake_256(b"body").digest(1000)
@@ -323,13 +324,19 @@ def run(mirror, data, *flags: str) -> list[str]:
 
 
 def names(folder) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir()} - {LOCK}
 
 
 def test_known_digests_are_those_of_the_archives_fetched():
     assert MD5.keys() == {f"{name}_{part}" for name in OFFICIAL.values() for part in (IMAGES, MASKS)}
     assert all(re.fullmatch("[0-9a-f]{32}", digest) for digest in MD5.values())
     assert len(set(MD5.values())) == len(MD5)
+
+
+def test_a_second_download_into_the_same_folder_is_refused(mirror, tmp_path):
+    with FileLock(tmp_path / LOCK), pytest.raises(UserError, match="another process downloads into it; wait for it"):
+        run(mirror, tmp_path)
+    assert mirror.requests == [] and names(tmp_path) == set()
 
 
 def test_everything_is_fetched_once(mirror, tmp_path, messages):
@@ -339,7 +346,8 @@ def test_everything_is_fetched_once(mirror, tmp_path, messages):
         samples = read_split(data, split)
         assert [(sample.id, sample.label) for sample in samples] == [(f"ISIC_{n:07}", 0 if n % 2 else 2) for n in ids]
         assert all(sample.mask for sample in samples)
-    assert len(list(data.rglob("*.*"))) == 7 * 3 + 3 + 3  # images, superpixels, masks, labels, tables; nothing else
+    files = [path for path in data.rglob("*") if path.is_file() and path.name != LOCK]
+    assert len(files) == 7 * 3 + 3 + 3  # images, superpixels, masks, labels, tables; nothing else
     assert run(mirror, data) == []
     assert "ISIC-2017_Test_v2_Data: its files are there already" in messages.messages
 

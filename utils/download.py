@@ -17,10 +17,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse, InvalidURL
 from io import FileIO
 from pathlib import Path
 from signal import SIGINT
+
+from filelock import FileLock, Timeout
 
 from utils import UserError
 from utils.archive import BLOCK, blocks, check_room, extract, readable_size
@@ -31,6 +34,7 @@ from utils.logger import log, progress, run_script
 URL = "https://isic-challenge-data.s3.amazonaws.com/2017/"
 OFFICIAL = {"train": "ISIC-2017_Training", "validation": "ISIC-2017_Validation", "test": "ISIC-2017_Test_v2"}
 COUNTS = {"train": 2000, "validation": 150, "test": 600}
+LOCK = ".download.lock"  # in the data's folder
 IMAGES, MASKS, LABELS = "Data.zip", "Part1_GroundTruth.zip", "Part3_GroundTruth.csv"
 MD5 = {  # from third parties; the challenge publishes none
     "ISIC-2017_Training_Data.zip": "a14a7e622c67a358797ae59abb8a0b0c",
@@ -82,6 +86,29 @@ def download(
         data.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{data}: cannot be made a folder ({error.strerror}); choose --data DIR") from error
+    with _alone(data):
+        _download(data, splits, url, masks_only, verify, keep_archives, retries)
+
+
+@contextmanager
+def _alone(data: Path) -> Iterator[None]:
+    """One process at a time fetches into a folder: two would write into the same unfinished file."""
+    lock = FileLock(data / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{data}: another process downloads into it; wait for it, or choose --data DIR") from error
+    except OSError as error:
+        raise UserError(f"{data}: cannot be written ({error.strerror}); choose --data DIR") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _download(
+    data: Path, splits: Sequence[str], url: str, masks_only: bool, verify: bool, keep_archives: bool, retries: int
+) -> None:
     for split in splits:
         ids = _get_labels(data / f"{OFFICIAL[split]}_{LABELS}", url, COUNTS[split], retries)
         for part in (MASKS,) if masks_only else (MASKS, IMAGES):
