@@ -190,10 +190,12 @@ def test_every_flag_arrives_where_it_acts(folders, data, monkeypatch, undrawn):
         record(cls_main, name)
     for name in ("Schedule", "train_loader", "Trainer"):
         record(command_line, name)
-    step = ["--accumulate", "2", "--on-nan", "skip", "--recompute"]
+    monkeypatch.setattr(command_line, "use_deterministic_kernels", lambda: seen.update(deterministic=True))
+    step = ["--accumulate", "2", "--on-nan", "skip", "--recompute", "--deterministic"]
     flags = [*step, "--loss", "ce", "--class-weights", "balanced", "--recipe", "paper", "--views", "center9", "--flips"]
     cls_main.main(["-n", "arl14", *flags, "--require-all", "--keep-copies", "--patience", "7", *QUICK, *folders])
     (((loss,), options),) = seen["create_loss"]
+    assert seen["deterministic"]
     assert loss == "ce" and options["class_weights"] == balanced_weights(labels) != (1, 1, 1)
     assert seen["train_loader"][0][0][-1] == 2 and seen["Trainer"][0][0][-1] == "skip"
     assert seen["Schedule"] == [((1, 1e-3, 1e-4, 7, "sgd"), {})]

@@ -9,7 +9,7 @@ from torch import nn
 
 import nets
 from utils import UserError
-from utils.device import Precision, compile_network, recompute_activations
+from utils.device import Precision, compile_network, recompute_activations, use_deterministic_kernels
 from utils.loader import to_input
 from utils.loss import create_loss
 from utils.model import Schedule, Trainer
@@ -156,3 +156,21 @@ def test_compiling_that_fails_leaves_the_network_as_it_was(monkeypatch, caplog):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert a_trainer(model.train()).step([a_batch("resnet18")])[1]
+
+
+@pytest.mark.parametrize("net", ["arl_unet", "arl50"])
+def test_deterministic_kernels_train_every_part(net, monkeypatch):
+    """And on a CPU to the same bits as without, where all kernels are such."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    losses = []
+    for deterministic in (False, True):
+        if deterministic:
+            use_deterministic_kernels()
+        try:
+            model = a_model(net)
+            trainer = a_trainer(model)
+            model.train()
+            losses.append([float(trainer.step([a_batch(net)])[0]) for _ in range(2)])
+        finally:
+            torch.use_deterministic_algorithms(False)
+    assert losses[0] == losses[1]

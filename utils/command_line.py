@@ -16,7 +16,7 @@ import nets
 from nets.arl import ALPHA, ATTENTION
 from utils import UserError, distributed
 from utils.data import SPLITS
-from utils.device import AMP, Precision, compile_network, recompute_activations
+from utils.device import AMP, Precision, compile_network, recompute_activations, use_deterministic_kernels
 from utils.experiments import DEFAULTS, EXPERIMENTS, Experiment, experiments, find_experiment
 from utils.loader import Views, to_input, train_loader
 from utils.logger import log
@@ -89,6 +89,7 @@ def make_parser(task: Task, doc: str) -> argparse.ArgumentParser:
         "again: less memory, a third more time")  # fmt: skip
     add("--compile", action="store_true", help="torch.compile: minutes at the start; gains on some GPUs")
     add("--sync-batchnorm", action="store_true", help="under torchrun on GPUs: batch norm over all processes' images")
+    add("--deterministic", action="store_true", help="on GPUs: kernels that give the same bits each time; slower")
     add("--on-nan", choices=ON_NAN, default="stop", help="a gradient that is not finite stops the run, or its step is "
         "skipped and counted (stop)")  # fmt: skip
     add("--keep-copies", action="store_true", help="train on the known copies of validation and test images too")
@@ -181,6 +182,8 @@ def build_training(
     UserError when the batch cannot be shared out, or a flag needs another device.
     """
     device = precision.device
+    if args.deterministic:
+        use_deterministic_kernels()
     if args.sync_batchnorm:
         if device.type != "cuda":
             raise UserError(f"--sync-batchnorm needs CUDA devices, not {device.type}: leave it away")

@@ -87,6 +87,15 @@ def keep_freed_memory() -> None:
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def use_deterministic_kernels() -> None:
+    """Have PyTorch take kernels that give the same bits each time; it warns of operations that have none.
+
+    On a CPU they do so anyway. To be called before the GPU is used.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def compile_network(model: nn.Module, images: Tensor, precision: Precision) -> bool:
     """Have `torch.compile` make the network's kernels; False, with a line in the log, where that fails.
 
