@@ -225,7 +225,7 @@ def environment(device: torch.device) -> dict[str, Any]:
             versions[name] = "not found"
     return {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join(["python", *_program(), *sys.argv[1:]]),
         "git_commit": _git_commit(),
         "device": device_name(device),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -238,6 +238,14 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.processor() or platform.machine()})"
+
+
+def _program() -> list[str]:
+    """What follows "python" on the command line: -m and the module, or the script's name without its folders."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None:
+        return [Path(sys.argv[0]).name]
+    return ["-m", spec.name.removesuffix(".__main__")]
 
 
 def _git_commit() -> str | None:
