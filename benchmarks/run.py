@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure how fast training is on this machine, and beside what.
 
-    python benchmarks/run.py --json results.json       everything; 10 minutes on two cores
+    python benchmarks/run.py --json results.json       everything; eight minutes on two cores
     python benchmarks/run.py --only step,networks      some parts
     python benchmarks/run.py --quick                   all parts, too small to mean anything
 
