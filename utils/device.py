@@ -37,14 +37,18 @@ class Precision:
 def find_device(name: str | None = None) -> torch.device:
     """The device of that name, else the first of cuda, mps, cpu that is there; under torchrun each process's own GPU.
 
+    A GPU becomes the current one, on which torch puts its events.
+
     UserError when it is not there.
     """
-    if name is None and distributed.launched() and torch.cuda.is_available():
+    if name in (None, "cuda") and distributed.launched() and torch.cuda.is_available():
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from error

@@ -121,6 +121,13 @@ def share(count: int) -> range:
     return range(rank(), count, processes())
 
 
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the first one's running statistics: each has its own after a step, and one set is saved."""
+    if processes() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """The model, its gradients averaged over the processes in the backward pass; alone, itself."""
     if processes() == 1:

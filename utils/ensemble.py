@@ -94,7 +94,10 @@ def _vote(members: Sequence[RunResult], split: str, folder: Path, data: Path) ->
         return None
     if len(counts) != members[0].metrics[split]["images"]:
         raise UserError(f"{data}: true masks of {len(counts)} of the {split} images; choose the folder by --data")
-    _write_table(folder / "per_image.csv", counts.per_image().assign(split=split))
+    tables = [counts.per_image().assign(split=split)]
+    if split != "validation":  # which came first
+        tables.insert(0, pd.read_csv(folder / "per_image.csv"))
+    _write_table(folder / "per_image.csv", pd.concat(tables))
     summary = summarize(counts)
     log.info(format_scores(split, summary))
     return summary

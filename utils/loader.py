@@ -1,5 +1,6 @@
 """From prepared images to batches: training draws augmented views of a store (`utils.store`)."""
 
+import functools
 import os
 import random
 import sys
@@ -170,5 +171,12 @@ def train_loader(
 def to_input(images: Tensor, device: torch.device) -> Tensor:
     """uint8 [B, H, W, 3] of 0 to 255 → normalised float32 [B, 3, H, W] on `device`, channels last in memory."""
     images = images.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
-    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in (MEAN, STD))
+    mean, std = _normalisation(device)
     return (images - mean) / std
+
+
+@functools.cache  # copying them anew would wait for the GPU at every batch
+def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in (MEAN, STD))
+    return mean, std

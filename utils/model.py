@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ class Schedule:
         }
         if self.optimizer == "sgd":
             optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, **options)
+            for parameter in model.parameters():  # torch leaves them unset when the first step is skipped on a GPU
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
             return optimizer, StepLR(optimizer, HALVED_EVERY * steps, gamma=0.5)
         optimizer = torch.optim.AdamW(model.parameters(), **options)
         return optimizer, CosineAnnealingLR(optimizer, steps * self.epochs)
@@ -71,6 +73,7 @@ class Progress:
         step, loss, lr: steps done of the next epoch, the sum of their losses, and the learning rate of the first.
         best_epoch, best_score: counted from 1, 0 before the first.
         skipped: steps left out because a gradient was not finite.
+        uncounted: those of the next epoch, whose losses are not in `loss`.
     """
 
     epoch: int = 0
@@ -80,6 +83,7 @@ class Progress:
     best_epoch: int = 0
     best_score: float = float("-inf")
     skipped: int = 0
+    uncounted: int = 0
 
     def finished(self, schedule: Schedule) -> bool:
         return self.epoch >= schedule.epochs or self.epoch - self.best_epoch >= schedule.patience
@@ -180,6 +184,7 @@ class Trainer:
                 if not finite and self.on_nan == "stop":
                     raise NotFinite(batches.indices(step))
                 done.skipped += not finite
+                done.uncounted += not finite
 
         for step in range(done.step, batches.steps):
             loss, finite = self.step(list(islice(pieces, batches.parts)))
@@ -191,13 +196,16 @@ class Trainer:
         if self._late is not None:
             look(self._late.rest())
         done.loss = distributed.mean(float(total))
-        return done.loss / batches.steps if done.step == batches.steps else None
+        if done.step < batches.steps:
+            return None
+        counted = batches.steps - done.uncounted
+        return done.loss / counted if counted else float("nan")
 
     def step(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
         """One update of the weights by the mean gradient of equal pieces of a batch.
 
         Returns the mean loss and whether it and the gradient are finite (bool), both on the device; where they are not,
-        the weights stay as they are.
+        the weights and running statistics stay as they are.
         """
         try:
             return self._step([part for piece in pieces for part in _split(piece, self.splits)])
@@ -215,6 +223,8 @@ class Trainer:
 
     def _step(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
+        passes_over = self.on_nan == "skip" or self.scaler.is_enabled()
+        before = [buffer.clone() for buffer in self.model.buffers()] if passes_over else []
         loss = torch.zeros((), device=self.precision.device)
         for number, (images, targets) in enumerate(pieces, start=1):
             with self._gradients_averaged(number == len(pieces)):
@@ -232,6 +242,9 @@ class Trainer:
             gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
             finite = finite & torch.nn.utils.get_total_norm(gradients).isfinite()
             self._update_if(finite)
+        if before:  # running statistics: one that is not finite would never be again
+            for buffer, old in zip(self.model.buffers(), before, strict=True):
+                buffer.copy_(torch.where(finite, buffer, old))
         self.scheduler.step()
         return loss, finite
 
@@ -270,7 +283,8 @@ class Trainer:
                     raise ValueError(f"{name} of shape {list(moment.shape)} for weights {list(parameter.shape)}")
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty from a machine that trained without one
+            self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         torch.set_rng_state(state["random"]["torch"])
         if self.precision.device.type == "cuda" and len(state["random"]["cuda"]) == torch.cuda.device_count():
@@ -316,7 +330,7 @@ def fit(
                 _save(trainer.state(), last)
                 kept = f"in epoch {done.epoch + 1} after step {done.step}; {GO_ON}"
                 raise StopRequested(request.number, kept) from None
-            done.epoch, done.step, done.loss = done.epoch + 1, 0, 0.0
+            done.epoch, done.step, done.loss, done.uncounted = done.epoch + 1, 0, 0.0, 0
             if score > done.best_score:
                 done.best_score, done.best_epoch = score, done.epoch
                 _save({"model": trainer.model.state_dict(), "progress": vars(done).copy()}, run.path("best.pth"))
@@ -352,8 +366,9 @@ def _epoch(
     if loss is None:
         raise StopRequested(stop.number or signal.SIGTERM)
     seconds = time.perf_counter() - start
-    if not all(bool(tensor.isfinite().all()) for tensor in trainer.model.parameters()):
-        raise UserError(f"the weights are not finite {_way_out(trainer, run)}")
+    distributed.share_buffers(trainer.model)
+    if not all(bool(tensor.isfinite().all()) for tensor in chain(trainer.model.parameters(), trainer.model.buffers())):
+        raise UserError(f"the weights or running statistics are not finite {_way_out(trainer, run)}")
     if done.skipped > skipped:
         count = done.skipped - skipped
         log.warning("epoch %d: %d steps left out, their gradient was not finite", done.epoch + 1, count)

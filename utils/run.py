@@ -57,7 +57,7 @@ class Run:
         self._lock = _locked(folder)
         settings = json.loads(json.dumps(dict(settings)))  # as they will be read back
         config = {"settings": settings, **facts}
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(path.suffix != ".partial" for path in folder.iterdir()):  # left by a kill
             if not (folder / "config.json").is_file():
                 raise UserError(f"{folder} is not empty and holds no run of this program; choose another -i")
             if resume and (folder / "last.pth").is_file():  # without a checkpoint there is nothing to continue

@@ -4,6 +4,7 @@ Their number decides the exit code of a script, 128 + n: 129 SIGHUP, 130 SIGINT,
 A signal that is ignored when Python starts stays so: `nohup` ignores SIGHUP.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -68,7 +69,10 @@ def stop_signals() -> Iterator[StopSignals]:
 
 
 def leave_to_the_main_process(_worker: int) -> None:
-    """For the start of a loader's process: Ctrl-C reaches it too and means the main process, `kill` means itself."""
+    """For the start of a loader's process, which ends with the main process: a signal to that one's group, from a
+    terminal, a shell that ends or `torchrun`, means the main process. `kill` means itself."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in NAMES[1:]:
         if hasattr(signal, name):
