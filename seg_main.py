@@ -92,7 +92,7 @@ def _main(args: argparse.Namespace, row: Experiment, precision: Precision) -> Ru
         first = {name: scores.pop(name) for name in ("jaccard", "threshold_jaccard", "dice")}
         return first["jaccard"], {f"val_{name}": value for name, value in (first | scores).items()}
 
-    with start_run(args, row, data, weights, precision, train_size) as run:
+    with start_run(args, row, data, weights, precision, stores) as run:
         criterion, views = create_loss(row.loss), MaskViews(row.size)
         trainer, loader = build_training(args, row, model, criterion, stores["train"], views, precision)
         fit(trainer, loader, validate, run)

@@ -133,6 +133,25 @@ def test_classification_shares_its_images_out_too(data):
         assert [float(x) for x in one.split(",")[1:]] == pytest.approx([float(x) for x in two.split(",")[1:]], abs=0.1)
 
 
+# Each process tells the running statistics that it validates with.
+STATISTICS = """
+score = cls_main.class_probabilities
+def telling(model, *args):
+    total = sum(float(buffer.double().sum()) for buffer in model.buffers())
+    print(f"statistics {total!r}", flush=True)
+    return score(model, *args)
+cls_main.class_probabilities = telling
+"""
+
+
+def test_all_processes_validate_with_the_statistics_that_are_saved(data):
+    (data / "telling.py").write_text(PROGRAM.replace("run_script(", STATISTICS + "run_script("))
+    command = ["cls", "-n", "resnet14", "-p", "0", "--size", "32", "32", "--batch-size", "8", "--epochs", "1"]
+    output = run(data, 2, *command, "--output", str(data / "statistics"), program="telling.py").stdout
+    told = [line.split()[1] for line in output.splitlines() if line.startswith("statistics")]
+    assert len(told) > 2 and len(set(told)) == 1, told
+
+
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(data):
     done = run(data, 2, *SEG[:-4], "--batch-size", "5", "--output", str(data / "odd"), check=False)
     assert done.returncode != 0 and "a batch of 5 cannot be shared by 2 processes" in done.stderr

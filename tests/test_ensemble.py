@@ -13,6 +13,7 @@ from tests.test_results import classification_run, edit, labels_of, segmentation
 from utils import UserError, ensemble
 from utils.data import CLASSES, read_split
 from utils.evaluation import SegmentationCounts, confusion_counts
+from utils.experiments import EXPERIMENTS
 from utils.results import find_runs
 from utils.rows import result_rows
 from utils.sample import make_sample
@@ -108,6 +109,50 @@ def test_what_does_not_belong_together_is_refused(masks, tmp_path):
     with pytest.raises(UserError, match=r"none: true masks of 0 of the validation images; choose the folder by --data"):
         ensemble.main(["seg-4", "--results", str(results), "--data", str(tmp_path / "none")])
     assert not (results / "seg-4-ensemble/seed0/metrics.json").exists()
+    edit(results / "seg-4/seed1/metrics.json", lambda content: content.update(flips=True))
     edit(results / "seg-4/seed1/config.json", lambda content: content["settings"].update(lr=0.5))
-    with pytest.raises(UserError, match=r"seed1 and .*seed0 differ in lr: leave one out"):
+    with pytest.raises(UserError, match=r"seed1 and .*seed0 differ in flips, lr: leave one out"):
         ensemble.find_members(results / "seg-4")
+    edit(results / "seg-4/seed1/metrics.json", lambda content: content.update(flips=False))
+    again = {"lr": EXPERIMENTS["seg-4"].lr, "seed": 0}
+    edit(results / "seg-4/seed1/config.json", lambda content: content["settings"].update(again))
+    with pytest.raises(UserError, match=r"seed0 and .*seed1 are both of seed 0: leave one out"):
+        ensemble.find_members(results / "seg-4")
+
+
+def test_a_split_that_nobody_predicted_is_left_out(masks, tmp_path):
+    results, data = masks
+    for seed in (0, 1, 2):
+        classification_run(results / f"cls-2-4/seed{seed}", seed=seed, truth=("validation",))
+        (results / f"cls-2-4/seed{seed}/test_predictions.csv").unlink()
+        (results / f"seg-4/seed{seed}/test_masks.zip").unlink()
+    ensemble.main(["cls-2-4", "seg-4", "--results", str(results), "--data", str(data)])
+    for row in ("cls-2-4", "seg-4"):
+        assert not list((results / f"{row}-ensemble/seed0").glob("test_*"))
+        assert json.loads((results / f"{row}-ensemble/seed0/metrics.json").read_text())["test"] is None
+    # of some of the seeds only, or no probabilities: refused, and no older scores stay
+    classification_run(results / "cls-2-4/seed1", seed=1, truth=("validation",))
+    with pytest.raises(UserError, match=r"seed0/test_predictions.csv: no such file"):
+        ensemble.main(["cls-2-4", "--results", str(results)])
+    path = results / "cls-2-4/seed1/validation_predictions.csv"
+    table = pd.read_csv(path)
+    table.assign(melanoma=table["melanoma"] + 1).to_csv(path, index=False)
+    with pytest.raises(UserError, match=r"seed1/validation_predictions.csv: not probabilities"):
+        ensemble.main(["cls-2-4", "--results", str(results)])
+    assert not (results / "cls-2-4-ensemble/seed0/metrics.json").exists()
+
+
+def test_scores_by_image_are_kept_of_both_splits(masks):
+    results, data = masks
+    truth = data / "ISIC-2017_Test_v2_Part1_GroundTruth"
+    truth.mkdir(exist_ok=True)
+    for sample in read_split(data, "test"):
+        blank = Image.new("L", Image.open(sample.image).size)
+        blank.paste(255, (10, 10, 40, 40))
+        blank.save(truth / f"{sample.id}_segmentation.png")
+    for seed in (0, 1, 2):
+        metrics = results / f"seg-4/seed{seed}/metrics.json"
+        edit(metrics, lambda content: content.update(test=content["validation"] | {"images": 3}))
+    ensemble.main(["seg-4", "--results", str(results), "--data", str(data)])
+    table = pd.read_csv(results / "seg-4-ensemble/seed0/per_image.csv")
+    assert table["split"].value_counts().to_dict() == {"validation": 4, "test": 3}

@@ -65,6 +65,45 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         started(tmp_path / "file" / "run0")
 
 
+def test_other_pixels_are_refused_by_split(tmp_path):
+    """Files that were exchanged under way: ids and labels are the same, what is trained on is not."""
+
+    def begin(**prepared):
+        return Run(tmp_path / "run0", SETTINGS, {"prepared": prepared}, resume=True)
+
+    begin(train="v3-aa", validation="v3-bb").path("last.pth").touch()
+    begin(train="v3-aa", validation="v3-bb", test="v3-cc")  # which were not there at first
+    with pytest.raises(UserError, match=r"run0 was started with other train images or masks: files were changed"):
+        begin(train="v3-dd", validation="v3-bb")
+
+
+@pytest.mark.parametrize("names", [["config.json.partial"], []])
+def test_what_a_kill_left_of_a_start_is_no_run_yet(tmp_path, names):
+    (tmp_path / "run0").mkdir()
+    for name in names:
+        (tmp_path / "run0" / name).touch()
+    assert started(tmp_path / "run0").read_json("config.json")["settings"]
+
+
+def test_a_run_without_its_config_can_be_moved_aside(tmp_path):
+    started(tmp_path / "run0").path("last.pth").touch()
+    (tmp_path / "run0/config.json").unlink()
+    with pytest.raises(UserError, match=r"config.json cannot be read .*start afresh with -c 0"):
+        started(tmp_path / "run0")
+    started(tmp_path / "run0", resume=False)
+    assert (tmp_path / "run0.old1/last.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    "text", ["epoch,lr\n1,\n", "epoch,lr\n1,0.1\n3,0.1\n", "lr\n0.1\n", "epoch,lr\n1\n", "epoch,lr\nx,1\n"]
+)
+def test_a_damaged_history_is_named(tmp_path, text):
+    run = started(tmp_path / "run0")
+    run.path("history.csv").write_text(text)
+    with pytest.raises(UserError, match=r"history.csv: damaged \(.+\); start afresh with -c 0"):
+        run.history()
+
+
 def test_history_and_events(tmp_path):
     run = started(tmp_path / "run0")
     assert run.history() == []
@@ -84,6 +123,10 @@ def test_a_damaged_config_is_named(tmp_path):
     run.path("config.json").write_text(json.dumps(SETTINGS)[:-5])
     with pytest.raises(UserError, match=r"config.json cannot be read .*-c 0"):
         started(tmp_path / "run0")
+    for text, message in (("[]", "cannot be read"), ("{}", "holds no settings"), ('{"settings": 3}', "no settings")):
+        run.path("config.json").write_text(text)
+        with pytest.raises(UserError, match=rf"config.json .*{message}.*; start afresh with -c 0"):
+            started(tmp_path / "run0")
 
 
 def test_digest_tells_other_images():

@@ -71,12 +71,15 @@ def all_signals() -> None:
         signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
-def begin(folder: Path, output: str, *before: str) -> subprocess.Popen:
-    """The slow program, in its second epoch."""
+def begin(folder: Path, output: str, *before: str, workers: int = 0) -> subprocess.Popen:
+    """The slow program, in its second epoch; the first of its process group."""
     command = [*before, sys.executable, "-u", str(folder / "program.py"), *arguments(folder, output)]
+    command += ["--workers", str(workers)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=folder, env=environment, preexec_fn=all_signals, **streams)
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, preexec_fn=all_signals, start_new_session=True, **streams
+    )
     for line in process.stdout:
         if line.startswith("step 1 1"):
             return process
@@ -104,6 +107,31 @@ def test_a_signal_in_an_epoch_is_followed_after_the_step_and_nothing_is_lost(fol
     seg_main.main(arguments(folder, name))
     assert differences(run_of(folder, "whole"), run_of(folder, name)) == []
     assert "continued" in json.loads((run_of(folder, name) / "config.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+@pytest.mark.fault(
+    "the same to the whole process group, with loader processes", "the same; no loader process dies of it"
+)
+def test_a_signal_to_the_group_spares_the_loader_processes(folder, name):
+    """As a terminal that is closed, Ctrl-C, `torchrun` and job schedulers send it."""
+    process = begin(folder, f"group-{name}", workers=2)
+    number = getattr(signal, name)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    assert len(errors.splitlines()) == 1 and errors.startswith(f"stopped by {name} in epoch 2 after step "), errors
+    seg_main.main(arguments(folder, f"group-{name}"))
+    assert differences(run_of(folder, "whole"), run_of(folder, f"group-{name}")) == []
+
+
+@pytest.mark.fault("SIGHUP to the process group under `nohup`, with loader processes", "the run goes on; same end")
+def test_nohup_keeps_the_loader_processes_going(folder):
+    process = begin(folder, "group-nohup", "nohup", workers=2)
+    os.killpg(process.pid, signal.SIGHUP)
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert differences(run_of(folder, "whole"), run_of(folder, "group-nohup")) == []
 
 
 @pytest.mark.fault("SIGHUP under `nohup`", "the run goes on; same end")

@@ -340,12 +340,16 @@ def test_an_unfinished_store_is_trusted_no_further_than_its_checksums(samples, t
 
 
 def test_two_processes_build_one_store(builders, tmp_path, samples):
-    both = [builders(), builders()]
-    output = [process.communicate(timeout=60)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    results = sorted(text.splitlines()[-1].split()[1:] for text in output)
-    assert [count for count, _ in results] == ["0", "10"] and results[0][1] == results[1][1]
-    assert sum("waiting for another process" in text for text in output) == 1
+    first = builders()
+    until(lambda: recorded(tmp_path / "c") >= 1)
+    first.send_signal(signal.SIGSTOP)  # so that it cannot finish before the other is there
+    second = builders()
+    assert "waiting for another process" in second.stdout.readline()
+    first.send_signal(signal.SIGCONT)
+    output = [process.communicate(timeout=60)[0] for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0]
+    results = [text.splitlines()[-1].split()[1:] for text in output]
+    assert [count for count, _ in results] == ["10", "0"] and results[0][1] == results[1][1]
     assert names(tmp_path / "c", ".npy") == [results[0][1]] and names(tmp_path / "c", ".partial") == []
     pixels = np.load(tmp_path / "c" / results[0][1])
     assert np.array_equal(pixels, prepare(samples, SIZE, tmp_path / "fresh").pixels())

@@ -196,6 +196,100 @@ def test_a_gradient_that_is_not_finite_can_be_passed_over(store, tmp_path, caplo
     assert all(np.isfinite(row["train_loss"]) for row in run.history())
 
 
+class TooLargeOnce(nn.Module):
+    """An activation that overflows in one step of training, before a batch norm whose statistics take it in."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step, self.calls = step, 0
+
+    def forward(self, x):
+        self.calls += self.training
+        return x * torch.inf if self.calls == self.step else x
+
+
+@pytest.mark.fault("an activation that overflows, with `--on-nan skip`", "left out, running statistics stay finite")
+def test_running_statistics_survive_a_step_that_is_left_out(store, tmp_path):
+    run = Run(tmp_path / "run", {}, resume=True)
+    model = nn.Sequential(TooLargeOnce(3 + 2), *tiny())
+    trainer = train(run, store, [0.1, 0.2, 0.3], model=model, on_nan="skip")
+    assert trainer.progress.skipped == 1
+    assert all(bool(tensor.isfinite().all()) for tensor in trainer.model.state_dict().values())
+    before = train(Run(tmp_path / "whole", {}, resume=True), store, [0.1, 0.2, 0.3]).model[1].running_mean
+    assert torch.allclose(before, trainer.model[2].running_mean, atol=0.1)
+
+
+class NotANumber(nn.Module):
+    """The constant loss 2, but NaN in the given calls."""
+
+    def __init__(self, *calls: int) -> None:
+        super().__init__()
+        self.calls, self.count = calls, 0
+
+    def forward(self, logits, targets):
+        self.count += 1
+        return 0 * logits.sum() + (float("nan") if self.count in self.calls else 2.0)
+
+
+def test_the_mean_loss_is_of_the_steps_that_counted(store, tmp_path):
+    """Three steps an epoch: one left out in the first epoch, all in the second; one later interrupted and continued."""
+    run = Run(tmp_path / "run", {}, resume=True)
+    train(run, store, [0.1, 0.2, 0.3], criterion=NotANumber(2, 4, 5, 6), on_nan="skip")
+    first, second, third = (row["train_loss"] for row in run.history())
+    assert first == third == pytest.approx(2) and np.isnan(second)
+
+
+def test_the_papers_optimizer_leaves_a_first_step_out_as_any_other():
+    schedule = Schedule(1, 0.1, 0.0, 9, "sgd")
+    model, images, targets = tiny(), torch.zeros(4, 8, 8, 3, dtype=torch.uint8), torch.zeros(4, 8, 8)
+    trainer = Trainer(model, NotANumber(1), schedule, 3, FLOAT32, "skip")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert not trainer.step([(images, targets)])[1] and same(before, model.state_dict())
+    assert not any(state["momentum_buffer"].any() for state in trainer.optimizer.state.values())
+
+
+def test_a_checkpoint_without_a_scale_goes_on_with_one(store, tmp_path):
+    """From a machine that trained in bfloat16 to one that has float16 only."""
+    run = Run(tmp_path / "run", {}, resume=True)
+    trainer = train(run, store, [0.1])
+    trainer.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    trainer.load_state(load_file(run.path("last.pth")))
+    assert trainer.scaler.get_scale() == 2**16
+
+
+@pytest.mark.fault("in float16, gradients that are finite at no scale", "stops after the epoch with the way out named")
+def test_gradients_that_are_finite_at_no_scale_stop_the_run(store, tmp_path, monkeypatch):
+    """The scaler itself leaves such steps out, without a word."""
+
+    class InfiniteGradient(nn.Module):
+        def forward(self, logits, targets):
+            return (logits - logits.detach()).sum().abs().sqrt()
+
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *_, **__: scaler("cpu", init_scale=1e-3))
+    run = Run(tmp_path / "run", {}, resume=True)
+    with pytest.raises(UserError, match=r"not finite at any scale in epoch 2: start afresh .* weights after epoch 1"):
+        train(run, store, [0.1, 0.2, 0.3], criterion=InfiniteGradient())
+
+
+def test_one_image_at_a_time_may_be_too_little_for_batch_norm():
+    trainer = Trainer(
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), *tiny()), nn.CrossEntropyLoss(), Schedule(1, 0.1, 0, 9), 3, FLOAT32
+    )
+    with pytest.raises(UserError, match="batch norm has nothing to average over in one image"):
+        trainer.step([(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), torch.zeros(1, 1, 1, dtype=torch.long))])
+
+
+@pytest.mark.fault("history.csv or best.pth lost before going on", "one line that says so, exit code 2")
+@pytest.mark.parametrize("name", ["history.csv", "best.pth"])
+def test_a_run_that_lost_a_file_is_not_gone_on_with(store, tmp_path, name):
+    run = Run(tmp_path / "run", {}, resume=True)
+    train(run, store, [0.1])
+    run.path(name).unlink()
+    with pytest.raises(UserError, match=r"last.pth is of epoch 1, but history.csv or best.pth is not there or shorter"):
+        train(run, store, [0.1, 0.2])
+
+
 @pytest.mark.fault("a learning rate at which the loss explodes", "stops with epoch, images and the way out named")
 def test_a_loss_that_is_not_finite_stops_with_the_way_out(store, tmp_path):
     run = Run(tmp_path / "run", {}, resume=True)
@@ -282,7 +376,10 @@ def test_bfloat16_agrees_with_float32():
     assert (full - half).abs().max() < 0.05 * full.abs().max()
 
 
-@pytest.mark.parametrize("device,amp,message", [("cuda:99", "auto", "--device cuda:99"), ("cpu", "fp16", "--amp fp16")])
+@pytest.mark.parametrize(
+    "device,amp,message",
+    [("cuda:99", "auto", "--device cuda:99"), ("meta", "auto", "--device meta"), ("cpu", "fp16", "--amp fp16")],
+)
 def test_device_and_precision_that_are_not_there(device, amp, message):
     with pytest.raises(UserError, match=message):
         find_precision(find_device(device), amp)

@@ -43,6 +43,12 @@ def test_torchvision_resnet18(tmp_path):
         assert torch.equal(features(model, x), body(x))
 
 
+def test_what_data_parallel_saved_is_loaded(tmp_path):
+    state = {f"module.{name}": tensor for name, tensor in RESNET18(weights=None).state_dict().items()}
+    report = load_pretrained(nets.create_model("res_unet"), "res_unet", saved(state, tmp_path / "parallel.pth"))
+    assert report.loaded == len(state) - 2 and report.missing == ()
+
+
 @pytest.mark.parametrize("old_names", [False, True])
 def test_torchvision_densenet121(tmp_path, old_names):
     """torchvision's published file has names such as `denselayer1.norm.1.weight`."""

@@ -21,7 +21,7 @@ from utils.experiments import DEFAULTS, EXPERIMENTS, Experiment, experiments, fi
 from utils.loader import Views, to_input, train_loader
 from utils.logger import log
 from utils.model import ON_NAN, Schedule, Trainer
-from utils.run import Run, digest, environment, read_json
+from utils.run import Run, digest, environment, read_config
 from utils.splits import Data
 from utils.store import CACHE, Store
 from utils.weights import MODEL, PRETRAINED, find_weights, load_pretrained
@@ -97,11 +97,13 @@ def make_parser(task: Task, doc: str) -> argparse.ArgumentParser:
 
 
 def at_least(minimum: int):
-    """An argparse type: a whole number that is not below `minimum`."""
+    """An argparse type: a whole number that is not below `minimum`, and that PyTorch can take."""
 
     def whole_number(text: str) -> int:
         if int(text) < minimum:
             raise argparse.ArgumentTypeError(f"{text} is below {minimum}")
+        if int(text) >= 2**32:
+            raise argparse.ArgumentTypeError(f"{text} is not below 2^32")
         return int(text)
 
     return whole_number
@@ -158,7 +160,7 @@ def build_model(args: argparse.Namespace, row: Experiment) -> tuple[nn.Module, d
     if args.weights:
         log.info("%s: if these weights have seen ISIC 2018 or later, they have seen most test images", args.weights)
     if args.checked and not args.weights and (folder / "last.pth").is_file():
-        weights, origin = read_json(folder / "config.json")["settings"].get("weights"), str(folder)
+        weights, origin = read_config(folder)["settings"].get("weights"), str(folder)
     elif args.weights or row.pretrained:
         path = args.weights or find_weights(PRETRAINED[row.net], args.output, MODEL)
         origin = load_pretrained(model, row.net, path)
@@ -212,17 +214,19 @@ def start_run(
     data: Data,
     weights: Mapping[str, Any] | None,
     precision: Precision,
-    stored_size: tuple[int, int],
+    stores: Mapping[str, Store],
     facts: Mapping[str, Any] | None = None,
-    center: tuple[int, int] | None = None,
 ) -> Run:
     """The run's folder, with its settings and what it is made with written to config.json."""
-    settings = {**asdict(row), "seed": args.seed, "amp": args.amp, "weights": weights, "stored_size": stored_size}
-    settings |= {"stored_center": center} if center else {}
+    settings = {**asdict(row), "seed": args.seed, "amp": args.amp, "weights": weights}
+    settings |= {"stored_size": stores["train"].size} | (
+        {"stored_center": center} if (center := stores["train"].center) else {}
+    )
     for name in ("published", "views", "flips"):  # not ours; and how it is scored, which metrics.json tells
         del settings[name]
     settings |= {f"{split}_images": digest(data[split]) for split in SPLITS if split != "test"}
     facts = {"data": str(args.data), "test_images": digest(data["test"]), "message": args.message, **(facts or {})}
+    facts |= {"prepared": {split: stores[split].path.stem for split in SPLITS if split in stores}}
     facts |= {"precision": str(precision), "processes": distributed.processes(), "accumulate": args.accumulate}
     facts |= environment(precision.device)
     run = Run(run_folder(args, row), settings, facts, resume=bool(args.checked))

@@ -10,7 +10,9 @@ import argparse
 import json
 import zipfile
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,30 +32,46 @@ from utils.segmentation import add_mask, format_scores, summarize
 
 
 def find_members(folder: Path) -> tuple[RunResult, ...]:
-    """The runs below results/<row>/, by seed. UserError when there are fewer than two, or they differ in more."""
+    """The runs below results/<row>/, by seed. UserError when they are fewer than two, or differ in other things."""
     members = tuple(sorted(find_runs(folder), key=lambda run: run.seed))
     if len(members) < 2:
         raise UserError(f"{folder}: {len(members)} finished runs; an ensemble takes two or more seeds")
     for run in members[1:]:
-        ours, theirs = ({**each.settings, "seed": None} for each in (members[0], run))
+        ours, theirs = ({**_scoring(each), **each.settings, "seed": None} for each in (members[0], run))
         if differ := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
             raise UserError(f"{run.folder} and {members[0].folder} differ in {', '.join(differ)}: leave one out")
+    for one, other in pairwise(members):
+        if one.seed == other.seed:
+            raise UserError(f"{one.folder} and {other.folder} are both of seed {one.seed}: leave one out")
     return members
+
+
+def _scoring(run: RunResult) -> dict[str, Any]:
+    """What of its metrics tells how it was scored."""
+    return {name: run.metrics[name] for name in ("views", "flips") if name in run.metrics}
 
 
 def make_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> None:
     """Write the ensemble's predictions, scores and, last, metrics.json; what is there is overwritten.
 
-    UserError when members predict other images, or segmentation's true masks are not in `data`.
+    A split that no member predicted is left out. UserError when members predict other images, or something else than
+    probabilities, or segmentation's true masks are not in `data`.
     """
     first = members[0]
     settings = {**first.settings, "name": f"{first.experiment}-ensemble", "seed": 0}
     settings["ensemble"] = {"of": first.experiment, "seeds": [run.seed for run in members]}
     folder.mkdir(parents=True, exist_ok=True)
-    metrics = {name: first.metrics[name] for name in ("views", "flips") if name in first.metrics}
-    combine = _average if first.task == "classification" else _vote
+    (folder / "metrics.json").unlink(missing_ok=True)  # what is half written is no result
+    metrics = _scoring(first)
+    kind, combine = ("predictions.csv", _average) if first.task == "classification" else ("masks.zip", _vote)
+    per_image = []
     for split in ("validation", "test"):
-        metrics[split] = combine(members, split, folder, data)
+        metrics[split] = None
+        if first.metrics[split] or any((run.folder / f"{split}_{kind}").is_file() for run in members):
+            metrics[split], table = combine(members, split, folder, data)
+            per_image += [] if table is None else [table.assign(split=split)]
+    if per_image:
+        _write_table(folder / "per_image.csv", pd.concat(per_image))
     for name, content in (
         ("config.json", {"settings": settings, **environment(torch.device("cpu"))}),
         ("metrics.json", metrics),
@@ -62,23 +80,28 @@ def make_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> Non
             file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
-def _average(members: Sequence[RunResult], split: str, folder: Path, data: Path) -> dict | None:
+def _average(members: Sequence[RunResult], split: str, folder: Path, data: Path) -> tuple[dict | None, None]:
     """Of classification; the scores of a split whose truth the members keep."""
     tables = Row(members[0].experiment, tuple(members)).per_image(split)
+    for run, table in zip(members, tables, strict=True):
+        if not table[list(CLASSES)].map(lambda value: 0 <= value <= 1).all(axis=None):
+            raise UserError(f"{run.folder / f'{split}_predictions.csv'}: not probabilities; copy it again from the run")
     ids = list(tables[0]["image_id"])
     mean = np.mean([table[list(CLASSES)] for table in tables], axis=0).astype(np.float32)
     _write_table(folder / f"{split}_predictions.csv", predictions_table(ids, mean))
     if "label" not in tables[0]:
-        return None
+        return None, None
     labels = tables[0]["label"].to_numpy()
     _write_table(folder / f"{split}_truth_official.csv", official_truth(dict(zip(ids, labels.tolist(), strict=True))))
     summary = summarize_classification(mean, labels)
     log.info(format_classification(split, summary))
-    return summary
+    return summary, None
 
 
-def _vote(members: Sequence[RunResult], split: str, folder: Path, data: Path) -> dict | None:
-    """Of segmentation; the scores of a split whose true masks are in `data`. A draw is no lesion."""
+def _vote(
+    members: Sequence[RunResult], split: str, folder: Path, data: Path
+) -> tuple[dict | None, pd.DataFrame | None]:
+    """Of segmentation; the scores of a split whose true masks are in `data`, and by image. A draw is no lesion."""
     truth = {sample.id: sample.mask for sample in read_split(data, split, with_labels=False)} if data.is_dir() else {}
     counts = SegmentationCounts()
     with written_whole(folder / f"{split}_masks.zip") as file, zipfile.ZipFile(file, "w") as archive:
@@ -91,16 +114,12 @@ def _vote(members: Sequence[RunResult], split: str, folder: Path, data: Path) ->
             if path := truth.get(image_id):
                 counts.add_counts(image_id, confusion_counts(mask, read_mask(path).astype(bool)))
     if not members[0].metrics[split]:
-        return None
+        return None, None
     if len(counts) != members[0].metrics[split]["images"]:
         raise UserError(f"{data}: true masks of {len(counts)} of the {split} images; choose the folder by --data")
-    tables = [counts.per_image().assign(split=split)]
-    if split != "validation":  # which came first
-        tables.insert(0, pd.read_csv(folder / "per_image.csv"))
-    _write_table(folder / "per_image.csv", pd.concat(tables))
     summary = summarize(counts)
     log.info(format_scores(split, summary))
-    return summary
+    return summary, counts.per_image()
 
 
 def _common_ids(members: Sequence[RunResult], split: str) -> list[str]:

@@ -15,7 +15,15 @@ from utils.stopping import StopRequested, stop_signals
 Item = TypeVar("Item")
 log = logging.getLogger("isic2017")
 SECONDS_BETWEEN_LINES = 30.0
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # disk full, quota used up, made read-only
+_MAKE_ROOM = "make room, and the same command (without -c 0) goes on"
+_PERMIT = "check its permissions, or choose another folder"
+WAYS_OUT = {  # of what the system refuses
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), _MAKE_ROOM),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), _PERMIT),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG), "check the name"),
+    errno.EMFILE: "allow more open files (ulimit -n), or take fewer --workers",
+    errno.EIO: "check the disk",
+}
 
 
 class _Handler(logging.StreamHandler):
@@ -43,8 +51,8 @@ def start_logging() -> None:
 def run_script(main: Callable[[], Any]) -> None:
     """Run a script's main function.
 
-    Exit code 2 after a user's mistake or a full disk (one line, no traceback), 128 + n after the signal n
-    (`utils.stopping`).
+    Exit code 2 after a user's mistake or a refusal of the system's, such as a full disk (one line, no traceback),
+    128 + n after the signal n (`utils.stopping`).
     """
     start_logging()
     try:
@@ -54,12 +62,10 @@ def run_script(main: Callable[[], Any]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in WAYS_OUT or not (error.filename or WAYS_OUT[error.errno] == _MAKE_ROOM):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"error: {where}{error.strerror}; make room, and the same command (without -c 0) goes on", file=sys.stderr
-        )
+        print(f"error: {where}{error.strerror}; {WAYS_OUT[error.errno]}", file=sys.stderr)
         sys.exit(2)
     except StopRequested as request:
         kept = str(request) or "the same command (without -c 0) goes on after the last checkpoint"

@@ -27,6 +27,7 @@ from utils.stopping import StopRequested, StopSignals, stop_signals
 from utils.weights import load_file
 
 HALVED_EVERY = 30  # epochs, of the ARL-CNN paper's schedule
+LEAST_SCALE = 1e-4  # of a float16 loss; halved at each gradient that is not finite, from 65536 on
 ON_NAN = ("stop", "skip")
 GO_ON = "the same command (without -c 0) goes on from there"
 
@@ -209,6 +210,13 @@ class Trainer:
         """
         try:
             return self._step([part for piece in pieces for part in _split(piece, self.splits)])
+        except ValueError as error:
+            if not str(error).startswith("Expected more than 1 value per channel"):
+                raise
+            raise UserError(
+                "batch norm has nothing to average over in one image of this size at a time: a larger --batch-size or "
+                "--size, a smaller --accumulate"
+            ) from error
         except torch.OutOfMemoryError as error:
             images = len(pieces[0][0]) // self.splits
             if self.splits > 1 or images < 2 or distributed.processes() > 1:
@@ -321,6 +329,11 @@ def fit(
         done = trainer.progress
         log.info("continuing %s after epoch %d, step %d", run.folder, done.epoch, done.step)
     history = [row for row in run.history() if row["epoch"] <= done.epoch]
+    if len(history) < done.epoch or (done.best_epoch and not run.path("best.pth").is_file()):
+        raise UserError(
+            f"{run.folder}: last.pth is of epoch {done.epoch}, but history.csv or best.pth is not there or shorter; "
+            "put them back, or start afresh with -c 0 (what is there is kept)"
+        )
     distributed.wait_for_all()  # before the first writes what others have yet to read
     with stop_signals() as stop:
         while not done.finished(trainer.schedule):
@@ -369,6 +382,8 @@ def _epoch(
     distributed.share_buffers(trainer.model)
     if not all(bool(tensor.isfinite().all()) for tensor in chain(trainer.model.parameters(), trainer.model.buffers())):
         raise UserError(f"the weights or running statistics are not finite {_way_out(trainer, run)}")
+    if trainer.scaler.is_enabled() and trainer.scaler.get_scale() < LEAST_SCALE:
+        raise UserError(f"the gradient is not finite at any scale {_way_out(trainer, run)}")
     if done.skipped > skipped:
         count = done.skipped - skipped
         log.warning("epoch %d: %d steps left out, their gradient was not finite", done.epoch + 1, count)

@@ -7,7 +7,8 @@
 A name is a row (seg-2) or a network (arl18, which leaves the encoder of seg-5). Each run is a process of its own, with
 its output in model/<row>/run<seed>.log; its small files are copied to results/<row>/seed<seed>/. The same command goes
 on where it was stopped and passes over what is in results/. A run that fails is named at the end, and the others go on.
-With GPUs one run is on each at a time; without, --jobs share the cores.
+With GPUs one run is on each at a time; without, --jobs share the cores. seg-5 starts from arl18.pth: where it is not
+there, arl18 is trained first. A signal that asks to stop goes to the runs under way, which write their checkpoints.
 """
 
 import argparse
@@ -16,12 +17,15 @@ import os
 import queue
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,8 +35,8 @@ from utils import UserError
 from utils.command_line import at_least
 from utils.experiments import EXPERIMENTS
 from utils.logger import log, run_script
-from utils.run import written_whole
-from utils.weights import MODEL
+from utils.run import read_config, read_json, written_whole
+from utils.weights import MODEL, PRETRAINED
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"segmentation": seg_main, "classification": cls_main}
@@ -44,12 +48,13 @@ KEPT = (
 
 @dataclass(frozen=True)
 class Job:
-    """One run: the script's file, its arguments, the run's folder and where its results go."""
+    """One run: the script's file, its arguments, the run's folder, where its results go, and what defines it."""
 
     script: str
     arguments: tuple[str, ...]
     run: Path
     results: Path
+    settings: Mapping[str, Any]
 
     @property
     def name(self) -> str:
@@ -67,9 +72,32 @@ def make_job(name: str, seed: int, flags: Sequence[str], output: Path, results: 
         nets = ", ".join(net for script in SCRIPTS.values() for net in script.NETS)
         raise UserError(f"{name!r} is neither a row ({', '.join(EXPERIMENTS)}) nor a network ({nets})")
     arguments = [*chosen, "-i", str(seed), "--seed", str(seed), "--output", str(output), *flags]
-    row = script.choose(script.parse(arguments)).name
-    path = Path(script.__file__).name
-    return Job(path, tuple(arguments), output / row / f"run{seed}", results / row / f"seed{seed}")
+    args = script.parse(arguments)
+    if (args.id, args.seed, args.output, args.checked) != (seed, seed, output, 1):
+        raise UserError("-i, --seed, --output and -c may not follow --: --seeds and --output before it set them")
+    row, path = script.choose(args), Path(script.__file__).name
+    settings = json.loads(json.dumps({**asdict(row), "amp": args.amp}))
+    if args.weights:
+        settings["weights"] = args.weights.name
+    return Job(path, tuple(arguments), output / row.name / f"run{seed}", results / row.name / f"seed{seed}", settings)
+
+
+def needs_arl18(job: Job, folders: Sequence[Path]) -> bool:
+    """Whether a run starts from arl18.pth (cls_main.py leaves it in `--output`) and it is in none of the folders."""
+    name = PRETRAINED["arl_unet"].files[0]
+    starts_from_it = job.settings["net"] == "arl_unet" and job.settings["pretrained"] and "weights" not in job.settings
+    return starts_from_it and not any((folder / name).is_file() for folder in folders)
+
+
+def differences(job: Job) -> str:
+    """In what a job's existing results were made with other settings, in words; "" where they fit."""
+    made = read_config(job.results)["settings"] | read_json(job.results / "metrics.json")
+    made["weights"] = (made.get("weights") or {}).get("file")
+    asked = {name: value for name, value in job.settings.items() if name not in ("published", "name")}
+    if asked.get("class_weights") == "balanced":  # kept as numbers
+        del asked["class_weights"]
+    differ = [name for name, value in asked.items() if name in made and made[name] != value]
+    return ", ".join(f"{name} {made[name]} (asked for: {asked[name]})" for name in sorted(differ))
 
 
 def keep(job: Job) -> None:
@@ -93,44 +121,68 @@ def portable(command: str) -> str:
     return shlex.join(words)
 
 
-def run_job(job: Job, device: str | None, threads: int | None) -> str | None:
-    """Run to the end and keep the results; returns what went wrong, or None. `device`: a GPU's index."""
-    if (job.results / "metrics.json").is_file():
-        log.info("%s: there already (%s)", job.name, job.results)
-        return None
-    environment = dict(os.environ)
-    environment |= {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
-    environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    output = job.run.with_suffix(".log")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    log.info("%s: started, output in %s", job.name, output)
-    with output.open("a") as file:
-        command = [sys.executable, job.script, *job.arguments]
-        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
-    if done.returncode:
-        last = (output.read_text(errors="replace").strip().splitlines() or [""])[-1]
-        return f"{job.name}: exit code {done.returncode}, {last} (see {output})"
-    keep(job)
-    log.info("%s: finished, %s", job.name, job.results)
-    return None
+class Runner:
+    """Runs jobs, one on each device at a time."""
 
+    def __init__(self, devices: Sequence[str | None], threads: int | None) -> None:
+        """devices: GPUs' indices, or None for each place on the CPU; threads: of a run, None for PyTorch's choice."""
+        self._count, self._threads = len(devices), threads
+        self._free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        for device in devices:
+            self._free.put(device)
+        self._lock, self._running, self._stopping = threading.Lock(), set[subprocess.Popen](), False
 
-def run_all(jobs: Sequence[Job], devices: Sequence[str | None], threads: int | None) -> list[str]:
-    """Each device takes the next job when it is free; returns what failed."""
-    free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    for device in devices:
-        free.put(device)
+    def run(self, jobs: Sequence[Job]) -> list[str]:
+        """Each device takes the next job when it is free; returns what failed. A signal is passed on to the runs."""
+        with ThreadPoolExecutor(self._count) as pool:  # whose end waits for the runs under way
+            try:
+                return [problem for problem in pool.map(self._on_a_device, jobs) if problem]
+            except KeyboardInterrupt as request:
+                with self._lock:
+                    self._stopping = True
+                    for process in self._running:
+                        process.send_signal(getattr(request, "number", signal.SIGINT))
+                log.info("waiting for the checkpoints of %d runs", len(self._running))
+                raise
 
-    def work(job: Job) -> str | None:
-        device = free.get()
+    def _on_a_device(self, job: Job) -> str | None:
+        device = self._free.get()
         try:
-            return run_job(job, device, threads)
+            return self.run_job(job, device)
         finally:
-            free.put(device)
+            self._free.put(device)
 
-    with ThreadPoolExecutor(len(devices)) as pool:
-        failed = [problem for problem in pool.map(work, jobs) if problem]
-    return failed
+    def run_job(self, job: Job, device: str | None) -> str | None:
+        """Run to the end and keep the results; returns what went wrong, or None."""
+        if (job.results / "metrics.json").is_file():
+            if differ := differences(job):
+                return f"{job.name}: {job.results} is of other settings, {differ}: move it away or choose --results DIR"
+            log.info("%s: there already (%s)", job.name, job.results)
+            return None
+        environment = dict(os.environ)
+        environment |= {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
+        environment |= {} if self._threads is None else {"OMP_NUM_THREADS": str(self._threads)}
+        output = job.run.with_suffix(".log")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, job.script, *job.arguments]
+        with output.open("a") as file:
+            with self._lock:
+                if self._stopping:
+                    return None
+                log.info("%s: started, output in %s", job.name, output)
+                process = subprocess.Popen(
+                    command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+                )  # a session of its own: Ctrl-C comes to it once, from here
+                self._running.add(process)
+            code = process.wait()
+            with self._lock:
+                self._running.discard(process)
+        if code:
+            last = (output.read_text(errors="replace").strip().splitlines() or [""])[-1]
+            return f"{job.name}: exit code {code}, {last} (see {output})"
+        keep(job)
+        log.info("%s: finished, %s", job.name, job.results)
+        return None
 
 
 def visible_gpus() -> list[str]:
@@ -155,7 +207,10 @@ def main(argv: list[str] | None = None) -> None:
     gpus = visible_gpus()
     devices = gpus or [None] * (args.jobs or 1)
     threads = None if gpus or args.jobs is None else max(1, (os.cpu_count() or 1) // args.jobs)
-    failed = run_all(jobs, devices, threads)
+    runner, failed = Runner(devices, threads), []
+    if any(needs_arl18(job, (args.output, MODEL)) for job in jobs):
+        failed = runner.run([make_job("arl18", args.seeds[0], flags, args.output, args.results)])
+    failed += runner.run(jobs)
     log.info("%d of %d runs are in %s", len(jobs) - len(failed), len(jobs), args.results)
     if failed:
         raise UserError(f"{len(failed)} failed; the same command tries them again\n  " + "\n  ".join(failed))

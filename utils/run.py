@@ -23,6 +23,7 @@ from utils import UserError, distributed
 from utils.data import Sample
 from utils.logger import log
 
+OWN = ("config.json", "history.csv", "last.pth", "best.pth")  # tell that a folder is a run's
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "albumentations", "segmentation-models-pytorch")
 
 
@@ -58,7 +59,7 @@ class Run:
         settings = json.loads(json.dumps(dict(settings)))  # as they will be read back
         config = {"settings": settings, **facts}
         if folder.is_dir() and any(path.suffix != ".partial" for path in folder.iterdir()):  # left by a kill
-            if not (folder / "config.json").is_file():
+            if not any((folder / name).is_file() for name in OWN):
                 raise UserError(f"{folder} is not empty and holds no run of this program; choose another -i")
             if resume and (folder / "last.pth").is_file():  # without a checkpoint there is nothing to continue
                 config = self._continued(settings, facts)
@@ -75,7 +76,7 @@ class Run:
 
     def _continued(self, settings: dict[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
         """The config that is there, with the facts of this continuation added. UserError when settings differ."""
-        config = self.read_json("config.json")
+        config = read_config(self.folder)
         before = config["settings"]
         changed = [
             f"{name} {before.get(name)} (now {settings.get(name)})"
@@ -86,6 +87,13 @@ class Run:
             raise UserError(
                 f"{self.folder} was started with {', '.join(changed)}: repeat those settings to continue it, "
                 "choose another -i, or start afresh with -c 0 (the old run is kept)"
+            )
+        pixels = config.get("prepared", {})
+        if differ := [split for split, key in facts.get("prepared", {}).items() if pixels.get(split, key) != key]:
+            raise UserError(
+                f"{self.folder} was started with other {' and '.join(differ)} images or masks: files were changed, or "
+                "this version prepares them in another way; put them back, or start afresh with -c 0 (the old run is "
+                "kept)"
             )
         return config | {"continued": [*config.get("continued", []), dict(facts)]}
 
@@ -99,12 +107,19 @@ class Run:
         return read_json(self.path(name))
 
     def history(self) -> list[dict[str, float]]:
-        """One row an epoch, numbers by column name; empty before the first epoch."""
-        if not self.path("history.csv").is_file():
+        """One row an epoch, numbers by column name; empty before the first epoch. UserError when it is damaged."""
+        path = self.path("history.csv")
+        if not path.is_file():
             return []
-        with self.path("history.csv").open(newline="") as file:
-            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-        return [row | {"epoch": int(row["epoch"])} for row in rows]
+        try:
+            with path.open(newline="") as file:
+                rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            rows = [row | {"epoch": int(row["epoch"])} for row in rows]
+            if [row["epoch"] for row in rows] != [*range(1, len(rows) + 1)]:
+                raise ValueError("its epochs are not 1, 2, 3 …")
+        except (AttributeError, KeyError, OSError, TypeError, ValueError, csv.Error) as error:
+            raise UserError(f"{path}: damaged ({error}); start afresh with -c 0 (the old run is kept)") from error
+        return rows
 
     def write_history(self, rows: list[dict[str, float]]) -> None:
         """Replace history.csv by `rows` (an epoch that was cut off before its checkpoint drops out this way)."""
@@ -172,9 +187,20 @@ def _locked(folder: Path) -> FileLock:
 def read_json(path: Path) -> dict[str, Any]:
     """What a run wrote there. UserError when it cannot be read."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+        return content
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); start afresh with -c 0") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A run's config.json, whose "settings" are a dict. UserError when it cannot be read, or has none."""
+    config = read_json(folder / "config.json")
+    if not isinstance(config.get("settings"), dict):
+        raise UserError(f"{folder / 'config.json'} holds no settings; start afresh with -c 0")
+    return config
 
 
 @contextmanager

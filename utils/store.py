@@ -73,6 +73,17 @@ class Store:
     def __reduce__(self) -> tuple:
         return Store, (self.samples, self.path, self.sizes)  # a worker process opens the file itself
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the images."""
+        height, width = self.pixels().shape[1:3]
+        return width, height
+
+    @property
+    def center(self) -> tuple[int, int] | None:
+        """(width, height) of their centers, where there are any."""
+        return self.sizes[1] if self.sizes else None
+
     def pixels(self) -> np.ndarray:
         """uint8 [N, height, width, 3], or 4 with the mask (0 or 1) after RGB; read-only, in memory once for all."""
         return self._levels[0]

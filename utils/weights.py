@@ -151,7 +151,10 @@ def load_pretrained(model: nn.Module, net: str, path: str | Path) -> LoadReport:
         if name in outside or (name.endswith("attention.alpha") and name not in learnt)
     }
     wanted = {name: tensor for name, tensor in target.state_dict().items() if name not in new}
-    state = {_current_name(name): tensor for name, tensor in read_state_dict(path).items()}
+    state = read_state_dict(path)
+    if all(name.startswith("module.") for name in state):  # saved from DataParallel
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    state = {_current_name(name): tensor for name, tensor in state.items()}
     for name, tensor in wanted.items():
         if name.endswith("num_batches_tracked"):  # torchvision's older files have none
             state.setdefault(name, torch.zeros_like(tensor))
@@ -219,6 +222,8 @@ def load_file(path: str | Path | BinaryIO, shown: str | Path | None = None) -> A
             return torch.load(path if is_path else file, map_location="cpu", weights_only=True)
     except UserError:
         raise
+    except PermissionError as error:
+        raise UserError(f"{shown}: not readable ({error.strerror})") from error
     except Exception as error:  # of bytes that nobody wrote on purpose, decoders raise nearly anything
         reason = _shown(str(error).splitlines()[0], 120) if str(error).strip() else type(error).__name__
         raise UserError(f"{shown}: truncated, or not a PyTorch file of plain weights ({reason})") from error
