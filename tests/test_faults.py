@@ -9,12 +9,20 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 
-from tests import test_bad_inputs, test_device, test_distributed, test_killing, test_stopping, test_training
+from tests import (
+    test_bad_inputs,
+    test_device,
+    test_distributed,
+    test_killing,
+    test_reproduce,
+    test_stopping,
+    test_training,
+)
 from tests.conftest import ROOT
 
 FAULTS = ROOT / "docs" / "faults.md"
 KILLS = ROOT / "results" / "kills"
-MODULES = (test_stopping, test_killing, test_distributed, test_training, test_device)
+MODULES = (test_stopping, test_killing, test_reproduce, test_distributed, test_training, test_device)
 INTRO = """## Bad inputs
 
 What is done to a small good data folder, or to a file of weights, and what then happens. "Refused" is one line that
