@@ -218,10 +218,9 @@ def start_run(
     facts: Mapping[str, Any] | None = None,
 ) -> Run:
     """The run's folder, with its settings and what it is made with written to config.json."""
-    settings = {**asdict(row), "seed": args.seed, "amp": args.amp, "weights": weights}
-    settings |= {"stored_size": stores["train"].size} | (
-        {"stored_center": center} if (center := stores["train"].center) else {}
-    )
+    stored = stores["train"]
+    settings = {**asdict(row), "seed": args.seed, "amp": args.amp, "weights": weights, "stored_size": stored.size}
+    settings |= {"stored_center": stored.center} if stored.center else {}
     for name in ("published", "views", "flips"):  # not ours; and how it is scored, which metrics.json tells
         del settings[name]
     settings |= {f"{split}_images": digest(data[split]) for split in SPLITS if split != "test"}

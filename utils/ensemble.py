@@ -84,7 +84,8 @@ def _average(members: Sequence[RunResult], split: str, folder: Path, data: Path)
     """Of classification; the scores of a split whose truth the members keep."""
     tables = Row(members[0].experiment, tuple(members)).per_image(split)
     for run, table in zip(members, tables, strict=True):
-        if not table[list(CLASSES)].map(lambda value: 0 <= value <= 1).all(axis=None):
+        probabilities = table[list(CLASSES)].to_numpy()
+        if not ((probabilities >= 0) & (probabilities <= 1)).all():
             raise UserError(f"{run.folder / f'{split}_predictions.csv'}: not probabilities; copy it again from the run")
     ids = list(tables[0]["image_id"])
     mean = np.mean([table[list(CLASSES)] for table in tables], axis=0).astype(np.float32)
