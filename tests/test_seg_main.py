@@ -203,6 +203,7 @@ def test_a_mistake_stops_before_anything_is_made(arguments, message, tmp_path, d
     [
         (["--size", "31", "64"], "argument --size: 31 is below 32"),
         (["--epochs", "0"], "argument --epochs: 0 is below 1"),
+        (["--seed", "4294967296"], "argument --seed: 4294967296 is not below 2^32"),
         (["--lr", "nan"], "argument --lr: nan is not a positive number"),
         (["--net", "vnet"], "invalid choice: 'vnet'"),
     ],

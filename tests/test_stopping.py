@@ -231,6 +231,32 @@ def test_a_used_up_quota_is_one_line_and_the_old_checkpoint_stays(tmp_path, monk
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pth"] and load_file(path) == {"epoch": 1}
 
 
+@pytest.mark.parametrize(
+    ("number", "way_out"),
+    [
+        (errno.EACCES, "Permission denied; check its permissions, or choose another folder"),
+        (errno.ENOENT, "No such file or directory; check the name"),
+        (errno.EMFILE, "Too many open files; allow more open files (ulimit -n), or take fewer --workers"),
+    ],
+)
+@pytest.mark.fault("the system refuses a file: permissions, name, too many open", "one line, exit code 2")
+def test_what_the_system_refuses_is_one_line(capsys, number, way_out):
+    def refused():
+        raise OSError(number, os.strerror(number), "some/file")
+
+    with pytest.raises(SystemExit) as end:
+        run_script(refused)
+    assert end.value.code == 2 and capsys.readouterr().err == f"error: some/file: {way_out}\n"
+
+
+def test_an_error_of_the_program_keeps_its_traceback():
+    def wrong():
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        run_script(wrong)
+
+
 @pytest.mark.fault("the run folder is moved away under way", "one line, exit code 2")
 def test_a_folder_deleted_under_way_is_one_line(folder):
     process = begin(folder, "deleted")

@@ -43,6 +43,17 @@ def test_torchvision_resnet18(tmp_path):
         assert torch.equal(features(model, x), body(x))
 
 
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path = saved({"a": torch.ones(1)}, tmp_path / "mine.pth")
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(UserError, match=r"mine\.pth: not readable \(Permission denied\)"):
+        load_file(path)
+
+
 def test_what_data_parallel_saved_is_loaded(tmp_path):
     state = {f"module.{name}": tensor for name, tensor in RESNET18(weights=None).state_dict().items()}
     report = load_pretrained(nets.create_model("res_unet"), "res_unet", saved(state, tmp_path / "parallel.pth"))

@@ -8,6 +8,7 @@ so that tables and notebooks show it as a row of its own. The data are needed fo
 
 import argparse
 import json
+import shutil
 import zipfile
 from collections.abc import Sequence
 from itertools import pairwise
@@ -52,16 +53,26 @@ def _scoring(run: RunResult) -> dict[str, Any]:
 
 
 def make_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> None:
-    """Write the ensemble's predictions, scores and, last, metrics.json; what is there is overwritten.
+    """Write the ensemble's predictions and scores to `folder`, in place of what is there, once all of them are made.
 
     A split that no member predicted is left out. UserError when members predict other images, or something else than
     probabilities, or segmentation's true masks are not in `data`.
     """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a kill
+    partial.mkdir(parents=True)
+    try:
+        _write_ensemble(members, partial, data)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> None:
     first = members[0]
     settings = {**first.settings, "name": f"{first.experiment}-ensemble", "seed": 0}
     settings["ensemble"] = {"of": first.experiment, "seeds": [run.seed for run in members]}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").unlink(missing_ok=True)  # what is half written is no result
     metrics = _scoring(first)
     kind, combine = ("predictions.csv", _average) if first.task == "classification" else ("masks.zip", _vote)
     per_image = []
