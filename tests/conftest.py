@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,17 @@ def isic2017() -> Path:
 def isic2017_fullsize() -> Path:
     """42 originals (36 train, 6 validation) with their original masks."""
     return _folder("isic2017_fullsize")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def remove_shared_folders(request, tmp_path_factory) -> Iterator[None]:
+    """What the tests of one file share goes with the last of them, unless one failed; pytest itself clears tmp_path."""
+    base, failed = tmp_path_factory.getbasetemp(), request.session.testsfailed
+    before = set(base.iterdir())
+    yield
+    if request.session.testsfailed == failed:
+        for path in set(base.iterdir()) - before:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
