@@ -10,7 +10,6 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-import nets
 from utils.classification import examples
 from utils.data import CLASSES, Sample, image_size, read_image, read_mask, read_split
 from utils.device import find_device
@@ -18,11 +17,11 @@ from utils.evaluation import bootstrap_interval
 from utils.explain import class_activation_maps, mass_inside, to_image_size
 from utils.loader import to_input
 from utils.logger import log
-from utils.model import load_best
 from utils.patches import TRAIN_VIEWS
 from utils.results import RunResult, find_runs
 from utils.rows import Row
 from utils.tables import Score
+from utils.trained import has_weights, load_network
 from utils.visualize import NAMES, HeatRow, Panel, plot_heatmaps
 
 ARL_AND_PLAIN = ((r"arl\d+", r"resnet\d+"), ("arl_mobilenet", "mobilenet"))  # patterns for names of networks
@@ -128,7 +127,7 @@ def compare_maps(rows: Sequence[Row], split: str, samples: Sequence[Sample]) -> 
     pairs = [[_with_weights(rows, split, net) for net in nets] for nets in ARL_AND_PLAIN]
     pair = next((pair for pair in pairs if None not in pair), None)
     if pair is None or not samples:
-        log.info("no maps to compare: they need photographs, and best.pth of an ARL network's run and a plain one's")
+        log.info("no maps to compare: they need photographs, and the weights of an ARL network's run and a plain one's")
         return None
     probabilities, labels = pair[0].probabilities(split)
     maps = [_true_class_maps(row.runs[0], samples, labels) for row in pair]
@@ -150,20 +149,14 @@ def _ids(folder: str | Path, split: str) -> set[str]:
 
 
 def _with_weights(rows: Sequence[Row], split: str, net: str) -> Row | None:
-    there = [
-        row for row in rows if re.fullmatch(net, row.settings["net"]) and (row.runs[0].folder / "best.pth").is_file()
-    ]
+    there = [row for row in rows if re.fullmatch(net, row.settings["net"]) and has_weights(row.runs[0].folder)]
     return max(there, key=lambda row: row.runs[0].metrics[split]["mean_auc"] or 0, default=None)
 
 
 def _true_class_maps(run: RunResult, samples: Sequence[Sample], labels: np.ndarray) -> np.ndarray:
     """float32 [N, h, w]; the network sees the whole frame as in `plot_explanations`."""
     settings, device = run.settings, find_device(None)
-    options = (
-        {"attention": settings["attention"], "alpha": settings["alpha"] or "learn"} if settings["attention"] else {}
-    )
-    model = nets.create_model(settings["net"], **options).to(device)
-    load_best(model, run.folder)
+    model = load_network(run, device)
     scale = TRAIN_VIEWS[settings.get("train_views", "patches")].frame_scale
     size = (scale * settings["size"][0], scale * settings["size"][1])
     maps = []

@@ -133,6 +133,14 @@ def find_runs(*folders: str | Path) -> list[RunResult]:
     return [run for run in found if run]
 
 
+def read_run(folder: Path) -> RunResult:
+    """The finished run in a folder. UserError when there is none, or it is damaged."""
+    run = _read_run(folder)
+    if run is None:
+        raise UserError(f"{folder}: no finished run (config.json and metrics.json) in this folder")
+    return run
+
+
 def _read_run(folder: Path) -> RunResult | None:
     """The run in a folder; None when it has not finished or its config.json is not one of this program."""
     if not (folder / "metrics.json").is_file():

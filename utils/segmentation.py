@@ -119,10 +119,15 @@ def write_masks(
 
 
 def add_mask(archive: zipfile.ZipFile, image_id: str, mask: np.ndarray) -> None:
-    """A mask bool [H, W] as `<id>_segmentation.png` of 0 and 255; the same masks give the same archive."""
+    """A mask bool [H, W] as `<id>_segmentation.png`; the same masks give the same archive."""
+    archive.writestr(zipfile.ZipInfo(f"{image_id}_segmentation.png", (2017, 1, 1, 0, 0, 0)), mask_png(mask))
+
+
+def mask_png(mask: np.ndarray) -> bytes:
+    """A mask bool [H, W] as a PNG file of 0 and 255."""
     content = io.BytesIO()
     Image.fromarray(mask.astype(np.uint8) * 255).save(content, "PNG", optimize=True)
-    archive.writestr(zipfile.ZipInfo(f"{image_id}_segmentation.png", (2017, 1, 1, 0, 0, 0)), content.getvalue())
+    return content.getvalue()
 
 
 def plot_examples(
