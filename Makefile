@@ -32,7 +32,7 @@ train-cls: $(VENV)/.train
 
 # Every row for three seeds: days on a GPU. make results ARGS="seg-b1 cls-b1 cls-b2 --jobs 2"
 results: $(VENV)/.train
-	$(PY) -m utils.reproduce $(ARGS)
+	$(PY) reproduce.py $(ARGS)
 
 # A file at a time on each of up to four processes, whose threads would only wait for each other.
 test: $(VENV)/.test

@@ -158,16 +158,17 @@ def main(argv: list[str] | None = None) -> Run:
 
 
 def _main(args: argparse.Namespace, row: Experiment, precision: Precision) -> Run:
-    data, absent = classification_data(
-        args.data, keep_copies=args.keep_copies, require_all=args.require_all, cache=args.cache
-    )
-    if row.class_weights == "balanced":
-        row = replace(row, class_weights=balanced_weights(labels_of(data["train"])))
-    torch.manual_seed(args.seed)
-    model, weights = build_model(args, row)
     kind = TRAIN_VIEWS[row.train_views]
-    stored, center = stored_sizes(data["train"], row.size, kind)
-    stores = prepare_all(data, stored, center, args.cache)
+    with distributed.main_first():
+        data, absent = classification_data(
+            args.data, keep_copies=args.keep_copies, require_all=args.require_all, cache=args.cache
+        )
+        if row.class_weights == "balanced":
+            row = replace(row, class_weights=balanced_weights(labels_of(data["train"])))
+        torch.manual_seed(args.seed)
+        model, weights = build_model(args, row)
+        stored, center = stored_sizes(data["train"], row.size, kind)
+        stores = prepare_all(data, stored, center, args.cache)
     truth = labels_of(data["validation"])
 
     def validate(model: nn.Module) -> tuple[float, dict[str, float]]:
@@ -189,6 +190,7 @@ def _main(args: argparse.Namespace, row: Experiment, precision: Precision) -> Ru
             with distributed.alone():
                 evaluate(model, stores, row, precision, run)
                 leave_arl18(model, args, row, run)
+        distributed.wait_for_all()
     log.info("run folder: %s", run.folder)
     return run
 

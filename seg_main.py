@@ -57,9 +57,8 @@ def evaluate(model: nn.Module, stores: dict[str, Store], row: Experiment, precis
         if split not in stores:
             continue
         masks = run.path(f"{split}_masks.zip")
-        count = write_masks(model, stores[split], precision, row.batch_size, masks, row.flips)
-        log.info("masks of the %d %s images: %s", count, split, masks)
-        counts = score(model, stores[split], precision, row.batch_size, row.flips)
+        counts = write_masks(model, stores[split], precision, row.batch_size, masks, row.flips)
+        log.info("masks of the %d %s images: %s", len(stores[split].samples), split, masks)
         if not counts:
             continue
         metrics[split] = summarize(counts)
@@ -81,11 +80,12 @@ def main(argv: list[str] | None = None) -> Run:
 
 
 def _main(args: argparse.Namespace, row: Experiment, precision: Precision) -> Run:
-    data = segmentation_data(args.data, keep_copies=args.keep_copies, cache=args.cache)
-    torch.manual_seed(args.seed)
-    model, weights = build_model(args, row)
     train_size = (round(row.size[0] * TRAIN_SCALE), round(row.size[1] * TRAIN_SCALE))
-    stores = prepare_all(data, row.size, train_size, args.cache)
+    with distributed.main_first():
+        data = segmentation_data(args.data, keep_copies=args.keep_copies, cache=args.cache)
+        torch.manual_seed(args.seed)
+        model, weights = build_model(args, row)
+        stores = prepare_all(data, row.size, train_size, args.cache)
 
     def validate(model: nn.Module) -> tuple[float, dict[str, float]]:
         scores = score(model, stores["validation"], precision, row.batch_size).official()
@@ -99,6 +99,7 @@ def _main(args: argparse.Namespace, row: Experiment, precision: Precision) -> Ru
         if distributed.is_main():
             with distributed.alone():
                 evaluate(model, stores, row, precision, run)
+        distributed.wait_for_all()
     log.info("run folder: %s", run.folder)
     return run
 

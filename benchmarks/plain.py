@@ -4,7 +4,6 @@ The plain pipeline decodes each full-size original with OpenCV in the training p
 random views of it as the project does of its prepared images, and trains in float32 with contiguous tensors.
 """
 
-import os
 import random
 from collections.abc import Callable, Sequence
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from utils.data import Sample
+from utils.device import cores
 from utils.experiments import Experiment
 from utils.loader import MEAN, STD, Views
 from utils.loss import create_loss
@@ -127,7 +127,7 @@ def smp_training(row: Experiment, encoder: str, samples: Sequence[Sample], devic
 
     dice = smp.losses.DiceLoss(smp.losses.BINARY_MODE, from_logits=True)
     model = smp_unet(encoder).to(device)
-    workers = os.cpu_count() or 1
+    workers = cores()
     loader = DataLoader(
         PlainSet(samples, masks=True, size=row.size),
         row.batch_size,

@@ -138,8 +138,7 @@ def row_views(row: Experiment) -> Views:
 
 def row_model(row: Experiment) -> nn.Module:
     """The row's network with random weights, whatever it starts from: they cost the same."""
-    options = {"attention": row.attention, "alpha": row.alpha or "learn"} if row.attention else {}
-    return nets.create_model(row.net, **options)
+    return nets.create_model(row.net, attention=row.attention, alpha=row.alpha)
 
 
 def row_shape(row: Experiment) -> tuple[int, int, int, int]:

@@ -1,34 +1,29 @@
-"""The networks, in pure torch: `create_model(name, num_classes=…, **options)` builds each one by name."""
+"""The networks, in PyTorch alone: `create_model(name, num_classes=…, **options)` builds each one by name."""
 
 from collections.abc import Callable
 from functools import partial
 
 from torch import nn
 
-from nets.arl import arl
-from nets.arl_unet import arl_unet
-from nets.dense_unet import dense_unet
-from nets.mobilenet import arl_mobilenet, mobilenet, mobilenet_unet
-from nets.res_unet import res_unet
-from nets.resnet import resnet
-from nets.unet import unet
+from nets import arl, arl_unet, dense_unet, mobilenet, res_unet, resnet, unet
 
-__all__ = ["CLASSIFIERS", "NETS", "SEGMENTERS", "create_model"]
+__all__ = ["ATTENTIVE", "CLASSIFIERS", "NETS", "SEGMENTERS", "create_model"]
 
 SEGMENTERS: dict[str, Callable[..., nn.Module]] = {
-    "unet": unet,
-    "dense_unet": dense_unet,
-    "res_unet": res_unet,
-    "arl_unet": arl_unet,
-    "mobilenet_unet": mobilenet_unet,
+    "unet": unet.unet,
+    "dense_unet": dense_unet.dense_unet,
+    "res_unet": res_unet.res_unet,
+    "arl_unet": arl_unet.arl_unet,
+    "mobilenet_unet": mobilenet.mobilenet_unet,
 }
 CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
-    **{f"resnet{layout}": partial(resnet, layout) for layout in ("14", "18", "34", "50")},
-    **{f"arl{layout}": partial(arl, layout) for layout in ("14", "18", "50")},
-    "mobilenet": mobilenet,
-    "arl_mobilenet": arl_mobilenet,
+    **{f"resnet{layout}": partial(resnet.resnet, layout) for layout in ("14", "18", "34", "50")},
+    **{f"arl{layout}": partial(arl.arl, layout) for layout in ("14", "18", "50")},
+    "mobilenet": mobilenet.mobilenet,
+    "arl_mobilenet": mobilenet.arl_mobilenet,
 }
 NETS = SEGMENTERS | CLASSIFIERS
+ATTENTIVE = frozenset({"arl14", "arl18", "arl50", "arl_mobilenet", "arl_unet"})  # take `attention` and `alpha`
 
 
 def create_model(name: str, num_classes: int | None = None, **options) -> nn.Module:
@@ -39,7 +34,8 @@ def create_model(name: str, num_classes: int | None = None, **options) -> nn.Mod
             logits [B, num_classes, H, W]) or a classifier (resnet14/18/34/50, arl14/18/50, mobilenet, arl_mobilenet:
             → logits [B, num_classes]).
         num_classes: default 2 for segmenters (background, lesion), 3 for classifiers.
-        options: of that network, e.g. `attention="channel"`, `alpha="fixed"` (arl…), `decoder_channels` (…unet).
+        options: of that network, e.g. `attention="channel"`, `alpha="fixed"` (ATTENTIVE), `decoder_channels` (…unet).
+            None leaves an option at its default.
 
     Raises:
         ValueError: no network of that name, or an option's value that is not offered.
@@ -47,6 +43,5 @@ def create_model(name: str, num_classes: int | None = None, **options) -> nn.Mod
     """
     if name not in NETS:
         raise ValueError(f"no network named {name!r}; there are {', '.join(NETS)}")
-    if num_classes is not None:
-        options["num_classes"] = num_classes
-    return NETS[name](**options)
+    options = {"num_classes": num_classes, **options}
+    return NETS[name](**{option: value for option, value in options.items() if value is not None})

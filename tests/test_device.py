@@ -89,6 +89,24 @@ def test_gradients_of_pieces_add_up(net):
     assert all(torch.allclose(tensor, others[name], atol=1e-3) for name, tensor in weights.items())
 
 
+@pytest.mark.parametrize("loss", ["ce", "focal"])
+@pytest.mark.parametrize("sizes", [(2, 2, 2, 2), (5, 3)])
+def test_gradients_of_pieces_add_up_with_class_weights(loss, sizes):
+    """A class that is rare in one piece and frequent in another counts as in the whole batch."""
+    images, _ = a_batch("resnet18", 8)
+    targets = torch.tensor([0, 0, 2, 2, 1, 2, 2, 2])
+    results = []
+    for parts in ((8,), sizes):
+        trainer = a_trainer(a_model("resnet18").eval())
+        trainer.criterion = create_loss(loss, class_weights=(2.5, 2.5, 0.5))
+        value, _ = trainer.step(list(zip(images.split(parts), targets.split(parts), strict=True)))
+        results.append((float(value), [parameter.grad for parameter in trainer.model.parameters()]))
+    (one, gradients), (several, others) = results
+    assert one == pytest.approx(several, rel=1e-5)
+    for a, b in zip(gradients, others, strict=True):
+        assert float((a - b).norm()) <= 1e-4 * float(a.norm())
+
+
 class NoRoom(nn.Module):
     """A loss that runs out of memory with more than so many images."""
 

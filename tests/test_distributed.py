@@ -27,7 +27,13 @@ class Small(nn.Module):
     def forward(self, x):
         return self.layers(x)
 
-nets.SEGMENTERS["unet"] = nets.NETS["unet"] = Small
+class SmallClassifier(Small):
+    last_layers = ("layers.0",)
+    def forward(self, x):
+        return super().forward(x).mean((2, 3))
+
+nets.NETS["unet"], nets.NETS["resnet18"] = Small, lambda num_classes=3: SmallClassifier(num_classes)
+cls_main.plot_explanations = lambda *args: {}
 run_script(lambda: {"seg": seg_main, "cls": cls_main}[sys.argv[1]].main(sys.argv[2:]))
 """
 
@@ -116,6 +122,21 @@ def test_a_run_goes_on_with_another_number_of_processes(data, alone):
     assert stopped.returncode != 0 and "stopped by SIGTERM in epoch 2 after step 1" in stopped.stderr
     run(data, 1, *SEG, "--output", str(folder))
     agree(alone, content(folder), 1e-5)
+
+
+def test_class_weights_count_over_all_processes(data):
+    """The classes of one process's images are not those of the other's: weighted means are over the whole batch."""
+    common = ["cls", "-n", "resnet18", "-p", "0", "--size", "32", "32", "--batch-size", "8", "--epochs", "4"]
+    common += ["--class-weights", "2.5", "2.5", "0.5", "--loss", "ce", "--lr", "1e-2", "--views", "1"]
+    found = []
+    for processes in (1, 2):
+        run(data, processes, *common, "--output", str(data / f"weighted{processes}"))
+        (folder,) = (data / f"weighted{processes}").glob("*/run0")
+        found.append((torch.load(folder / "last.pth", weights_only=True), folder / "history.csv"))
+    (one, history), (two, other) = found
+    assert all(torch.allclose(tensor, two["model"][name], atol=1e-4) for name, tensor in one["model"].items())
+    losses = [[float(line.split(",")[2]) for line in path.read_text().splitlines()[1:]] for path in (history, other)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 def test_classification_shares_its_images_out_too(data):

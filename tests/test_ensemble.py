@@ -17,7 +17,7 @@ from utils.experiments import EXPERIMENTS
 from utils.results import find_runs
 from utils.rows import result_rows
 from utils.sample import make_sample
-from utils.segmentation import add_mask, summarize
+from utils.segmentation import add_mask, mask_png, summarize
 from utils.tables import segmentation_table
 
 
@@ -55,7 +55,7 @@ def masks(tmp_path):
                 for place, sample in enumerate(read_split(data, split)):
                     truth = np.array(Image.open(sample.mask)) > 128 if sample.mask else rng.random((64, 72)) < 0.5
                     mask = ~truth if place == seed else truth ^ (rng.random(truth.shape) < 0.1)
-                    add_mask(archive, sample.id, mask)
+                    add_mask(archive, sample.id, mask_png(mask))
                     if split == "validation":
                         counts.add_counts(sample.id, confusion_counts(mask, truth))
         edit(folder / "metrics.json", lambda content, c=counts: content.update(validation=summarize(c), test=None))

@@ -1,6 +1,5 @@
 """The networks: every registered one, and the invariants that make ARL-CNN and ResNet what they claim to be."""
 
-import importlib
 import os
 import subprocess
 import sys
@@ -138,7 +137,7 @@ def test_attention_none_is_a_resnet():
 @pytest.mark.parametrize("relu", [False, True])
 def test_attention_has_the_gradients_of_its_formula(over, layout, relu, monkeypatch):
     """Also where the images are worked on in several chunks, the last of them smaller."""
-    monkeypatch.setattr(importlib.import_module("nets.arl"), "CHUNK", 2 * 4 * 3 * 5)  # nets.arl is the function too
+    monkeypatch.setattr("nets.attended_sum.CHUNK", 2 * 4 * 3 * 5)
     generator = torch.Generator().manual_seed(0)
     residual, shortcut = (
         torch.randn(5, 4, 3, 5, dtype=torch.float64, generator=generator).to(memory_format=layout).requires_grad_()

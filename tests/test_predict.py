@@ -13,9 +13,9 @@ from sklearn.metrics import jaccard_score, roc_auc_score
 
 import cls_main
 import seg_main
+from reproduce import KEPT
 from utils import UserError, predict, release
 from utils.data import CLASSES, read_mask, read_split
-from utils.reproduce import KEPT
 from utils.results import read_run
 from utils.sample import make_sample
 from utils.trained import RELEASED, has_weights, load_network, write_released

@@ -9,9 +9,10 @@ import time
 
 import pytest
 
+import reproduce
 import seg_main
-from utils import UserError, reproduce
-from utils.reproduce import KEPT, ROOT, Runner, main, make_job, portable
+from reproduce import KEPT, ROOT, Runner, main, make_job, portable
+from utils import UserError
 from utils.results import find_runs
 from utils.sample import make_sample
 
@@ -90,7 +91,7 @@ def test_arl18_is_trained_before_seg_5_where_it_is_not_there(tmp_path, monkeypat
 
 @pytest.mark.fault("SIGTERM to a list of runs", "the run under way writes its checkpoint, no other starts; same end")
 def test_a_list_that_is_stopped_stops_its_run_and_goes_on(folder):
-    command = [sys.executable, "-m", "utils.reproduce"]
+    command = [sys.executable, str(ROOT / "reproduce.py")]
     command += arguments(folder, "seg-4", seeds=("11", "12"), more=["--epochs", "400", "--patience", "400"])
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=default_sigterm)
     run = folder / "model/seg-4/run11"

@@ -134,7 +134,7 @@ def choose_experiment(args: argparse.Namespace, task: Task, **settings: Any) -> 
         log.info("%s has no pretrained weights: it starts from random ones", net)
     kind = {"loss": args.loss, "attention": args.attention, "alpha": args.alpha, **settings}
     kind = {name: value for name, value in kind.items() if value is not None}
-    if not net.startswith("arl") and ({"attention", "alpha"} & kind.keys()):
+    if net not in nets.ATTENTIVE and ({"attention", "alpha"} & kind.keys()):
         raise UserError(f"--attention and --alpha are for ARL networks, {net} has no ARL block")
     if kind.get("attention") == "none":
         if "alpha" in kind:
@@ -153,8 +153,7 @@ def build_model(args: argparse.Namespace, row: Experiment) -> tuple[nn.Module, d
     Pretrained weights are looked for among the runs (`--output`, where `cls_main.py` leaves arl18.pth) and in model/.
     A run that will be continued needs them no more: its checkpoint replaces them.
     """
-    options = {"attention": row.attention, "alpha": row.alpha or "learn"} if row.attention else {}
-    model = nets.create_model(row.net, **options)
+    model = nets.create_model(row.net, attention=row.attention, alpha=row.alpha)
     folder = run_folder(args, row)
     weights, origin = None, "random weights"
     if args.weights:

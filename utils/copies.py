@@ -2,7 +2,6 @@
 
 import base64
 import itertools
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from utils import UserError
 from utils.data import KNOWN_COPIES, SPLITS, Sample, image_size, read_image
+from utils.device import cores
 from utils.store import read_index, remembered, sha256, write_index
 
 # Measured on all 2,750 images. Grey thumbnails of two photographs correlate by 0.974 at most, re-encoded copies by
@@ -197,6 +197,6 @@ def read_all(read: Callable[[Path], Any], paths: Iterable[Path], what: str) -> d
             return error
 
     paths = list(paths)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         results = pool.map(one, paths)
         return dict(zip(paths, tqdm(results, desc=what, total=len(paths), disable=None, leave=False), strict=True))

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 seg_main.py --experiment seg-2
 
-A step's batch is shared out among the processes, so a run is the same run on any number of them: its batch size,
-learning rate and number of steps do not depend on it.
+A step's batch is shared out among the processes: batch size, learning rate, number of steps and order of the images do
+not depend on how many there are. Batch norm does: it normalises by each process's own images, unless --sync-batchnorm.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils import UserError
@@ -64,6 +64,16 @@ def joined(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
+def main_first() -> Iterator[None]:
+    """The first process does what is within before the others begin: they find files that it has left."""
+    if not is_main():
+        wait_for_all()
+    yield
+    if is_main():
+        wait_for_all()
+
+
+@contextmanager
 def alone() -> Iterator[None]:
     """Within, this process works as if it were the only one."""
     global _alone
@@ -98,6 +108,15 @@ def mean(value: float) -> float:
     return total.item() / processes()
 
 
+def mean_tensor(value: Tensor) -> Tensor:
+    """Of a tensor over the processes, where it is; no GPU is waited for."""
+    if processes() == 1:
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / processes()
+
+
 def gather(items: list[Value]) -> list[Value]:
     """The items of all processes, in their order, on every one of them; plain values."""
     if processes() == 1:
@@ -105,15 +124,6 @@ def gather(items: list[Value]) -> list[Value]:
     lists: list[Any] = [None] * processes()
     dist.all_gather_object(lists, items)
     return [item for each in lists for item in each]
-
-
-def from_main(value: Value) -> Value:
-    """The first process's value, on every one of them."""
-    if processes() == 1:
-        return value
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
 
 
 def share(count: int) -> range:
@@ -132,4 +142,5 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """The model, its gradients averaged over the processes in the backward pass; alone, itself."""
     if processes() == 1:
         return model
-    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)  # `share_buffers` does that

@@ -29,7 +29,7 @@ from utils.logger import log, run_script
 from utils.results import RunResult, find_runs
 from utils.rows import Row
 from utils.run import environment, written_whole
-from utils.segmentation import add_mask, format_scores, summarize
+from utils.segmentation import add_mask, format_scores, mask_png, summarize
 
 
 def find_members(folder: Path) -> tuple[RunResult, ...]:
@@ -122,7 +122,7 @@ def _vote(
             if len({mask.shape for mask in masks}) > 1:
                 raise UserError(f"{members[0].folder}: masks of {image_id} differ in size between the seeds")
             mask = 2 * np.sum(masks, axis=0, dtype=np.int16) > len(masks)
-            add_mask(archive, image_id, mask)
+            add_mask(archive, image_id, mask_png(mask))
             if path := truth.get(image_id):
                 counts.add_counts(image_id, confusion_counts(mask, read_mask(path).astype(bool)))
     if not members[0].metrics[split]:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import nets
+
 EQUAL = (1.0, 1.0, 1.0)
 
 
@@ -61,15 +63,16 @@ DEFAULTS: dict[str, Experiment] = {
 }  # fmt: skip
 
 
-def _attention(net: str) -> dict[str, str]:
-    return {"attention": "spatial", "alpha": "learn"} if net.startswith("arl") else {}
+def default_attention(net: str) -> dict[str, str | None]:
+    """The paper's attention for networks that have one, None for others."""
+    return {"attention": "spatial", "alpha": "learn"} if net in nets.ATTENTIVE else {"attention": None, "alpha": None}
 
 
 def _segment(name: str, net: str, pretrained: bool, *published: float) -> Experiment:
     names = ("accuracy", "sensitivity", "specificity", "jaccard", "dice", "threshold_jaccard")
     numbers = dict(zip(names, published, strict=True))
     default = DEFAULTS["segmentation"]
-    return replace(default, name=name, net=net, pretrained=pretrained, published=numbers, **_attention(net))
+    return replace(default, name=name, net=net, pretrained=pretrained, published=numbers, **default_attention(net))
 
 
 def _classify(
@@ -88,7 +91,7 @@ def _classify(
     }
     return replace(
         DEFAULTS["classification"], name=name, net=net, pretrained=pretrained, loss=loss, class_weights=class_weights,
-        published=numbers, **_attention(net),
+        published=numbers, **default_attention(net),
     )  # fmt: skip
 
 
@@ -103,7 +106,7 @@ _SMALL = {
 
 
 def _small(name: str, task: str, net: str) -> Experiment:
-    return replace(DEFAULTS[task], name=name, net=net, pretrained=True, **_attention(net), **_SMALL[task])
+    return replace(DEFAULTS[task], name=name, net=net, pretrained=True, **default_attention(net), **_SMALL[task])
 
 
 _RARE = (2.5, 2.5, 0.5)
@@ -138,12 +141,13 @@ def find_experiment(
 ) -> Experiment:
     """The first row of this network and start that has these settings; without one, they make a row of their own.
 
-    base: a row to take the other settings from, in place of the task's defaults.
+    Rows with a size and schedule of their own are not looked at: who names a network gets the task's defaults.
+    base: a row to take the other settings from, in place of those.
     """
     wanted = {"task": task, "net": net, "pretrained": pretrained, **settings}
+    scale = {"size": DEFAULTS[task].size, "epochs": DEFAULTS[task].epochs}
     for row in EXPERIMENTS.values() if base is None else ():
-        if all(getattr(row, name) == value for name, value in wanted.items()):
+        if all(getattr(row, name) == value for name, value in (scale | wanted).items()):
             return row
     name = f"{net}-{'pretrained' if pretrained else 'scratch'}"
-    attention = {"attention": None, "alpha": None} | _attention(net)
-    return replace(base or DEFAULTS[task], name=name, published={}, **attention | wanted)
+    return replace(base or DEFAULTS[task], name=name, published={}, **default_attention(net) | wanted)

@@ -128,12 +128,16 @@ def mass_inside(heat: np.ndarray, mask: np.ndarray) -> float:
 
 @contextmanager
 def _evaluation(model: nn.Module, images: Tensor, gradients: bool = False) -> Iterator[None]:
-    """Eval mode and float32, gradients on or off; afterwards every module is in the mode it was in."""
+    """Eval mode and float32, gradients on or off; afterwards every module is in the mode it was in.
+
+    What `torch.compile` has compiled is left aside: hooks would have it compiled anew for each layer.
+    """
     modes = [(module, module.training) for module in model.modules()]
     float32 = torch.autocast(images.device.type, enabled=False)
+    as_written = torch.compiler.set_stance("force_eager")
     try:
         model.eval()
-        with torch.inference_mode(False), torch.set_grad_enabled(gradients), float32:
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients), float32, as_written:
             yield
     finally:
         for module, mode in modes:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils import UserError, distributed
 from utils.data import Sample
+from utils.device import cores
 from utils.patches import Pixels
 from utils.stopping import leave_to_the_main_process
 from utils.store import Store
@@ -131,12 +132,12 @@ def draw_seed(*numbers: int) -> int:
 def default_workers(device: torch.device) -> int:
     """Worker processes that work everywhere: none on a CPU, where they would take the cores that train.
 
-    Beside a GPU one per core, 8 at most, but none on Windows and macOS: worker processes start afresh there and
-    import the main script, which a notebook or a converted notebook does not survive.
+    Beside a GPU one per core, 8 at most (processes that `torchrun` started share the cores), but none on Windows and
+    macOS: worker processes start afresh there and import the main script, which a notebook does not survive.
     """
     if device.type == "cpu" or sys.platform in ("win32", "darwin"):
         return 0
-    return min(8, os.cpu_count() or 1)
+    return max(1, min(8, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def train_loader(
@@ -160,12 +161,17 @@ def train_loader(
         TrainingSet(store, views, seed),
         batch_sampler=EpochBatches(len(store.samples), batch_size, seed, parts, *share),
         num_workers=workers,
-        worker_init_fn=leave_to_the_main_process,
+        worker_init_fn=_start_worker,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
         multiprocessing_context="fork" if fork else None,
         generator=torch.Generator(),  # its own, so that the global random state is left alone
     )
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(0)  # one process a core; OpenCV would start as many threads in each
+    leave_to_the_main_process(worker)
 
 
 def to_input(images: Tensor, device: torch.device) -> Tensor:

@@ -135,7 +135,7 @@ class Trainer:
 
     Args:
         model: images → logits.
-        criterion: (logits, targets) → mean loss.
+        criterion: (logits, targets) → mean loss, over images or over what its `mass(targets)` says (`utils.loss`).
         schedule: learning rate and length.
         steps: of an epoch.
         precision: device and number type.
@@ -153,6 +153,8 @@ class Trainer:
     ) -> None:
         if precision.device.type == "cpu":
             keep_freed_memory()
+        elif not torch.are_deterministic_algorithms_enabled():
+            torch.backends.cudnn.benchmark = True  # all batches are of one size; does nothing without CUDA
         self.precision, self.schedule, self.on_nan = precision, schedule, on_nan
         self.model = model.to(precision.device, memory_format=torch.channels_last)
         self.criterion = criterion.to(precision.device)
@@ -203,7 +205,7 @@ class Trainer:
         return done.loss / counted if counted else float("nan")
 
     def step(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
-        """One update of the weights by the mean gradient of equal pieces of a batch.
+        """One update of the weights by the gradient of a batch that comes in pieces.
 
         Returns the mean loss and whether it and the gradient are finite (bool), both on the device; where they are not,
         the weights and running statistics stay as they are.
@@ -233,13 +235,16 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         passes_over = self.on_nan == "skip" or self.scaler.is_enabled()
         before = [buffer.clone() for buffer in self.model.buffers()] if passes_over else []
-        loss = torch.zeros((), device=self.precision.device)
+        device = self.precision.device
+        loss = torch.zeros((), device=device)
+        pieces = [(images, targets.to(device, non_blocking=True)) for images, targets in pieces]
+        masses = torch.stack([_mass(self.criterion, targets) for _, targets in pieces])
+        shares = masses / distributed.mean_tensor(masses.sum())  # gradients are averaged over processes, not added
         for number, (images, targets) in enumerate(pieces, start=1):
             with self._gradients_averaged(number == len(pieces)):
                 with self.precision.autocast():
-                    logits = self._parallel(to_input(images, self.precision.device))
-                targets = targets.to(self.precision.device, non_blocking=True)
-                of_piece = self.criterion(logits, targets) / len(pieces)
+                    logits = self._parallel(to_input(images, device))
+                of_piece = self.criterion(logits, targets) * shares[number - 1]
                 self.scaler.scale(of_piece).backward()
             loss += of_piece.detach()
         finite = loss.isfinite()
@@ -297,6 +302,13 @@ class Trainer:
         torch.set_rng_state(state["random"]["torch"])
         if self.precision.device.type == "cuda" and len(state["random"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
+
+
+def _mass(criterion: nn.Module, targets: Tensor) -> Tensor:
+    """Of a piece in its batch, float32 []: its share of what the criterion is a mean over."""
+    if hasattr(criterion, "mass"):
+        return criterion.mass(targets)
+    return targets.new_full((), len(targets), dtype=torch.float32)
 
 
 def _split(piece: Piece, count: int) -> Iterable[Piece]:

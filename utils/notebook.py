@@ -120,8 +120,9 @@ def train(script: ModuleType, command: Sequence[str]) -> Run:
     """`seg_main` or `cls_main` with a command line; an interruption becomes one line that says how to go on."""
     try:
         return script.main(list(command))
-    except KeyboardInterrupt:
-        raise Stopped("stopped: run this cell again to go on after the last whole epoch") from None
+    except KeyboardInterrupt as request:
+        where = str(request).partition(";")[0] or "after the last checkpoint"
+        raise Stopped(f"stopped {where}: run this cell again to go on from there") from None
 
 
 def network_table(names: Sequence[str]) -> pd.DataFrame:

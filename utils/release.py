@@ -2,7 +2,7 @@
 
     python -m utils.release model/seg-b1/run2 results/seg-b1/seed2 --data Data/ISIC2017
 
-The first folder is the run's, with best.pth; the second is where `utils.reproduce` has copied its results. Written are
+The first folder is the run's, with best.pth; the second is where `reproduce.py` has copied its results. Written are
 weights.safetensors, which `utils.predict` takes, and README.md, the card. The scores on the card are those of the file
 itself, over the validation images: the weights are read back and scored.
 """
@@ -106,9 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     run, results = read_run(args.run), read_run(args.results)
     if run.settings != results.settings or run.metrics != results.metrics:
-        raise UserError(
-            f"{args.results} does not hold the results of {args.run}: python -m utils.reproduce copies them"
-        )
+        raise UserError(f"{args.results} does not hold the results of {args.run}: reproduce.py copies them")
     path = args.results / RELEASED
     write_released(load_network(run, find_device("cpu")), path)
     scores = score_again(results, args.data, args.cache)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from utils import UserError
 from utils.data import CLASSES
-from utils.experiments import DEFAULTS, EXPERIMENTS, Experiment, experiments
+from utils.experiments import DEFAULTS, EXPERIMENTS, Experiment, default_attention, experiments
 from utils.results import IMAGES, RunResult
 from utils.weights import PRETRAINED
 
@@ -158,8 +158,7 @@ def _row_of(run: RunResult) -> Experiment:
     if name in EXPERIMENTS:
         return EXPERIMENTS[name]
     net, pretrained = run.settings["net"], run.settings["pretrained"]
-    arl = {"attention": "spatial", "alpha": "learn"} if net.startswith("arl") else {}
-    return replace(DEFAULTS[run.task], name=run.experiment, net=net, pretrained=pretrained, **arl)
+    return replace(DEFAULTS[run.task], name=run.experiment, net=net, pretrained=pretrained, **default_attention(net))
 
 
 def _other_images(run: RunResult) -> list[str]:

@@ -7,7 +7,6 @@ Good for trying the code and for tests; a score on it says nothing about real sk
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from utils import UserError
 from utils.dermoscopy import KERATOSIS, MELANOMA, SIZE, SPLIT_STRIDE, draw_label, draw_lesion
+from utils.device import cores
 
 FORMAT = 1  # to be raised whenever the same parameters would draw other files
 COUNTS = {"train": 160, "validation": 40, "test": 40}
@@ -149,7 +149,7 @@ def make_sample(
         table = "\n".join(["image_id,melanoma,seborrheic_keratosis", *rows, ""])
         _write(out / f"{truth}_Part3_GroundTruth.csv", table.encode())
         jobs += [(out, split, i, size, seed) for i in indices]
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
+    with ThreadPoolExecutor(min(cores(), 4)) as pool:
         work = pool.map(_write_image, *zip(*jobs, strict=True))
         for _ in tqdm(work, "drawing the sample", len(jobs), disable=None, unit="image"):
             pass

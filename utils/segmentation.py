@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from utils import distributed
-from utils.data import image_size, read_image, read_mask
+from utils.data import Sample, image_size, read_image, read_mask
 from utils.device import Precision
 from utils.evaluation import METRICS, SegmentationCounts, bootstrap_interval, confusion_counts
 from utils.model import predict
@@ -72,8 +72,7 @@ def score(
     def compare(item: tuple[int, np.ndarray]) -> tuple[str, tuple[int, int, int, int]]:
         index, probability = item
         sample = store.samples[index]
-        truth = read_mask(sample.mask).astype(bool)
-        return sample.id, confusion_counts(lesion_mask(probability, truth.shape[::-1]), truth)
+        return sample.id, _compare(probability, sample)
 
     with ThreadPoolExecutor(4) as pool:
         probabilities = predict_lesions(model, store, precision, batch_size, flips, indices)
@@ -82,6 +81,12 @@ def score(
     for index in with_mask:
         counts.add_counts(store.samples[index].id, found[store.samples[index].id])
     return counts
+
+
+def _compare(probability: np.ndarray, sample: Sample) -> tuple[int, int, int, int]:
+    """Pixel counts of a prediction against the sample's true mask, at that mask's own size."""
+    truth = read_mask(sample.mask).astype(bool)
+    return confusion_counts(lesion_mask(probability, truth.shape[::-1]), truth)
 
 
 def summarize(counts: SegmentationCounts) -> dict[str, Any]:
@@ -106,21 +111,35 @@ def format_scores(split: str, summary: Mapping[str, Any]) -> str:
 
 def write_masks(
     model: nn.Module, store: Store, precision: Precision, batch_size: int, path: Path, flips: bool = False
-) -> int:
-    """Write `<id>_segmentation.png` (0 and 255, at each image's own size) into a zip; returns how many."""
-    count = 0
-    with written_whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed
-        for index, probability in predict_lesions(model, store, precision, batch_size, flips):
-            sample = store.samples[index]
-            mask = lesion_mask(probability, image_size(sample.image))
+) -> SegmentationCounts:
+    """Write `<id>_segmentation.png` (0 and 255, at each image's own size) of every image into a zip.
+
+    Returns the counts of the images that have a true mask, as `score` does, from the same predictions.
+    """
+    counts = SegmentationCounts()
+
+    def finish(item: tuple[int, np.ndarray]) -> tuple[Sample, bytes, tuple[int, int, int, int] | None]:
+        index, probability = item
+        sample = store.samples[index]
+        mask = mask_png(lesion_mask(probability, image_size(sample.image)))
+        return sample, mask, _compare(probability, sample) if sample.mask else None
+
+    with (
+        ThreadPoolExecutor(4) as pool,
+        written_whole(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,  # PNG is compressed
+    ):
+        probabilities = predict_lesions(model, store, precision, batch_size, flips)
+        for sample, mask, compared in in_order(pool, finish, probabilities):
             add_mask(archive, sample.id, mask)
-            count += 1
-    return count
+            if compared:
+                counts.add_counts(sample.id, compared)
+    return counts
 
 
-def add_mask(archive: zipfile.ZipFile, image_id: str, mask: np.ndarray) -> None:
-    """A mask bool [H, W] as `<id>_segmentation.png`; the same masks give the same archive."""
-    archive.writestr(zipfile.ZipInfo(f"{image_id}_segmentation.png", (2017, 1, 1, 0, 0, 0)), mask_png(mask))
+def add_mask(archive: zipfile.ZipFile, image_id: str, mask: bytes) -> None:
+    """A mask as `mask_png` makes it, named `<id>_segmentation.png`; the same masks give the same archive."""
+    archive.writestr(zipfile.ZipInfo(f"{image_id}_segmentation.png", (2017, 1, 1, 0, 0, 0)), mask)
 
 
 def mask_png(mask: np.ndarray) -> bytes:

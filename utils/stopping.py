@@ -70,10 +70,10 @@ def stop_signals() -> Iterator[StopSignals]:
 
 def leave_to_the_main_process(_worker: int) -> None:
     """For the start of a loader's process, which ends with the main process: a signal to that one's group, from a
-    terminal, a shell that ends or `torchrun`, means the main process. `kill` means itself."""
+    terminal, a shell that ends or `torchrun`, means the main process. SIGTERM keeps torch's own handler."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in NAMES[1:]:
+    for name in NAMES[2:]:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_DFL)

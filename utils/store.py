@@ -38,6 +38,7 @@ from filelock import FileLock, Timeout
 
 from utils import UserError
 from utils.data import MIN_SIDE, Sample, check_file, decode_image, image_size, read_image, read_mask, resized
+from utils.device import cores
 from utils.logger import log, progress
 from utils.patches import CENTER, Pixels, take
 from utils.samples import Samples
@@ -162,7 +163,7 @@ def _each(function: Callable[[Item], Result], items: Sequence[Item], description
             return error
 
     faults = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for result in progress(in_order(pool, attempt, items), description, len(items)):
             if isinstance(result, UserError):
                 faults.append(str(result))

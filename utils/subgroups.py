@@ -5,7 +5,6 @@ are small: read the interval before the score, and an AUC with the number of its
 """
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ import pandas as pd
 
 from utils import UserError
 from utils.data import CLASSES, Metadata, read_mask, read_metadata, read_split
+from utils.device import cores
 from utils.evaluation import bootstrap_interval
 from utils.evaluation_cls import TASKS, auc
 from utils.rows import Row
@@ -45,7 +45,7 @@ def image_facts(root: str | Path, split: str) -> pd.DataFrame:
     samples = [sample for sample in read_split(root, split) if sample.label is not None or sample.mask]
     recorded = read_metadata(root, split)
     people = [recorded.get(sample.id, Metadata()) for sample in samples]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         masks = list(pool.map(_mask_facts, [sample.mask for sample in samples]))
     classes = [None if sample.label is None else CLASSES[sample.label] for sample in samples]
     # The types are given, because pandas turns None into NaN in columns of its own choice.

@@ -33,9 +33,8 @@ def load_network(run: RunResult, device: torch.device) -> nn.Module:
 
     UserError when the run's folder holds no weights, or others than this network's.
     """
-    attention, alpha = run.settings.get("attention"), run.settings.get("alpha")
-    options = {"attention": attention, "alpha": alpha or "learn"} if attention else {}
-    model = nets.create_model(run.settings["net"], **options)
+    settings = run.settings
+    model = nets.create_model(settings["net"], attention=settings.get("attention"), alpha=settings.get("alpha"))
     if not has_weights(run.folder):
         raise UserError(f"{run.folder}: no weights (best.pth or {RELEASED}); results hold them for some runs only")
     if (run.folder / "best.pth").is_file():

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+import nets
 from utils import UserError
 from utils.data import check_file
 from utils.logger import log
@@ -164,7 +165,7 @@ def load_pretrained(model: nn.Module, net: str, path: str | Path) -> LoadReport:
     if missing not in (set(), alphas):
         raise UserError(f"{whose}, it lacks {_some(missing - alphas or missing)}")
     foreign = left_over - outside
-    if net.startswith("arl"):  # with another attention than the file's
+    if net in nets.ATTENTIVE:  # with another attention than the file's
         foreign = {name for name in foreign if not name.endswith("attention.alpha")}
     if foreign:
         raise UserError(f"{whose}, which has no {_some(foreign)}")

@@ -1,8 +1,9 @@
+#!/usr/bin/env python
 """Run rows of the results tables for several seeds, unattended, and keep what is needed to believe them.
 
-    python -m utils.reproduce seg-b1 cls-b1 cls-b2 --seeds 0 1 2
-    python -m utils.reproduce --jobs 2                              every row, two at a time
-    python -m utils.reproduce cls-2-4 --seeds 0 -- --size 112 112   what follows -- goes to seg_main.py or cls_main.py
+    python reproduce.py seg-b1 cls-b1 cls-b2 --seeds 0 1 2
+    python reproduce.py --jobs 2                              every row, two at a time
+    python reproduce.py cls-2-4 --seeds 0 -- --size 112 112   what follows -- goes to seg_main.py or cls_main.py
 
 A name is a row (seg-2) or a network (arl18, which leaves the encoder of seg-5). Each run is a process of its own, with
 its output in model/<row>/run<seed>.log; its small files are copied to results/<row>/seed<seed>/. The same command goes
@@ -33,12 +34,13 @@ import cls_main
 import seg_main
 from utils import UserError
 from utils.command_line import at_least
+from utils.device import cores
 from utils.experiments import EXPERIMENTS
 from utils.logger import log, run_script
 from utils.run import read_config, read_json, written_whole
 from utils.weights import MODEL, PRETRAINED
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parent
 SCRIPTS = {"segmentation": seg_main, "classification": cls_main}
 KEPT = (
     "history.csv", "per_image.csv", "validation_predictions.csv", "validation_truth_official.csv",
@@ -161,7 +163,8 @@ class Runner:
             return None
         environment = dict(os.environ)
         environment |= {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
-        environment |= {} if self._threads is None else {"OMP_NUM_THREADS": str(self._threads)}
+        if self._threads is not None:
+            environment.setdefault("OMP_NUM_THREADS", str(self._threads))
         output = job.run.with_suffix(".log")
         output.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, job.script, *job.arguments]
@@ -206,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
     jobs = [make_job(name, seed, flags, args.output, args.results) for seed in args.seeds for name in args.names]
     gpus = visible_gpus()
     devices = gpus or [None] * (args.jobs or 1)
-    threads = None if gpus or args.jobs is None else max(1, (os.cpu_count() or 1) // args.jobs)
+    threads = None if gpus or args.jobs is None else max(1, cores() // args.jobs)
     runner, failed = Runner(devices, threads), []
     if any(needs_arl18(job, (args.output, MODEL)) for job in jobs):
         failed = runner.run([make_job("arl18", args.seeds[0], flags, args.output, args.results)])
