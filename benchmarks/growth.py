@@ -26,12 +26,12 @@ def image_size(bench: Bench) -> dict[str, Any]:
     result = {}
     for side in bench.scale.sizes:
         row = bench.scale.row(ROW, size=(side, side))
-        batches, training = bench.loader(row), bench.training(row, steps=1)
-        actions = {"loader": partial(load_all, batches), "step": training.step}
-        seconds = bench.time(actions, actions.values())
+        batches, training = bench.loader(row), bench.training(row)
+        actions = {"loader": partial(load_all, batches), "step": training.steps}
+        seconds = bench.time(actions, [actions["loader"], training.step])
         result[str(side)] = {
             "loader": rate(seconds["loader"], len(batches) * row.batch_size),
-            "step": rate(seconds["step"], row.batch_size, row_flops(row)),
+            "step": rate(seconds["step"], training.images, row_flops(row) * bench.scale.steps),
         }
         del training, batches
         tidy()

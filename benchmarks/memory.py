@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory STORE COUNT --ids shared
 
-Prints JSON: peak and start of the private (anonymous) memory in MB, so without the store's pages, which the system
-takes back when it likes; the peak of everything; images a second.
+Prints JSON: start and peak of the private (anonymous) memory in MB, from before the samples are made to the end of the
+epoch, so without the store's pages, which the system takes back when it likes; the peak of everything; images a second.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.timing import memory_mb
+from benchmarks.timing import memory_mb, peak_private
 from utils.data import Sample
 from utils.loader import train_loader
 from utils.patches import PatchViews
@@ -38,14 +38,16 @@ def main() -> None:
     parser.add_argument("count", type=int, help="images in it")
     parser.add_argument("--ids", choices=("shared", "own"), default="shared", help="one sample for all, or one each")
     args = parser.parse_args()
-    before = memory_mb("RssAnon")
-    store = Store(make_samples(args.count, args.ids), args.store)
-    _, height, width, _ = store.pixels().shape
-    loader = train_loader(store, PatchViews((width, height)), BATCH_SIZE, 0, torch.device("cpu"), workers=0)
-    peak, start = 0.0, time.perf_counter()
-    for _ in loader:
-        peak = max(peak, memory_mb("RssAnon"))
-    seconds = time.perf_counter() - start
+    before, grown = memory_mb("RssAnon"), {}
+    with peak_private(grown):
+        store = Store(make_samples(args.count, args.ids), args.store)
+        _, height, width, _ = store.pixels().shape
+        loader = train_loader(store, PatchViews((width, height)), BATCH_SIZE, 0, torch.device("cpu"), workers=0)
+        start = time.perf_counter()
+        for _ in loader:
+            pass
+        seconds = time.perf_counter() - start
+    peak = before + grown["private_mb"]
     report = {"images": args.count, "private_mb": peak, "private_mb_before": before, "all_mb": memory_mb("VmHWM")}
     print(json.dumps(report | {"images_per_second": len(loader) * BATCH_SIZE / seconds}))
 

@@ -76,14 +76,14 @@ def step(bench: Bench) -> dict[str, Any]:
 
 def end_to_end(bench: Bench) -> dict[str, Any]:
     """Epochs over the real loader, in turn with as many bare steps."""
-    result, bench.ratios["end_to_end_over_step"] = {}, {}
+    result, bench.ratios["end_to_end_over_step"], steps = {}, {}, bench.scale.epoch_steps
     for name in EPOCH_ROWS:
         row, result[name] = bench.scale.row(name), {}
-        training = bench.training(row)
+        training = bench.training(row, steps)
         with bench.peak_memory(result[name]):
-            seconds = bench.time({"end_to_end": training.epoch, "step": training.steps}, [training.warm_up])
-        flops = row_flops(row) * bench.scale.steps
-        result[name] |= described(row) | {"workers": training.loader.num_workers}
+            seconds = bench.time({"end_to_end": training.epoch, "step": training.steps}, [training.warm_up], 3)
+        flops = row_flops(row) * steps
+        result[name] |= described(row) | {"workers": training.loader.num_workers, "steps": steps}
         result[name] |= {key: rate(values, training.images, flops) for key, values in seconds.items()}
         result[name]["ratio"] = compare(seconds["step"], seconds["end_to_end"])
         bench.ratios["end_to_end_over_step"][name] = result[name]["ratio"]["median"]
@@ -97,13 +97,15 @@ def networks(bench: Bench) -> dict[str, Any]:
     rows = {"resnet50": bench.scale.row("cls-1-2"), "arl50": bench.scale.row("cls-1-1")}
     dtype = bench.precision.dtype or torch.float32
     matmul = Matmul(bench.scale.matmul, dtype, bench.device, bench.scale.burst)
-    trainings = {name: bench.training(row) for name, row in rows.items()}
+    trainings, count = {name: bench.training(row) for name, row in rows.items()}, bench.scale.steps
     batch_size, size = rows["resnet50"].batch_size, rows["resnet50"].size
     reference = TorchvisionResNet50(batch_size, size, bench.device)
-    steps = {name: training.step for name, training in trainings.items()}
-    seconds = bench.time({"matmul": matmul.burst, **steps}, steps.values(), 2 * bench.scale.rounds)
-    seconds |= bench.time({"torchvision": reference.step, "ours": steps["resnet50"]}, [reference.step], at_most=3)
-    flops = {name: row_flops(row) for name, row in rows.items()}
+    warm_up = [training.step for training in trainings.values()]
+    steps = {name: training.steps for name, training in trainings.items()}
+    seconds = bench.time({"matmul": matmul.burst, **steps}, warm_up)
+    torchvision = partial(_repeat, reference.step, count)
+    seconds |= bench.time({"torchvision": torchvision, "ours": steps["resnet50"]}, [reference.step], at_most=3)
+    flops = {name: row_flops(row) * count for name, row in rows.items()}
     achieved = [flops["resnet50"] / taken / 1e9 for taken in seconds["resnet50"]]
     shares = compare(achieved, [matmul.rate(taken) for taken in seconds["matmul"]])
     arl, faster = compare(seconds["arl50"], seconds["resnet50"]), compare(seconds["torchvision"], seconds["ours"])
@@ -117,12 +119,17 @@ def networks(bench: Bench) -> dict[str, Any]:
             "gflops": float(np.median([matmul.rate(taken) for taken in seconds["matmul"]])),
             "tried": {str(rows): value for rows, value in matmul.tried.items()},
         },
-        **{name: described(row) | rate(seconds[name], batch_size, flops[name]) for name, row in rows.items()},
-        "torchvision_resnet50": rate(seconds["torchvision"], batch_size, flops["resnet50"]),
+        **{name: described(row) | rate(seconds[name], batch_size * count, flops[name]) for name, row in rows.items()},
+        "torchvision_resnet50": rate(seconds["torchvision"], batch_size * count, flops["resnet50"]),
         "resnet50_over_matmul": {key: shares[key] for key in ("median", "pairs")},
         "arl50_over_resnet50": arl,
         "resnet50_over_torchvision": faster,
     }
+
+
+def _repeat(action: Callable[[], Any], count: int) -> None:
+    for _ in range(count):
+        action()
 
 
 def plain(bench: Bench) -> dict[str, Any]:

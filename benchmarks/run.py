@@ -104,6 +104,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         seconds[name] = time.perf_counter() - start
         print(f"\n{name}: {seconds[name]:.0f} s", flush=True)
         print_rates(measured[name])
+    shares_of_matmul(measured)
     ratios = {name: bench.ratios.get(name) for name in BARS}
     print_ratios(ratios, precision.device)
     bars = {name: bar[precision.device.type == "cuda"] for name, bar in BARS.items()}
@@ -114,7 +115,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return report
 
 
-def rates(measured: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Mapping[str, float]]]:
+def shares_of_matmul(measured: Mapping[str, Any]) -> None:
+    """Adds to every rate of operations its share of that of matrix products, where that was measured as well."""
+    if matmul := measured.get("networks", {}).get("matmul"):
+        print(f"\nof the rate of matrix products, {matmul['gflops']:.0f} GFLOP/s {matmul['dtype']}:", flush=True)
+        for name, row in rates(measured):
+            if "gflops" in row:
+                row["gflops_over_matmul"] = row["gflops"] / matmul["gflops"]
+                print(f"  {name:<36} {row['gflops_over_matmul']:6.2f}", flush=True)
+
+
+def rates(measured: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, dict[str, float]]]:
     """Every measurement in a part's result, under the names that lead to it."""
     if "images_per_second" in measured:
         yield name, measured
