@@ -20,7 +20,7 @@ from utils import distributed
 from utils.command_line import Task, build_model, build_training, choose_experiment, make_parser, start_run
 from utils.device import Precision, find_device, find_precision
 from utils.experiments import Experiment
-from utils.loader import TRAIN_SCALE, MaskViews
+from utils.loader import MaskViews, stored_size
 from utils.logger import log, run_script
 from utils.loss import LOSSES, create_loss
 from utils.model import fit, load_best
@@ -42,9 +42,9 @@ def choose(args: argparse.Namespace) -> Experiment:
     return choose_experiment(args, TASK)
 
 
-def prepare_all(data: Data, size: tuple[int, int], train_size: tuple[int, int], cache: Path) -> dict[str, Store]:
+def prepare_all(data: Data, size: tuple[int, int], cache: Path) -> dict[str, Store]:
     """Every split decoded before training starts, so that an unreadable file shows now and not after it."""
-    sizes = {"train": train_size, "validation": size, "test": size}
+    sizes = {"train": stored_size(size), "validation": size, "test": size}
     return {split: prepare(data[split], sizes[split], cache) for split in data if data[split]}
 
 
@@ -80,12 +80,11 @@ def main(argv: list[str] | None = None) -> Run:
 
 
 def _main(args: argparse.Namespace, row: Experiment, precision: Precision) -> Run:
-    train_size = (round(row.size[0] * TRAIN_SCALE), round(row.size[1] * TRAIN_SCALE))
     with distributed.main_first():
         data = segmentation_data(args.data, keep_copies=args.keep_copies, cache=args.cache)
         torch.manual_seed(args.seed)
         model, weights = build_model(args, row)
-        stores = prepare_all(data, row.size, train_size, args.cache)
+        stores = prepare_all(data, row.size, args.cache)
 
     def validate(model: nn.Module) -> tuple[float, dict[str, float]]:
         scores = score(model, stores["validation"], precision, row.batch_size).official()

@@ -19,7 +19,7 @@ from utils.classification import stored_sizes
 from utils.data import Sample, read_split
 from utils.device import Precision
 from utils.experiments import EXPERIMENTS, Experiment
-from utils.loader import TRAIN_SCALE, MaskViews, Views, train_loader
+from utils.loader import MaskViews, Views, stored_size, train_loader
 from utils.loss import create_loss
 from utils.model import Progress, Schedule, Trainer
 from utils.patches import TRAIN_VIEWS
@@ -107,7 +107,7 @@ def store_sizes(row: Experiment, samples: Sequence[Sample]) -> tuple[tuple[int, 
     """(width, height) at which the row's training images are stored, and their center."""
     if row.task == "classification":
         return stored_sizes(samples, row.size, TRAIN_VIEWS[row.train_views])
-    return (round(row.size[0] * TRAIN_SCALE), round(row.size[1] * TRAIN_SCALE)), None
+    return stored_size(row.size), None
 
 
 def training_store(row: Experiment, samples: Sequence[Sample], folder: Path, rows: int) -> Store:

@@ -65,8 +65,8 @@ and no file more are allowed) went from 667.1 MB at epoch 20 to 669.1 MB, and 8 
 
 - A disk that lies about having written (fsync), a power cut on a file system without ordered renames.
 - Two machines that train in one folder of a network file system without locks.
-- On a GPU the kernels' own scatter remains after a stop. `--deterministic` takes kernels without it where PyTorch has
-  them; it was not tried on a GPU yet.
+- GPU kernels are not reproducible to the bit, so neither is a run that is stopped and continued on one.
+  `--deterministic` takes reproducible kernels where PyTorch has them; it was not tried on a GPU yet.
 """
 
 

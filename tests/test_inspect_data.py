@@ -169,7 +169,7 @@ def test_it_agrees_with_training_on_what_stops_it(folder, tmp_path_factory):
         assert inspect_folder(folder).can_start == can_start, what
         try:
             data = segmentation_data(folder)
-            seg_main.prepare_all(data, (32, 32), (48, 48), tmp_path_factory.mktemp("cache"))
+            seg_main.prepare_all(data, (32, 32), tmp_path_factory.mktemp("cache"))
             started = True
         except UserError:
             started = False

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.loader import EpochBatches, MaskViews, TrainingSet, to_input, train_loader
+from utils.loader import EpochBatches, MaskViews, TrainingSet, stored_size, to_input, train_loader
 from utils.store import prepare
 
 SIZE = (48, 32)
@@ -87,6 +87,27 @@ def test_flips_are_drawn_independently(samples, tmp_path):
     seen = Counter(int(data[epoch, 0][0][2, 2, 0]) for epoch in range(200))
     assert sorted(seen) == [10, 90, 170, 250]
     assert min(seen.values()) > 25
+
+
+def test_views_are_turned_cropped_and_noisy(samples, tmp_path):
+    """A half that is bright: its edge lies level only where the view is not turned; a flat image shows the noise."""
+    store = prepare(samples[:2], SIZE, tmp_path / "cache")
+    halves, flat = np.zeros((2, 32, 48, 4), np.uint8)
+    halves[:16], flat[...] = 200, 100
+    views, sample = MaskViews(SIZE), store.samples[0]
+    rotate = [transform for transform in views.transforms.transforms if isinstance(transform, A.Rotate)]
+    assert [transform.limit for transform in rotate] == [(-30, 30)]
+    edges = [(views(halves, sample, seed)[1] > 0).sum(axis=0) for seed in range(100)]
+    turned = np.mean([np.ptp(edge) > 2 for edge in edges])
+    cropped = len({int(np.median(edge)) for edge in edges})
+    noisy = np.mean([views(flat, sample, seed)[0].std() > 1 for seed in range(300)])
+    assert 0.25 < turned < 0.6 and cropped > 8 and 0.2 < noisy < 0.4
+
+
+def test_training_images_are_stored_larger_than_the_network_sees_them():
+    """A crop of half the area is then no smaller than the network's input."""
+    width, height = stored_size((336, 224))
+    assert width * height * 0.5 >= 336 * 224 and (width, height) == (504, 336)
 
 
 def test_mask_follows_the_image(samples, tmp_path):

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from utils import UserError, distributed
-from utils.data import CLASSES, Sample, image_size, read_mask
+from utils.data import CLASSES, Sample, image_size, read_image, read_mask
 from utils.device import Precision
 from utils.evaluation_cls import TASKS, classification_scores, score_intervals
 from utils.explain import attention_maps, class_activation_maps, grad_cam
@@ -19,6 +19,8 @@ from utils.model import alphas, predict
 from utils.patches import CENTER, FLIPS, FRAME, Patch, TrainViews, take
 from utils.store import Store
 from utils.visualize import HeatRow, plot_heatmaps
+
+SHOWN = 320  # pixels of a photograph's width in figures
 
 
 def stored_sizes(
@@ -144,9 +146,8 @@ def plot_explanations(
     """
     labels = labels_of(store.samples)
     chosen = examples(probabilities, labels)
-    photographs = [store.pixels()[index] for index in chosen]
     enlarged = (scale * size[0], scale * size[1])
-    frames = [take(photograph, FRAME, enlarged) for photograph in photographs]
+    frames = [take(store.pixels()[index], FRAME, enlarged) for index in chosen]
     images = to_input(torch.from_numpy(np.stack(frames)), device)
     predicted = torch.from_numpy(probabilities[chosen].argmax(axis=1)).to(device)
     cams = {
@@ -157,11 +158,14 @@ def plot_explanations(
             for layer in model.last_layers
         },
     }
-    titles, masks = [], []
+    titles, photographs, masks = [], [], []
     for index in chosen:
         sample, p = store.samples[index], probabilities[index]
         titles.append(f"{sample.id}\n{CLASSES[sample.label].replace('_', ' ')}, p = {p[sample.label]:.2f}")
-        masks.append(_mask_or_none(sample, photographs[0].shape[1::-1]))
+        columns, rows = image_size(sample.image)
+        shown = (SHOWN, max(1, round(SHOWN * rows / columns)))  # in its own proportions, which the network does not see
+        photographs.append(read_image(sample.image, shown))
+        masks.append(_mask_or_none(sample, shown))
 
     def figure(maps: Mapping[str, torch.Tensor], title: str) -> Figure:
         maps = {name: heats.cpu().numpy() for name, heats in maps.items()}

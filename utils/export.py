@@ -1,6 +1,7 @@
 """Results tables as text: Markdown, LaTeX, CSV, files of them, and the results section of README.md."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -35,14 +36,18 @@ _LEGEND = (
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
     """Every cell as it is printed: ".757 ± .004 [.722, .790]", ".020", "<.001" (p values), "–" for NaN."""
 
-    def text(column: str, value: Any) -> str:
+    def text(column: str, value: Any, digits: int) -> str:
         if not isinstance(value, float):
             return str(value)
-        if column.startswith("published"):
-            return format_number(value, 4).removesuffix("0")  # in its own three or four digits
-        return "<.001" if column.split()[0] == "p" and value < 0.0005 else format_number(value)
+        return "<.001" if column.split()[0] == "p" and value < 0.0005 else format_number(value, digits)
 
-    return pd.DataFrame({name: [text(name, value) for value in table[name]] for name in table}, dtype=object)
+    def column(name: str) -> list[str]:
+        values = list(table[name])
+        known = [value for value in values if isinstance(value, float) and not math.isnan(value)]
+        fine = name.startswith("published") and any(abs(value - round(value, 3)) > 1e-9 for value in known)
+        return [text(name, value, 4 if fine else 3) for value in values]  # published ones in their own digits
+
+    return pd.DataFrame({name: column(name) for name in table}, dtype=object)
 
 
 def to_markdown(table: pd.DataFrame) -> str:

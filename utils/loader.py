@@ -25,6 +25,11 @@ TRAIN_SCALE = 1.5  # training images are stored at 1.5 × the network's size: a 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which the pretrained encoders expect
 
 
+def stored_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) at which to store images and masks that a segmenter with this input is trained on."""
+    return round(size[0] * TRAIN_SCALE), round(size[1] * TRAIN_SCALE)
+
+
 class MaskViews:
     """Training views for segmentation: random resized crop, flips, rotation, Gaussian noise; the target is the mask.
 

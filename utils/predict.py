@@ -68,7 +68,9 @@ def write_masks(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("run", type=Path, help="the run's folder")
     add("images", type=Path, nargs="+", help="photographs (JPEG or PNG), or folders of them")

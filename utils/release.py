@@ -97,7 +97,9 @@ challenge leaves out are called one of the three. Photographs: ISIC Archive, CC-
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.release", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("run", type=Path, help="the run's folder, with best.pth")
     add("results", type=Path, help="the folder of its results")

@@ -142,6 +142,8 @@ def published_table(task: str) -> pd.DataFrame:
 def compare(runs: Sequence[RunResult], metric: str, split: str = "test") -> pd.DataFrame:
     """Every pair of rows that have runs, on the same images: by how much the first scores higher, and paired tests.
 
+    Ensembles are left out: they are made of the runs of another row.
+
     metric: of `utils.evaluation.METRICS`, per image and averaged over seeds: p is of `paired_bootstrap`, and
     Wilcoxon's stands beside. Or "melanoma_auc", "seborrheic_keratosis_auc": `delong_test` of the mean AUC over seeds.
     Columns: first, second, images, difference, low, high (95 %), p, p (Holm), p Wilcoxon, p Wilcoxon (Holm); "(Holm)"
@@ -151,7 +153,8 @@ def compare(runs: Sequence[RunResult], metric: str, split: str = "test") -> pd.D
     """
     if metric not in (*METRICS, *_AUC):
         raise ValueError(f"metric {metric!r}: expected one of {', '.join((*METRICS, *_AUC))}")
-    rows = [row for row in result_rows(runs, "classification" if metric in _AUC else "segmentation", split) if row.runs]
+    rows = result_rows(runs, "classification" if metric in _AUC else "segmentation", split)
+    rows = [row for row in rows if row.runs and "ensemble" not in row.settings]
     values, keys = [], []
     for row in rows:
         tables = row.per_image(split)
