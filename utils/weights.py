@@ -1,6 +1,5 @@
 """Pretrained weights: which file belongs to which network, where it comes from, and loading it strictly."""
 
-import hashlib
 import io
 import pickle
 import re
@@ -22,6 +21,7 @@ from utils import UserError
 from utils.data import check_file
 from utils.logger import log
 from utils.run import written_whole
+from utils.store import sha256
 
 MODEL = Path(__file__).resolve().parents[1] / "model"
 MAX_PICKLE = 8 << 20  # bytes of names, shapes and plain values in a file; read, they take up to a hundred times as many
@@ -103,7 +103,7 @@ def find_weights(source: Pretrained, *folders: Path) -> Path:
         if path.is_file():
             name = path.name
             wanted = _digest_in(name)
-            if wanted and not _sha256(path).startswith(wanted):
+            if wanted and not sha256(path).startswith(wanted):
                 log.warning("%s: its SHA-256 does not start with %s as its name says; going on with it", path, wanted)
             return path
     name = source.files[0]
@@ -182,7 +182,7 @@ def load_pretrained(model: nn.Module, net: str, path: str | Path) -> LoadReport:
         )
     nn.Module.load_state_dict(target, loaded, strict=False)
     missing, left_over = tuple(sorted(missing | (new & outside))), tuple(sorted(left_over))
-    return LoadReport(path.name, _sha256(path), len(loaded), missing, left_over, _source(path))
+    return LoadReport(path.name, sha256(path), len(loaded), missing, left_over, _source(path))
 
 
 def export_arl18(model: nn.Module, folder: Path, source: Mapping[str, Any]) -> None:
@@ -330,14 +330,6 @@ def _current_name(name: str) -> str:
 def _digest_in(name: str) -> str | None:
     found = re.search(r"-([0-9a-f]{8,})\.", name)
     return found[1] if found else None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _some(names: set[str]) -> str:
