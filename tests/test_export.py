@@ -41,7 +41,7 @@ def test_markdown():
         "| a_b | score | p (Holm) | difference | published (test) x | n | size |\n"
         "| --- | --- | --- | --- | --- | --- | --- |\n"
         "| x\\|y | .500 ± .010 [.400, .600] | <.001 | .000 | .8924 | 1 | 3×4 |\n"
-        "| 50 % & more | – | .020 | -.250 | .760 | 20 | a\\b |\n"
+        "| 50 % & more | – | .020 | -.250 | .7600 | 20 | a\\b |\n"
         "| – | .250 [-.001, .300] | 1.000 | 10.500 | – | 3 | {c} |\n"
     )
 
@@ -54,7 +54,7 @@ def test_latex():
             r"a\_b & score & p (Holm) & difference & published (test) x & n & size \\",
             r"\hline",
             r"x|y & .500 $\pm$ .010 [.400, .600] & $<$.001 & .000 & .8924 & 1 & 3$\times$4 \\",
-            r"50 \% \& more & -- & .020 & -.250 & .760 & 20 & a\textbackslash{}b \\",
+            r"50 \% \& more & -- & .020 & -.250 & .7600 & 20 & a\textbackslash{}b \\",
             r"-- & .250 [-.001, .300] & 1.000 & 10.500 & -- & 3 & \{c\} \\",
             r"\hline",
             r"\end{tabular}",
