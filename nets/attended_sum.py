@@ -20,6 +20,7 @@ def attended_sum(residual: Tensor, shortcut: Tensor, alpha: Tensor, axis: int, r
 
     axis: of the softmax, POSITIONS or CHANNELS. Computed in float32 or wider and rounded once.
     """
+    residual, shortcut = _dense(residual), _dense(shortcut)
     if _fusable(residual, shortcut, axis):
         return _FusedSum.apply(residual, shortcut, alpha, relu)
     return _AttendedSum.apply(residual, shortcut, alpha, axis, relu)
@@ -113,8 +114,15 @@ class _AttendedSum(torch.autograd.Function):
         return of_residual, of_shortcut, of_alpha, None, None
 
 
+def _dense(x: Tensor) -> Tensor:
+    """x, copied where its memory is in neither usual order: `_positions` would then be a copy, not a view."""
+    channels_last = torch.channels_last
+    usual = x.is_contiguous() or x.is_contiguous(memory_format=channels_last)
+    return x if usual else x.contiguous(memory_format=channels_last)
+
+
 def _positions(x: Tensor) -> Tensor:
-    """[B, C, H, W] → [B, H·W, C], a view of channels-last memory."""
+    """[B, C, H, W] → [B, H·W, C], a view."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 

@@ -104,6 +104,40 @@ def test_views_are_turned_cropped_and_noisy(samples, tmp_path):
     assert 0.25 < turned < 0.6 and cropped > 8 and 0.2 < noisy < 0.4
 
 
+def only(views: MaskViews, kind: type) -> MaskViews:
+    views.transforms = A.Compose([each for each in views.transforms.transforms if isinstance(each, kind)])
+    return views
+
+
+def test_crops_hold_half_of_the_area_or_more_and_the_mask_stays_in_place(samples):
+    """The image is the mask beside a ramp: its edge must lie where the mask's does, within a tenth of a pixel."""
+    stored = np.zeros((48, 72, 4), np.uint8)
+    stored[..., 1], stored[..., 2] = np.linspace(0, 255, 72)[None], np.linspace(0, 255, 48)[:, None]
+    shifts, areas = [], []
+    for seed in range(200):
+        stored[..., 0], stored[..., 3] = 0, 0
+        stored[:, : 25 + seed % 20, 0], stored[:, : 25 + seed % 20, 3] = 255, 1
+        image, mask = only(MaskViews(SIZE), A.RandomResizedCrop)(stored, samples[0], seed)
+        shifts.append((image[16, :, 0] > 127).sum() - mask[16].sum())
+        areas.append(np.ptp(image[..., 1]) / 255.0 * np.ptp(image[..., 2]) / 255.0)
+    assert abs(np.mean(shifts)) < 0.1 and min(areas) > 0.42 and max(areas) > 0.9
+
+
+def test_what_a_turned_view_uncovers_is_filled_with_its_surroundings(samples):
+    flat = np.full((48, 72, 4), 100, np.uint8)
+    flat[..., 3] = 1
+    for seed in range(20):
+        image, mask = only(MaskViews(SIZE), A.Rotate)(flat, samples[0], seed)
+        assert image.min() == 100 and mask.min() == 1
+
+
+def test_order_and_views_each_depend_on_the_seed(samples, tmp_path):
+    assert list(EpochBatches(50, 10, seed=0)) != list(EpochBatches(50, 10, seed=1))
+    store = prepare(samples, (72, 48), tmp_path / "cache")
+    one, other = (TrainingSet(store, MaskViews(SIZE), seed)[0, 0][0] for seed in (0, 1))
+    assert not np.array_equal(one, other)
+
+
 def test_training_images_are_stored_larger_than_the_network_sees_them():
     """A crop of half the area is then no smaller than the network's input."""
     width, height = stored_size((336, 224))

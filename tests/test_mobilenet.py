@@ -8,6 +8,7 @@ import torchvision
 
 import nets
 from nets.arl import ARLAttention
+from nets.mobilenet import ARLInvertedResidual
 from utils import UserError
 from utils.convert_mobilenet import MEMBER, main, torchvision_name
 from utils.weights import PRETRAINED, load_pretrained
@@ -59,6 +60,21 @@ def test_torchvisions_own_file_loads_without_its_classifier(wheel, tmp_path):
         report = load_pretrained(nets.create_model(net), net, tmp_path / "mobilenet_v2-b0353104.pth")
         assert report.loaded == 312 and report.left_over == ("classifier.1.bias", "classifier.1.weight")
         assert len(report.missing) == (10 if net.startswith("arl") else 0)  # α alone
+
+
+def test_a_block_is_that_of_the_formula():
+    """The shortcut is what is attended to, by weights from the residual branch; no ReLU follows."""
+    model = nets.create_model("arl_mobilenet").eval()
+    blocks = [module for module in model.modules() if isinstance(module, ARLInvertedResidual) and module.attention]
+    assert len(blocks) == 10
+    x = torch.randn(2, 24, 5, 7, generator=torch.Generator().manual_seed(0))
+    block = blocks[0]
+    torch.nn.init.constant_(block.attention.alpha, 5.0)
+    with torch.no_grad():
+        residual = block.conv(x)
+        attention = residual.flatten(2).softmax(2).view(residual.shape)
+        expected = residual + x + 5.0 * attention * x
+        assert torch.allclose(block(x), expected, atol=1e-5) and bool((expected < 0).any())
 
 
 def test_another_file_is_no_package(tmp_path):

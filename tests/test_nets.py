@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.functional import interpolate
 
 import nets
 from nets import kernel
@@ -336,6 +337,31 @@ def test_decoder_channels(name):
     assert model(images(2, 3, 65, 64)).shape == (2, 2, 65, 64)
     with pytest.raises(ValueError, match="expected 4 decoder channels"):
         nets.create_model(name, decoder_channels=(64, 32, 16))
+
+
+def test_logits_are_enlarged_over_the_whole_frame():
+    """Pixel centres stay where they are (`align_corners=False`); features go to the skip's size by the nearest."""
+    model, inside = nets.create_model("res_unet").eval(), []
+    model.head.register_forward_hook(lambda _module, _inputs, logits: inside.append(logits))
+    model.decoder[0].register_forward_pre_hook(lambda _module, inputs: inside.append(inputs[0]))
+    x = images(1, 3, 64, 96)
+    with torch.no_grad():
+        out = model(x)
+        bottom = model.encoder.features(x)[-1]
+    joined, logits = inside
+    assert torch.equal(out, interpolate(logits, (64, 96), mode="bilinear", align_corners=False))
+    assert torch.equal(joined[:, :512], bottom.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+@pytest.mark.parametrize("over", ["spatial", "channel"])
+def test_attention_takes_tensors_however_they_lie_in_memory(over):
+    f, s = (images(2, 8, 4, 6, seed=seed) for seed in (0, 1))
+    attention = ARLAttention(over)
+    nn.init.constant_(attention.alpha, 0.7)
+    expected = attention(f, s)
+    for other in (f.mT.contiguous().mT, f.to(memory_format=torch.channels_last), f.expand(2, 8, 4, 6)):
+        assert torch.allclose(attention(other, s), expected, atol=1e-6)
+        assert torch.allclose(attention(f, s.mT.contiguous().mT), expected, atol=1e-6)
 
 
 def test_every_output_pixel_sees_the_image():
