@@ -29,7 +29,8 @@ BAR = r"\|"  # "|" within a cell of a Markdown table
 _LEGEND = (
     "Score: mean over seeds ± standard deviation over seeds [95 % bootstrap interval over images]; one seed has no ±. "
     "–: no such run yet, or undefined. The numbers under seeds lead to the runs. Those under “published” are not ours "
-    "and all of the official test images. Validation images also chose the best epoch, which flatters their scores.\n"
+    "and all of the official test images. Validation images also chose the best epoch, which flatters their scores. "
+    "Intervals tell of other images, not of another training: that is what ± is for.\n"
 )
 
 
