@@ -182,9 +182,9 @@ def _main(args: argparse.Namespace, row: Experiment, precision: Precision) -> Ru
         return sum(scores[task]["auc"] for task in TASKS), columns | more
 
     not_there = {split: len(ids) for split, ids in absent.items()}
+    criterion, views = create_loss(row.loss, class_weights=row.class_weights), kind.build(row.size)
+    trainer, loader = build_training(args, row, model, criterion, stores["train"], views, precision)
     with start_run(args, row, data, weights, precision, stores, {"images_not_there": not_there}) as run:
-        criterion, views = create_loss(row.loss, class_weights=row.class_weights), kind.build(row.size)
-        trainer, loader = build_training(args, row, model, criterion, stores["train"], views, precision)
         fit(trainer, loader, validate, run)
         if distributed.is_main():
             with distributed.alone():

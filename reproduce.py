@@ -119,8 +119,11 @@ def keep(job: Job) -> None:
 
 def portable(command: str) -> str:
     """A command with absolute paths shortened to their last part."""
-    words = [Path(word).name if word.startswith(("/", "~")) else word for word in shlex.split(command)]
-    return shlex.join(words)
+    try:
+        words = shlex.split(command)
+    except ValueError:  # of a version that did not quote
+        return command
+    return shlex.join(Path(word).name if word.startswith(("/", "~")) else word for word in words)
 
 
 class Runner:
@@ -151,6 +154,8 @@ class Runner:
         device = self._free.get()
         try:
             return self.run_job(job, device)
+        except (UserError, OSError) as error:
+            return f"{job.name}: {error}"
         finally:
             self._free.put(device)
 
@@ -205,6 +210,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=MODEL, help="where run folders go (model)")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="where results go (results)")
     args = parser.parse_args(ours)
+    args.output, args.results = args.output.resolve(), args.results.resolve()  # runs start in the repository's root
     # A row's first seed before any second one: a stopped list holds as many rows as it can.
     jobs = [make_job(name, seed, flags, args.output, args.results) for seed in args.seeds for name in args.names]
     gpus = visible_gpus()

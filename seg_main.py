@@ -52,7 +52,7 @@ def evaluate(model: nn.Module, stores: dict[str, Store], row: Experiment, precis
     """Score the best weights where there is truth, write the predicted masks, draw the figures."""
     best_epoch, history = load_best(model, run.folder), run.history()
     metrics = {"validation": None, "test": None, "best_epoch": best_epoch, "epochs": len(history), "flips": row.flips}
-    tables = []
+    tables, scored = [], {}
     for split in ("validation", "test"):
         if split not in stores:
             continue
@@ -64,11 +64,14 @@ def evaluate(model: nn.Module, stores: dict[str, Store], row: Experiment, precis
         metrics[split] = summarize(counts)
         log.info(format_scores(split, metrics[split]))
         tables.append(counts.per_image().assign(split=split))
-        figure = plot_examples(model, stores[split], counts, precision, row.flips)
-        log.info("figure: %s", run.save_figure(figure, f"{split}.png"))
-    run.save_figure(plot_history(history, best_epoch), "history.png")
+        scored[split] = counts
     run.write_table("per_image.csv", pd.concat(tables))
     run.write_json("metrics.json", metrics)
+
+    run.save_figure(plot_history(history, best_epoch), "history.png")
+    for split, counts in scored.items():
+        figure = plot_examples(model, stores[split], counts, precision, row.flips)
+        log.info("figure: %s", run.save_figure(figure, f"{split}.png"))
 
 
 def main(argv: list[str] | None = None) -> Run:
@@ -91,9 +94,9 @@ def _main(args: argparse.Namespace, row: Experiment, precision: Precision) -> Ru
         first = {name: scores.pop(name) for name in ("jaccard", "threshold_jaccard", "dice")}
         return first["jaccard"], {f"val_{name}": value for name, value in (first | scores).items()}
 
+    criterion, views = create_loss(row.loss), MaskViews(row.size)
+    trainer, loader = build_training(args, row, model, criterion, stores["train"], views, precision)
     with start_run(args, row, data, weights, precision, stores) as run:
-        criterion, views = create_loss(row.loss), MaskViews(row.size)
-        trainer, loader = build_training(args, row, model, criterion, stores["train"], views, precision)
         fit(trainer, loader, validate, run)
         if distributed.is_main():
             with distributed.alone():

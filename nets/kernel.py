@@ -45,7 +45,7 @@ def load() -> ctypes.CDLL | None:
         pointer, whole, options = ctypes.c_void_p, ctypes.c_long, [ctypes.c_float, ctypes.c_int]
         library.attended_sum.argtypes = [*[pointer] * 5, *options, *[whole] * 3]
         library.attended_sum_gradients.argtypes = [*[pointer] * 5, *options, *[pointer] * 3, *[whole] * 3]
-    except (OSError, AttributeError, subprocess.CalledProcessError) as error:
+    except (OSError, AttributeError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: no home
         reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
         log.info("ARL blocks are computed by PyTorch, which is slower on a CPU: arl.c does not compile (%s)", reason)
         return None
@@ -68,5 +68,7 @@ def _compiled(compiler: str) -> Path:
             subprocess.run(
                 [compiler, *FLAGS, str(SOURCE), "-o", str(partial)], check=True, capture_output=True, text=True
             )
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())  # after a power cut the name would lead to zeros, which end the process
             partial.replace(path)
     return path

@@ -284,10 +284,23 @@ def test_one_image_at_a_time_may_be_too_little_for_batch_norm():
 @pytest.mark.parametrize("name", ["history.csv", "best.pth"])
 def test_a_run_that_lost_a_file_is_not_gone_on_with(store, tmp_path, name):
     run = Run(tmp_path / "run", {}, resume=True)
-    train(run, store, [0.1])
+    train(run, store, [0.2, 0.1])
     run.path(name).unlink()
-    with pytest.raises(UserError, match=r"last.pth is of epoch 1, but history.csv or best.pth is not there or shorter"):
-        train(run, store, [0.1, 0.2])
+    with pytest.raises(UserError, match=r"last.pth is of epoch 2, but history.csv or best.pth is not there or shorter"):
+        train(run, store, [0.2, 0.1, 0.3])
+
+
+@pytest.mark.fault("a kill after last.pth is written and before best.pth", "best.pth is made again from last.pth")
+def test_the_best_weights_of_the_last_epoch_are_made_again(store, tmp_path):
+    run = Run(tmp_path / "run", {}, resume=True)
+    train(run, store, [0.1, 0.2])
+    expected = torch.load(run.path("best.pth"), weights_only=True)
+    train(Run(tmp_path / "other", {}, resume=True), store, [0.1])
+    (tmp_path / "other" / "best.pth").replace(run.path("best.pth"))  # of the epoch before
+    train(run, store, [0.1, 0.2])
+    made = torch.load(run.path("best.pth"), weights_only=True)
+    assert made["progress"] == expected["progress"] and made["progress"]["best_epoch"] == 2
+    assert all(torch.equal(tensor, made["model"][name]) for name, tensor in expected["model"].items())
 
 
 @pytest.mark.fault("a learning rate at which the loss explodes", "stops with epoch, images and the way out named")

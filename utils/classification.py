@@ -73,6 +73,8 @@ def class_probabilities(
                 yield from (view[::rows, ::columns] for rows, columns in steps)
 
     each = np.array(list(predict(model, inputs(), precision, batch_size)), dtype=np.float32)
+    if not np.isfinite(each).all():
+        raise UserError("the network's outputs are not finite although its weights are: start afresh with a lower --lr")
     means = each.reshape(len(indices), -1, len(CLASSES)).mean(axis=1)
     found = dict(distributed.gather(list(zip(indices, means, strict=True))))
     return np.stack([found[index] for index in range(len(store.samples))])

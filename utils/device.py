@@ -57,7 +57,7 @@ def find_device(name: str | None = None) -> torch.device:
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise UserError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from error
     return device
 

@@ -2,10 +2,12 @@
 
 import errno
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm  # text in notebooks too: of a widget for each epoch, a saved notebook keeps error messages
 
@@ -18,12 +20,42 @@ SECONDS_BETWEEN_LINES = 30.0
 _MAKE_ROOM = "make room, and the same command (without -c 0) goes on"
 _PERMIT = "check its permissions, or choose another folder"
 WAYS_OUT = {  # of what the system refuses
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), _MAKE_ROOM),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _MAKE_ROOM),
+    **dict.fromkeys((errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.ENOLCK, errno.EBUSY), "check the disk"),
+    **dict.fromkeys((errno.ENOTEMPTY, errno.EEXIST, errno.ELOOP), "check what lies there"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), _PERMIT),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG), "check the name"),
     errno.EMFILE: "allow more open files (ulimit -n), or take fewer --workers",
     errno.EIO: "check the disk",
 }
+
+
+class _Lasting:
+    """A stream whose other end may go away: a closed terminal or pipe takes the text, and stops nothing."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream or _nowhere()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _try(self, name: str, *arguments: Any) -> Any:
+        try:
+            return getattr(self._stream, name)(*arguments)
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):
+                raise
+            self._stream = _nowhere()
+
+    def write(self, text: str) -> Any:
+        return self._try("write", text)
+
+    def flush(self) -> None:
+        self._try("flush")
+
+
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w")
 
 
 class _Handler(logging.StreamHandler):
@@ -54,6 +86,7 @@ def run_script(main: Callable[[], Any]) -> None:
     Exit code 2 after a user's mistake or a refusal of the system's, such as a full disk (one line, no traceback),
     128 + n after the signal n (`utils.stopping`).
     """
+    sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)
     start_logging()
     try:
         with stop_signals() as stop, stop.at_once():

@@ -29,6 +29,7 @@ from utils.weights import load_file
 HALVED_EVERY = 30  # epochs, of the ARL-CNN paper's schedule
 LEAST_SCALE = 1e-4  # of a float16 loss; halved at each gradient that is not finite, from 65536 on
 ON_NAN = ("stop", "skip")
+_LOADER_FAILURES = ("DataLoader worker", "shared memory", "shm_open")  # in torch's messages
 GO_ON = "the same command (without -c 0) goes on from there"
 
 
@@ -340,6 +341,8 @@ def fit(
             trainer.load_state(load_file(last))
         done = trainer.progress
         log.info("continuing %s after epoch %d, step %d", run.folder, done.epoch, done.step)
+        if done.step == 0:  # killed after last.pth was written and before best.pth
+            _keep_best(trainer, run)
     history = [row for row in run.history() if row["epoch"] <= done.epoch]
     if len(history) < done.epoch or (done.best_epoch and not run.path("best.pth").is_file()):
         raise UserError(
@@ -358,11 +361,11 @@ def fit(
             done.epoch, done.step, done.loss, done.uncounted = done.epoch + 1, 0, 0.0, 0
             if score > done.best_score:
                 done.best_score, done.best_epoch = score, done.epoch
-                _save({"model": trainer.model.state_dict(), "progress": vars(done).copy()}, run.path("best.pth"))
             history.append(row)
             run.write_history(history)
             run.write_events(row, done.epoch)
             _save(trainer.state(), last)
+            _keep_best(trainer, run)
             shown = "  ".join(f"{name.removeprefix('train_')} {value:.4f}" for name, value in [*row.items()][2:6])
             star = "*" if done.best_epoch == done.epoch else ""
             length = trainer.schedule.epochs
@@ -385,6 +388,13 @@ def _epoch(
     start = time.perf_counter()
     try:
         loss = trainer.train_one_epoch(loader, lambda: stop.number is not None)
+    except RuntimeError as problem:
+        if not any(sign in str(problem) for sign in _LOADER_FAILURES):
+            raise
+        raise UserError(
+            f"a loader process failed ({str(problem).splitlines()[0][:160]}): take fewer --workers (0 for none), or "
+            f"allow more shared memory (docker --shm-size); {GO_ON}"
+        ) from problem
     except NotFinite as problem:
         ids = ", ".join(loader.dataset.store.samples[index].id for index in problem.indices)
         raise UserError(f"{problem} {_way_out(trainer, run)}; the images of this step: {ids}") from problem
@@ -405,6 +415,13 @@ def _epoch(
     row = {"epoch": done.epoch + 1, "lr": done.lr, "train_loss": loss, **columns, **alphas(trainer.model)}
     row |= {"train_seconds": round(seconds, 3), "images_per_second": round(images / seconds, 2)}
     return row, score
+
+
+def _keep_best(trainer: Trainer, run: Run) -> None:
+    """best.pth, where the epoch just done is the best one. After last.pth, from which it can be made again."""
+    if trainer.progress.best_epoch == trainer.progress.epoch:
+        state = {"model": trainer.model.state_dict(), "progress": vars(trainer.progress).copy()}
+        _save(state, run.path("best.pth"))
 
 
 def _way_out(trainer: Trainer, run: Run) -> str:

@@ -25,6 +25,7 @@ from utils.store import CACHE
 from utils.trained import RELEASED, classify, load_network, prepare_for, write_released
 
 CARD = "README.md"
+_VIEWS = {"1": "the whole frame, squeezed", "9": "nine patches", "center9": "nine central patches"}
 _TASKS = {
     "segmentation": "Outlines the skin lesion in a dermoscopic photograph: a mask of the photograph's own size.",
     "classification": "Gives a dermoscopic photograph probabilities of melanoma, seborrheic keratosis and nevus, which "
@@ -61,11 +62,10 @@ def model_card(run: RunResult, scores: str, size: int) -> str:
     start = weights.get("source") or weights.get("file") or "random weights"
     width, height = settings["size"]
     attention = f" (attention {settings['attention']}, α {settings['alpha']})" if settings.get("attention") else ""
-    views = "the four flips averaged" if run.metrics.get("flips") else "no flips averaged"
+    views = _VIEWS[run.metrics.get("views", "1")]
+    views += ", the four flips averaged" if run.metrics.get("flips") else ""
     images = settings["train_images"].partition(",")[0]
     differs = "".join(f"; {text}" for text in deviations(run))
-    if run.task == "classification":
-        views = f"views `{run.metrics['views']}` of `utils/patches.py`, {views}"
     return f"""# {run.experiment}, seed {run.seed}
 
 {_TASKS[run.task]} **Not a medical device: for research on methods, never for a decision about a patient.**
@@ -75,7 +75,7 @@ def model_card(run: RunResult, scores: str, size: int) -> str:
 | | |
 |---|---|
 | network | `{settings["net"]}`{attention} |
-| input | {width}×{height} pixels, the whole frame squeezed to it; {views} |
+| input | {width}×{height} pixels: {views} |
 | starts from | {start} |
 | trained on | ISIC 2017, {images}{differs} |
 | schedule | {run.metrics["epochs"]} epochs, of which number {run.metrics["best_epoch"]} was the best; \

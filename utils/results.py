@@ -10,6 +10,7 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from utils.evaluation import COUNTS, METRICS
 from utils.evaluation_cls import TASKS
 from utils.logger import run_script
 
+MAX_MASK = 32 << 20  # bytes of a PNG mask
 IMAGES = {"validation": 150, "test": 600}  # of the challenge
 
 
@@ -96,10 +98,18 @@ class RunResult:
         try:
             with (
                 zipfile.ZipFile(path) as archive,
-                Image.open(io.BytesIO(archive.read(f"{image_id}_segmentation.png"))) as mask,
+                Image.open(io.BytesIO(_read_member(archive, f"{image_id}_segmentation.png")), formats=("PNG",)) as mask,
             ):
                 return (np.array(mask.convert("L")) > 128).astype(np.uint8)
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
+        except (
+            OSError,
+            KeyError,
+            ValueError,
+            RuntimeError,
+            zlib.error,
+            zipfile.BadZipFile,
+            Image.DecompressionBombError,
+        ) as error:
             raise UserError(f"{path}: damaged, or without {image_id} ({error}); copy it again from the run") from error
 
     def image_ids(self, split: str) -> frozenset[str]:
@@ -129,7 +139,7 @@ def find_runs(*folders: str | Path) -> list[RunResult]:
     UserError naming the file when one of the two is damaged or they do not belong together.
     """
     paths = {path.resolve(): path.parent for folder in folders for path in sorted(Path(folder).rglob("config.json"))}
-    found = (_read_run(folder) for folder in paths.values() if not re.search(r"\.old\d+$", folder.name))
+    found = (_read_run(folder) for folder in paths.values() if not re.search(r"\.(old\d+|partial)$", folder.name))
     return [run for run in found if run]
 
 
@@ -161,6 +171,13 @@ def _read_run(folder: Path) -> RunResult | None:
         raise UserError(f"{folder / 'metrics.json'}: not the scores of a {task} run, as config.json says it is")
     data = Path(config["data"]) if config.get("data") else None
     return RunResult(folder, settings["name"], task, settings, metrics, data)
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """ValueError for one that claims more bytes than any mask has: it would be unpacked into memory."""
+    if archive.getinfo(name).file_size > MAX_MASK:
+        raise ValueError(f"{name} claims more than {MAX_MASK} bytes")
+    return archive.read(name)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

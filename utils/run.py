@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -69,6 +70,8 @@ class Run:
                 log.info("%s: the run that lay here is now %s", folder, old.name)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob("*.partial"):  # by a kill
+                left.unlink()
             self.write_json("config.json", config)
             (folder / "figures").mkdir(exist_ok=True)
         except OSError as error:
@@ -95,6 +98,10 @@ class Run:
                 "this version prepares them in another way; put them back, or start afresh with -c 0 (the old run is "
                 "kept)"
             )
+        before = [config, *config.get("continued", [])][-1]
+        other = [name for name in ("precision", "cpu_threads", "versions") if before.get(name) != facts.get(name)]
+        if other:
+            log.warning("%s goes on with other %s: not to the same bits", self.folder, " and ".join(other))
         return config | {"continued": [*config.get("continued", []), dict(facts)]}
 
     def path(self, name: str) -> Path:
@@ -150,7 +157,9 @@ class Run:
 
     def save_figure(self, figure: Figure, name: str) -> Path:
         path = self.path("figures") / name
-        figure.savefig(path, dpi=150, bbox_inches="tight")
+        path.parent.mkdir(exist_ok=True)
+        with written_whole(path) as file:
+            figure.savefig(file, format=path.suffix[1:], dpi=150, bbox_inches="tight")
         return path
 
     def close(self) -> None:
@@ -209,13 +218,14 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
     UserError when its folder is not there.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # two processes may write one file
     if not path.parent.is_dir():
         raise UserError(
             f"{path.parent} is no longer there: {path.name} could not be written; put it back, or start again"
         )
     try:
-        with partial.open("wb") as file:
+        partial.unlink(missing_ok=True)
+        with partial.open("xb") as file:  # through no link
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -251,7 +261,7 @@ def environment(device: torch.device) -> dict[str, Any]:
             versions[name] = "not found"
     return {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "command": " ".join(["python", *_program(), *sys.argv[1:]]),
+        "command": shlex.join(["python", *_program(), *sys.argv[1:]]),
         "git_commit": _git_commit(),
         "device": device_name(device),
         "platform": f"{platform.system()} {platform.machine()}",

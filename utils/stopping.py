@@ -6,6 +6,7 @@ A signal that is ignored when Python starts stays so: `nohup` ignores SIGHUP.
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +56,15 @@ class StopSignals:
 @contextmanager
 def stop_signals() -> Iterator[StopSignals]:
     """Take the signals of NAMES over, in the main thread (elsewhere none arrives); the old handlers come back after."""
-    stop, before = StopSignals(), {}
+    stop, before, hook = StopSignals(), {}, sys.unraisablehook
+
+    def again(unraisable: "sys.UnraisableHookArgs") -> None:
+        if isinstance(unraisable.exc_value, StopRequested):  # raised within a destructor or callback, which ends there
+            threading.Timer(0.01, os.kill, (os.getpid(), unraisable.exc_value.number)).start()
+        else:
+            hook(unraisable)
+
+    sys.unraisablehook = again
     if threading.current_thread() is threading.main_thread():
         for name in NAMES:
             number = getattr(signal, name, None)
@@ -64,6 +73,7 @@ def stop_signals() -> Iterator[StopSignals]:
     try:
         yield stop
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 

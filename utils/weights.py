@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ MAX_PICKLE = 8 << 20  # bytes of names, shapes and plain values in a file; read,
 _PLAIN = {  # what the checkpoints of state dicts, optimizers and schedulers are made of, beside dtypes and storages
     *("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"),
     *("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter", "torch.Size", "torch.device"),
-    *("collections.Counter", "_codecs.encode", "builtins.set", "__builtin__.set", "builtins.complex"),
+    *("collections.Counter", "builtins.set", "__builtin__.set", "builtins.complex"),
 }
 _ITEM_BYTES = {
     **{"UntypedStorage": 1, "BoolStorage": 1, "ByteStorage": 1, "CharStorage": 1, "HalfStorage": 2, "ShortStorage": 2},
@@ -204,8 +204,8 @@ def export_arl18(model: nn.Module, folder: Path, source: Mapping[str, Any]) -> N
 def _source(path: Path) -> str:
     content = load_file(path)
     source = content.get("source") if isinstance(content, dict) else None
-    text = ", ".join(f"{name} {value}" for name, value in source.items()) if isinstance(source, dict) else ""
-    return text if text.isprintable() else repr(text)
+    plain = isinstance(source, dict) and all(isinstance(value, str | int | float) for value in source.values())
+    return _shown(", ".join(f"{name} {value}" for name, value in source.items()), 400) if plain else ""
 
 
 def load_file(path: str | Path | BinaryIO, shown: str | Path | None = None) -> Any:
@@ -239,10 +239,22 @@ class _Claims(pickle._Unpickler):
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file)
         self.storages: dict[Any, int] = {}  # bytes by key
+        self._left = MAX_PICKLE
+
+    def load_reduce(self) -> None:
+        """A call copies its arguments, and five bytes of a file repeat it: all together are as bounded as the file."""
+        self._left -= _length(self.stack[-1])
+        if self._left < 0:
+            raise pickle.UnpicklingError(f"calls with more than {MAX_PICKLE} values")
+        super().load_reduce()
+
+    dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.REDUCE[0]: load_reduce}
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" == "collections.OrderedDict":
             return OrderedDict
+        if f"{module}.{name}" == "_codecs.encode":
+            return _bytes
         if module in ("torch", "torch.storage") and name in _ITEM_BYTES:
             return _ITEM_BYTES[name]
         if f"{module}.{name}" in _PLAIN or (module == "torch" and isinstance(getattr(torch, name), torch.dtype)):
@@ -256,11 +268,27 @@ class _Claims(pickle._Unpickler):
         self.storages[key] = max(self.storages.get(key, 0), itemsize * count)
 
 
+def _length(arguments: Any) -> int:
+    return 1 + sum(
+        len(each) for each in arguments if isinstance(each, str | bytes | list | tuple | dict | set | _Inert)
+    )
+
+
+def _bytes(text: str, codec: str) -> bytes:
+    """How old pickles hold bytes. Other codecs make them longer at each call ("hex"), or read what is none of ours."""
+    if codec != "latin1":
+        raise pickle.UnpicklingError(f"text in {codec!r}")
+    return text.encode(codec)
+
+
 class _Inert:
     """Stands for what `_Claims` does not make."""
 
     def __init__(self, *args: Any) -> None:
-        pass
+        self._size = _length(args)
+
+    def __len__(self) -> int:
+        return self._size
 
     def __setstate__(self, state: Any) -> None:
         pass
