@@ -738,6 +738,19 @@ class Call:
         return self.call
 
 
+def doubling() -> bytes:
+    """A pickle that writes a text in hexadecimal digits, then those, and so on: twice as long each time."""
+    text, latin1, hexadecimal = (b"X" + struct.pack("<I", len(t)) + t for t in (b"A" * 64, b"latin1", b"hex"))
+    first = b"c_codecs\nencode\nq\x00" + text + latin1 + b"\x86Rq\x01" + hexadecimal + b"q\x02"
+    return b"\x80\x02](" + first + b"h\x00h\x01h\x02\x86Rq\x01" * 30 + b"e."
+
+
+def copying() -> bytes:
+    """A pickle that makes one set after the other of the same list of 100,000 numbers."""
+    numbers = pickle.dumps(list(range(100_000)), 2).removesuffix(b".")  # kept as number 0
+    return numbers + b"cbuiltins\nset\nh\x00\x85R0" * 200 + b"."
+
+
 def archive(root: Path, pickled: bytes, **entries: bytes) -> None:
     """A file as torch.save writes them, around any pickle."""
     with zipfile.ZipFile(weights_file(root), "w") as file:
@@ -785,6 +798,8 @@ BOMBS: dict[str, tuple[Callable[[Path], Any], str]] = {  # and the reason that i
         lambda r: archive(r, pickle.dumps(Call(bytearray, 10 << 30), 2)),
         "__builtin__.bytearray is none of the plain types)",
     ),
+    "pickle of 1 kB that doubles a text thirty times": (lambda r: archive(r, doubling()), "text in 'hex')"),
+    "pickle that copies a list again and again": (lambda r: archive(r, copying()), "calls with more than"),
     "pickle that asks for a tensor of 40 GB": (
         lambda r: archive(r, pickle.dumps(Call(torch.Tensor, 10**5, 10**5), 2)),
         "torch.Tensor is none of the plain types)",

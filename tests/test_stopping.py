@@ -1,11 +1,14 @@
 """Runs that are stopped, killed, or in each other's way: nothing is lost, and the exit code tells what happened."""
 
 import errno
+import fcntl
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -132,6 +135,39 @@ def test_nohup_keeps_the_loader_processes_going(folder):
     process.communicate(timeout=120)
     assert process.returncode == 0
     assert differences(run_of(folder, "whole"), run_of(folder, "group-nohup")) == []
+
+
+@pytest.mark.fault("whoever reads the output goes away (`| head`)", "the run goes on to its end")
+def test_a_reader_that_goes_away_stops_nothing(folder):
+    process = begin(folder, "head")
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0
+    assert (run_of(folder, "head") / "metrics.json").is_file()
+    assert differences(run_of(folder, "whole"), run_of(folder, "head")) == []
+
+
+@pytest.mark.fault("a terminal that is closed", "a checkpoint after the step; exit code 129; same end")
+def test_a_closed_terminal_is_a_hangup(folder):
+    """A real one: its session's processes get SIGHUP, and writing to it fails from then on."""
+    outer, inner = pty.openpty()
+    command = [sys.executable, "-u", str(folder / "program.py"), *arguments(folder, "terminal")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def own_terminal() -> None:
+        all_signals()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    streams = {"stdin": inner, "stdout": inner, "stderr": inner, "start_new_session": True}
+    process = subprocess.Popen(command, cwd=folder, env=environment, preexec_fn=own_terminal, **streams)
+    os.close(inner)
+    shown = b""
+    while b"step 1 1" not in shown:
+        shown += os.read(outer, 4096)
+    os.close(outer)
+    assert process.wait(timeout=120) == 129
+    seg_main.main(arguments(folder, "terminal"))
+    assert differences(run_of(folder, "whole"), run_of(folder, "terminal")) == []
 
 
 @pytest.mark.fault("SIGHUP under `nohup`", "the run goes on; same end")
