@@ -77,6 +77,16 @@ def test_a_block_is_that_of_the_formula():
         assert torch.allclose(block(x), expected, atol=1e-5) and bool((expected < 0).any())
 
 
+def test_a_fifth_of_the_features_is_dropped_in_training():
+    model, kept = nets.create_model("mobilenet").train(), []
+    model.fc.register_forward_pre_hook(lambda _module, inputs: kept.append(inputs[0]))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model(torch.randn(8, 3, 64, 64))
+    before = float((kept[0] == 0).float().mean())
+    assert 0.17 < before < 0.25  # ReLU6 leaves hardly any mean at 0
+
+
 def test_another_file_is_no_package(tmp_path):
     torch.save({"features.2.conv.5.weight": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"features.2.conv.5.weight: no name of MobileNetV2"):
