@@ -1,7 +1,7 @@
 """Outline the lesion, or tell the class, of photographs of your own with a trained network.
 
-    python -m utils.predict results/seg-b1/seed2 photo.jpg folder/ --output predictions
-    python -m utils.predict model/cls-2-4/run0 folder/
+    python -m utils.predict model/seg-b1/run2 photo.jpg folder/ --output predictions
+    python -m utils.predict results/cls-b1/seed5 folder/
 
 The first argument is a run's folder: one of seg_main.py or cls_main.py, or one in results/ that holds its weights. A
 segmenter leaves <name>_segmentation.png (0 and 255, at the photograph's own size) for each photograph, a classifier one
