@@ -62,7 +62,7 @@ class Scale:
     image_size: tuple[int, int] | None = None
     batch_size: int | None = None
     steps: int = 1
-    epoch_steps: int = 3
+    epoch_steps: int = 2
     rounds: int = 5
     loader_rows: int = 256
     matmul: tuple[int, ...] = (512, 1024, 2048, 3072)
