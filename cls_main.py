@@ -35,6 +35,7 @@ from utils.command_line import (
     positive,
     start_run,
 )
+from utils.copies import copies_between
 from utils.data import CLASSES
 from utils.device import Precision, find_device, find_precision
 from utils.evaluation_cls import TASKS, classification_scores, official_predictions, official_truth, predictions_table
@@ -44,7 +45,7 @@ from utils.loss import create_loss
 from utils.model import fit, load_best
 from utils.patches import TRAIN_VIEWS, VIEWS
 from utils.run import Run
-from utils.splits import Data, classification_data
+from utils.splits import Data, classification_data, refuse_copies
 from utils.store import Store, prepare
 from utils.visualize import plot_classification, plot_history
 from utils.weights import export_arl18
@@ -160,15 +161,14 @@ def main(argv: list[str] | None = None) -> Run:
 def _main(args: argparse.Namespace, row: Experiment, precision: Precision) -> Run:
     kind = TRAIN_VIEWS[row.train_views]
     with distributed.main_first():
-        data, absent = classification_data(
-            args.data, keep_copies=args.keep_copies, require_all=args.require_all, cache=args.cache
-        )
+        data, absent = classification_data(args.data, keep_copies=args.keep_copies, require_all=args.require_all)
         if row.class_weights == "balanced":
             row = replace(row, class_weights=balanced_weights(labels_of(data["train"])))
         torch.manual_seed(args.seed)
         model, weights = build_model(args, row)
         stored, center = stored_sizes(data["train"], row.size, kind)
         stores = prepare_all(data, stored, center, args.cache)
+        refuse_copies(copies_between(stores), data, keep_copies=args.keep_copies)
     truth = labels_of(data["validation"])
 
     def validate(model: nn.Module) -> tuple[float, dict[str, float]]:

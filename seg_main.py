@@ -18,6 +18,7 @@ from torch import nn
 
 from utils import distributed
 from utils.command_line import Task, build_model, build_training, choose_experiment, make_parser, start_run
+from utils.copies import copies_between
 from utils.device import Precision, find_device, find_precision
 from utils.experiments import Experiment
 from utils.loader import MaskViews, stored_size
@@ -26,7 +27,7 @@ from utils.loss import LOSSES, create_loss
 from utils.model import fit, load_best
 from utils.run import Run
 from utils.segmentation import format_scores, plot_examples, score, summarize, write_masks
-from utils.splits import Data, segmentation_data
+from utils.splits import Data, refuse_copies, segmentation_data
 from utils.store import Store, prepare
 from utils.visualize import plot_history
 
@@ -84,10 +85,11 @@ def main(argv: list[str] | None = None) -> Run:
 
 def _main(args: argparse.Namespace, row: Experiment, precision: Precision) -> Run:
     with distributed.main_first():
-        data = segmentation_data(args.data, keep_copies=args.keep_copies, cache=args.cache)
+        data = segmentation_data(args.data, keep_copies=args.keep_copies)
         torch.manual_seed(args.seed)
         model, weights = build_model(args, row)
         stores = prepare_all(data, row.size, args.cache)
+        refuse_copies(copies_between(stores), data, keep_copies=args.keep_copies)
 
     def validate(model: nn.Module) -> tuple[float, dict[str, float]]:
         scores = score(model, stores["validation"], precision, row.batch_size).official()

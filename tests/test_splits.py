@@ -12,7 +12,8 @@ from PIL import Image
 from utils import UserError, copies
 from utils.data import LEFT_OUT, find_files
 from utils.sample import make_sample
-from utils.splits import LAST_ID, OFFICIAL, classification_data, segmentation_data
+from utils.splits import LAST_ID, OFFICIAL, classification_data, refuse_copies, segmentation_data
+from utils.store import prepare
 
 HEADER = "image_id,melanoma,seborrheic_keratosis\n"
 
@@ -138,41 +139,66 @@ def test_the_official_ids_are_those_of_the_real_folder(isic2017):
     assert max(OFFICIAL["test"]) == f"ISIC_{LAST_ID:07}"
 
 
+def search(root: Path, cache: Path, size: tuple[int, int] = (48, 32), keep_copies: bool = False) -> None:
+    """As `seg_main.py` does before it trains."""
+    data = segmentation_data(root, keep_copies=keep_copies)
+    stores = {split: prepare(data[split], size, cache) for split in data}
+    refuse_copies(copies.copies_between(stores), data, keep_copies=keep_copies)
+
+
 def test_the_real_data_raise_no_false_alarm_and_are_searched_once(isic2017, tmp_path, monkeypatch, caplog):
-    cache = tmp_path / "not" / "there yet"
-    segmentation_data(isic2017, cache=cache)
-    assert {path.name for path in cache.iterdir()} == {"thumbnails.json", "keypoints.json"}
-    monkeypatch.setattr(copies, "read_image", lambda *_: pytest.fail("an unchanged image was decoded again"))
-    segmentation_data(isic2017, cache=cache)
-    classification_data(isic2017, cache=cache)
+    search(isic2017, tmp_path)
+    assert (tmp_path / "copies.json").is_file()
+    monkeypatch.setattr(copies, "find_copies", lambda *_: pytest.fail("the same images were searched again"))
+    search(isic2017, tmp_path)
     assert [record for record in caplog.records if record.levelname == "WARNING"] == []
 
 
-def test_copies_that_are_kept_are_warned_about(isic2017, tmp_path, caplog):
-    segmentation_data(isic2017, keep_copies=True)
-    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "ISIC_0012175.jpg = " in warning and "training on 24 copies of images of other splits" in warning
+@pytest.mark.parametrize("size", [(32, 32), (168, 112)])
+def test_the_search_finds_the_same_copies_at_any_size_and_twice(isic2017, tmp_path, caplog, size):
+    for _ in range(2):
+        search(isic2017, tmp_path, size, keep_copies=True)
+        (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert "ISIC_0012175.jpg = " in warning and "training on 24 copies of images of other splits" in warning
+        caplog.clear()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "damaged entries"])
-def test_a_damaged_memory_of_the_search_is_done_without(root, tmp_path, monkeypatch, content):
-    monkeypatch.setattr("utils.store.SETTLED", -(10**12))  # files of this moment count as settled
+def test_the_search_decodes_nothing_but_look_alikes(root, tmp_path, monkeypatch):
+    """The prepared images are enough, and each original was decoded once for them."""
+    monkeypatch.setattr(copies, "read_image", lambda *_: pytest.fail("an original was decoded again"))
     shutil.copy(
         next((root / "ISIC-2017_Test_v2_Data").glob("*.jpg")), root / "ISIC-2017_Training_Data/ISIC_9000000.jpg"
     )
-    cache = tmp_path / "cache"
+    with pytest.raises(UserError, match=r"ISIC_9000000.jpg = .*same file"):
+        search(root, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "damaged entries", "other positions"])
+def test_a_damaged_memory_of_the_search_is_done_without(root, tmp_path, content):
+    shutil.copy(
+        next((root / "ISIC-2017_Test_v2_Data").glob("*.jpg")), root / "ISIC-2017_Training_Data/ISIC_9000000.jpg"
+    )
+    index = tmp_path / "cache/copies.json"
     for _ in range(2):
         with pytest.raises(UserError, match=r"ISIC_9000000.jpg = .*same file"):
-            segmentation_data(root, cache=cache)
-        known = json.loads((cache / "thumbnails.json").read_text())
-        damaged = {path: [*entry[:-1], [1, "x"]] for path, entry in known.items()}
-        for name, entries in (("thumbnails.json", damaged), ("keypoints.json", {})):
-            (cache / name).write_text(json.dumps(entries) if content == "damaged entries" else content)
+            search(root, tmp_path / "cache")
+        damage = {"damaged entries": [[1, "x"]], "other positions": [["train", "test", 8, 10**6, 1.0, True, False]]}
+        known = json.loads(index.read_text())
+        index.write_text(json.dumps(dict.fromkeys(known, damage[content])) if content in damage else content)
+
+
+def test_what_is_known_of_stores_that_are_gone_is_forgotten(root, tmp_path):
+    search(root, tmp_path)
+    (key,) = json.loads((tmp_path / "copies.json").read_text())
+    for path in tmp_path.glob("*.npy"):
+        path.unlink()
+    search(root, tmp_path, (24, 16))
+    (other,) = json.loads((tmp_path / "copies.json").read_text())
+    assert other != key
 
 
 def test_edited_copies_are_found_again_from_the_memory_of_the_search(root, tmp_path, monkeypatch):
     """Keypoints decide between images that resemble each other; they are counted once."""
-    monkeypatch.setattr("utils.store.SETTLED", -(10**12))
     counted, count = [], copies._keypoints
     monkeypatch.setattr(copies, "_keypoints", lambda path: counted.append(path) or count(path))
     (image, *_) = sorted((root / "ISIC-2017_Test_v2_Data").glob("*.jpg"))
@@ -184,5 +210,5 @@ def test_edited_copies_are_found_again_from_the_memory_of_the_search(root, tmp_p
     Image.fromarray(brighter).save(root / "ISIC-2017_Training_Data/ISIC_9000000.jpg")
     for _ in range(2):
         with pytest.raises(UserError, match=r"ISIC_9000000.jpg = .*near copy, similarity 0.9[0-8]"):
-            segmentation_data(root, cache=tmp_path / "cache")
+            search(root, tmp_path / "cache")
     assert len(counted) == 2

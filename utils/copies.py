@@ -1,6 +1,5 @@
 """The same photograph in two splits: found by its bytes, by a thumbnail, or by what keypoints it shares."""
 
-import base64
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,24 +12,25 @@ import numpy as np
 from tqdm import tqdm
 
 from utils import UserError
-from utils.data import KNOWN_COPIES, SPLITS, Sample, image_size, read_image
+from utils.data import KNOWN_COPIES, SPLITS, Sample, read_image, resized
 from utils.device import cores
-from utils.store import read_index, remembered, sha256, write_index
+from utils.store import Store, image_hashes, in_order, read_index, write_index
 
 # Measured on all 2,750 images. Grey thumbnails of two photographs correlate by 0.974 at most, re-encoded copies by
 # 0.999 and more. Copies edited in colour and frame go down to 0.927, so from CANDIDATE on the details decide: with
 # one affine map, copies share 70 or more keypoints, two photographs 13 at most. Turned by quarters or mirrored, two
 # photographs correlate by 0.965 at most.
 THUMBNAIL, CANDIDATE, COPY, KEYPOINTS = 32, 0.90, 0.99, 30
+BLOCK = 4096  # images of a split that are compared at a time
 
 
 @dataclass(frozen=True)
-class ImageFacts:
-    """What tells an image from others: (width, height), SHA-256 of the file, grey thumbnail."""
+class Looks:
+    """The images of a split, in order, with what tells them apart: SHA-256 of the files, uint8 [N, THUMBNAIL²]."""
 
-    size: tuple[int, int]
-    digest: str
-    thumbnail: np.ndarray  # float32 [THUMBNAIL²], zero mean, unit length
+    samples: Sequence[Sample]
+    digests: Sequence[str]
+    thumbnails: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -57,67 +57,88 @@ class Copy:
         return "same file" if self.exact else f"{near}, similarity {self.similarity:.4f}"
 
 
-def copies_between(data: Mapping[str, Sequence[Sample]], cache: Path | None = None) -> list[Copy]:
-    """Copies across the splits of `data`; what cannot be read is passed over.
+def copies_between(stores: Mapping[str, Store]) -> list[Copy]:
+    """Copies across the splits, by the prepared images: of the originals only those of look-alikes are decoded.
 
-    4.4 s on one core for 2,750 images of 256×256. The folder `cache` keeps what was found out about each file, which
-    spares decoding originals again; without one nothing is kept.
+    What is found is kept in `copies.json` beside the stores, so that the same images are searched once.
     """
-    files = [sample.image for samples in data.values() for sample in samples]
-    entries = remembered(_packed_facts, files, cache and cache / "thumbnails.json", "looking for copies")
-    facts = {path: _unpacked_facts(path, entry[-1]) for path, entry in entries.items()}
-    readable = {
-        split: {s.id: (s.image, facts[s.image]) for s in data.get(split, ()) if facts[s.image]} for split in SPLITS
+    splits = [split for split in SPLITS if split in stores]
+    if len(splits) < 2:
+        return []
+    folder = stores[splits[0]].path.parent
+    index, key = folder / "copies.json", " ".join(f"{split} {stores[split].path.stem}" for split in splits)
+    known = read_index(index)
+    try:
+        return [_unpacked(entry, stores) for entry in known[key]]
+    except (IndexError, KeyError, TypeError, ValueError):  # not there, or damaged
+        pass
+    copies = find_copies({split: _looks(stores[split]) for split in splits})
+    place = (
+        {(split, sample.id): n for split in splits for n, sample in enumerate(stores[split].samples)} if copies else {}
+    )
+    found = [
+        [
+            *copy.splits,
+            *(place[it] for it in zip(copy.splits, copy.ids, strict=True)),
+            copy.similarity,
+            copy.exact,
+            copy.turned,
+        ]
+        for copy in copies
+    ]
+    known = {
+        key: each for key, each in known.items() if all((folder / f"{stem}.npy").exists() for stem in key.split()[1::2])
     }
-    index = cache and cache / "keypoints.json"
-    shared = read_index(index)
-    before = len(shared)
-    copies = find_copies(readable, shared)
-    if len(shared) > before:
-        write_index(index, shared)
+    write_index(index, known | {key: found})
     return copies
 
 
-def find_copies(
-    readable: dict[str, dict[str, tuple[Path, ImageFacts]]], shared: dict[str, int] | None = None
-) -> list[Copy]:
-    """Copies across splits, by bytes, by thumbnail (turned and mirrored too), or by thumbnail and keypoints together.
+def _unpacked(entry: list, stores: Mapping[str, Store]) -> Copy:
+    a, b, i, j, similarity, exact, turned = entry
+    first, second = stores[a].samples[i], stores[b].samples[j]
+    return Copy((a, b), (first.image, second.image), (first.id, second.id), float(similarity), exact, turned)
 
-    readable: by split, then by id, the file and its facts.
-    shared: how many keypoints two images share, by `_pair`; used where it is known, and filled.
+
+def _looks(store: Store) -> Looks:
+    with ThreadPoolExecutor(cores()) as pool:
+        pixels = in_order(pool, _thumbnail, store.pixels())
+        thumbnails = np.stack(list(tqdm(pixels, "looking for copies", len(store.samples), disable=None, leave=False)))
+    return Looks(store.samples, image_hashes(store), thumbnails)
+
+
+def find_copies(looks: Mapping[str, Looks]) -> list[Copy]:
+    """Copies across splits, by bytes, by thumbnail (turned and mirrored too), or by thumbnail and keypoints together.
 
     Not found: copies framed so differently, or turned by other angles, that their thumbnails do not resemble each
     other; and any whose colours, contrast or frame were edited and that are turned or mirrored too.
     """
-    shared = {} if shared is None else shared
     copies, doubtful = [], []
-    for a, b in itertools.combinations([split for split in SPLITS if readable[split]], 2):
-        left, right = list(readable[a].items()), list(readable[b].items())
-        thumbs = [np.stack([facts.thumbnail for _, (_, facts) in side]) for side in (left, right)]
-        digests = [np.array([facts.digest for _, (_, facts) in side]) for side in (left, right)]
-        exact = digests[0][:, None] == digests[1][None]
-        upright = thumbs[0] @ thumbs[1].T  # [images of a, images of b]
-        turned = np.full_like(upright, -1)
-        for other in _turns(thumbs[1]):
-            np.maximum(turned, thumbs[0] @ other.T, out=turned)
-        for i, j in np.argwhere(exact | (upright >= CANDIDATE) | (turned >= COPY)):
-            (id_a, (path_a, _)), (id_b, (path_b, _)) = left[i], right[j]
-            as_it_is = bool(exact[i, j] or upright[i, j] >= max(COPY, turned[i, j]))
-            is_turned = bool(not as_it_is and turned[i, j] >= COPY)
-            similarity = float((turned if is_turned else upright)[i, j])
-            copy = Copy((a, b), (path_a, path_b), (id_a, id_b), similarity, bool(exact[i, j]), is_turned)
-            (copies if as_it_is or is_turned else doubtful).append(copy)
-    facts = {path: facts for images in readable.values() for path, facts in images.values()}
-    new = [copy for copy in doubtful if not isinstance(shared.get(_pair(copy, facts)), int)]
-    keypoints = read_all(_keypoints, {path for copy in new for path in copy.files}, "look-alikes")
-    for copy in new:
-        shared[_pair(copy, facts)] = _shared_keypoints(*(keypoints[path] for path in copy.files))
-    copies += [copy for copy in doubtful if shared[_pair(copy, facts)] >= KEYPOINTS]
+    for a, b in itertools.combinations([split for split in SPLITS if split in looks and looks[split].samples], 2):
+        left, right = looks[a], looks[b]
+        thumbnails = _normalised(right.thumbnails)
+        places: dict[str, list[int]] = {}
+        for j, digest in enumerate(right.digests):
+            places.setdefault(digest, []).append(j)
+        for start in range(0, len(left.samples), BLOCK):
+            block = _normalised(left.thumbnails[start : start + BLOCK])
+            upright = block @ thumbnails.T  # [images of the block, images of b]
+            turned = np.full_like(upright, -1)
+            for other in _turns(thumbnails):
+                np.maximum(turned, block @ other.T, out=turned)
+            exact = np.zeros(upright.shape, bool)
+            for i, digest in enumerate(left.digests[start : start + BLOCK]):
+                exact[i, places.get(digest, [])] = True
+            for i, j in np.argwhere(exact | (upright >= CANDIDATE) | (turned >= COPY)):
+                one, other = left.samples[start + i], right.samples[j]
+                as_it_is = bool(exact[i, j] or upright[i, j] >= max(COPY, turned[i, j]))
+                is_turned = bool(not as_it_is and turned[i, j] >= COPY)
+                similarity = float((turned if is_turned else upright)[i, j])
+                files, ids = (one.image, other.image), (one.id, other.id)
+                copy = Copy((a, b), files, ids, similarity, bool(exact[i, j]), is_turned)
+                (copies if as_it_is or is_turned else doubtful).append(copy)
+    keypoints = read_all(_keypoints, {path for copy in doubtful for path in copy.files}, "look-alikes")
+    copies += [copy for copy in doubtful if _shared_keypoints(*(keypoints[path] for path in copy.files)) >= KEYPOINTS]
     return sorted(copies, key=lambda copy: (copy.splits, -copy.similarity, copy.ids))
-
-
-def _pair(copy: Copy, facts: Mapping[Path, ImageFacts]) -> str:
-    return " ".join(facts[path].digest[:32] for path in copy.files)
 
 
 def _turns(thumbnails: np.ndarray) -> list[np.ndarray]:
@@ -128,43 +149,26 @@ def _turns(thumbnails: np.ndarray) -> list[np.ndarray]:
     return [images.reshape(thumbnails.shape) for images in turned[1:]]
 
 
-def image_facts(path: Path) -> ImageFacts:
-    """Decode an image, small, and say what it is. Raises UserError when it is truncated or no image."""
-    return ImageFacts(image_size(path), sha256(path), _normalised(_grey(path, THUMBNAIL)))
+def thumbnail(path: Path) -> np.ndarray:
+    """Of an image file, decoded small: uint8 [THUMBNAIL²]. Raises UserError as `utils.data.read_image`."""
+    return _thumbnail(read_image(path, (THUMBNAIL, THUMBNAIL)))
 
 
-def _grey(path: Path, side: int) -> np.ndarray:
-    return cv2.cvtColor(read_image(path, (side, side)), cv2.COLOR_RGB2GRAY)
+def _thumbnail(pixels: np.ndarray) -> np.ndarray:
+    """Of pixels uint8 [H, W, 3 or more], RGB first."""
+    small = resized(np.asarray(pixels), (THUMBNAIL, THUMBNAIL))
+    return cv2.cvtColor(np.ascontiguousarray(small[..., :3]), cv2.COLOR_RGB2GRAY).ravel()
 
 
-def _normalised(grey: np.ndarray) -> np.ndarray:
-    values = grey.astype(np.float32).ravel()
-    values -= values.mean()
-    return values / max(float(np.linalg.norm(values)), 1e-6)
-
-
-def _packed_facts(path: Path) -> list | None:
-    """`image_facts` as JSON can hold them; None for what cannot be read, which is refused where it is needed."""
-    try:
-        grey = _grey(path, THUMBNAIL)
-        return [*image_size(path), sha256(path), base64.b64encode(grey).decode()]
-    except UserError:
-        return None
-
-
-def _unpacked_facts(path: Path, packed: list | None) -> ImageFacts | None:
-    if packed is None:
-        return None
-    try:
-        width, height, digest, grey = packed
-        grey = np.frombuffer(base64.b64decode(grey), np.uint8).reshape(THUMBNAIL, THUMBNAIL)
-        return ImageFacts((width, height), digest, _normalised(grey))
-    except (TypeError, ValueError):  # not what `_packed_facts` makes today
-        return image_facts(path)
+def _normalised(thumbnails: np.ndarray) -> np.ndarray:
+    """float32 [N, THUMBNAIL²], each of zero mean and unit length: their products are correlations."""
+    values = thumbnails.astype(np.float32)
+    values -= values.mean(1, keepdims=True)
+    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-6)
 
 
 def _keypoints(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    grey = _grey(path, 256)
+    grey = cv2.cvtColor(read_image(path, (256, 256)), cv2.COLOR_RGB2GRAY)
     # Contrast is evened out first: edited copies differ in it.
     points, features = cv2.SIFT_create(400).detectAndCompute(cv2.createCLAHE(3, (4, 4)).apply(grey), None)
     return np.float32([point.pt for point in points]), features

@@ -16,20 +16,22 @@ import cv2
 import numpy as np
 
 from utils import UserError
-from utils.copies import Copy, ImageFacts, find_copies, image_facts, read_all
+from utils.copies import Copy, Looks, find_copies, read_all, thumbnail
 from utils.data import (
     CLASSES,
     LEFT_OUT,
     SPLITS,
+    Sample,
     SplitFiles,
     find_files,
+    image_size,
     read_grey,
     read_labels,
     read_metadata,
     read_split,
 )
-from utils.splits import classification_data, later_years, misplaced
-from utils.store import pair_fault
+from utils.splits import classification_data, later_years, misplaced, refuse_copies
+from utils.store import pair_fault, sha256
 
 MANY = 10  # above it, one line for all images without a mask
 
@@ -101,6 +103,13 @@ class Report:
 
 
 @dataclass(frozen=True)
+class _ImageFacts:
+    size: tuple[int, int]
+    digest: str
+    thumbnail: np.ndarray
+
+
+@dataclass(frozen=True)
 class _MaskFacts:
     size: tuple[int, int]
     fault: str
@@ -110,10 +119,10 @@ def inspect_folder(root: str | Path) -> Report:
     """Read every image, mask and label file under `root` and report on them. Raises UserError without a folder."""
     report = Report(Path(root))
     found = {split: find_files(root, split) for split in SPLITS}
-    images = read_all(image_facts, [path for files in found.values() for path in files.images.values()], "images")
+    images = read_all(_image_facts, [path for files in found.values() for path in files.images.values()], "images")
     masks = read_all(_mask_facts, [path for files in found.values() for path in files.masks.values()], "masks")
     for split, files in found.items():
-        sizes = [images[path].size for path in files.images.values() if isinstance(images[path], ImageFacts)]
+        sizes = [images[path].size for path in files.images.values() if isinstance(images[path], _ImageFacts)]
         pairs = len(files.images.keys() & files.masks.keys())
         report.splits[split] = SplitCounts(len(files.images), len(files.masks), pairs, sizes=sizes)
         _check_files(report, split, files, images, masks)
@@ -129,21 +138,17 @@ def inspect_folder(root: str | Path) -> Report:
             report.problems.append(f"{id_} is in two splits: {' and '.join(paths)}")
             if id_ in _used(a, found[a]) & _used(b, found[b]):
                 report.blockers.append(report.problems[-1])
-    readable = {
-        split: {i: (path, images[path]) for i, path in files.images.items() if isinstance(images[path], ImageFacts)}
-        for split, files in found.items()
-    }
-    report.copies = find_copies(readable)
+    report.copies = find_copies({split: _looks(files, images) for split, files in found.items()})
     _check_leaks(report, found)
     try:
-        classification_data(Path(root), copies=report.copies)
+        refuse_copies(report.copies, classification_data(Path(root))[0])
     except UserError as error:
         report.classification_fault = f"{error}"
     return report
 
 
 def _check_leaks(report: Report, found: dict[str, SplitFiles]) -> None:
-    """What `utils.splits.refuse_leaks` refuses or warns about, beside an id in two splits."""
+    """What `utils.splits` refuses or warns about, beside an id in two splits."""
     used = {split: _used(split, files) for split, files in found.items()}
     for split, files in found.items():
         for other, ids in misplaced(split, files.images).items():
@@ -184,7 +189,7 @@ def _check_files(report: Report, split: str, files: SplitFiles, images: dict, ma
         if mask.fault:
             report.problems.append(f"{name}: {mask.fault}")
         image = images.get(files.images.get(id_))
-        if isinstance(image, ImageFacts) and image.size != mask.size:
+        if isinstance(image, _ImageFacts) and image.size != mask.size:
             sizes = "mask {}x{}, image {}x{}".format(*mask.size, *image.size)
             fault = pair_fault(image.size, mask.size)
             report.problems.append(f"{name}: {fault or f'of another size than its image ({sizes})'}")
@@ -227,11 +232,22 @@ def _check_labels(report: Report, split: str, files: SplitFiles) -> None:
 def _check_twice(report: Report, split: str, files: SplitFiles, images: dict) -> None:
     by_digest = defaultdict(list)
     for path in files.images.values():
-        if isinstance(images[path], ImageFacts):
+        if isinstance(images[path], _ImageFacts):
             by_digest[images[path].digest].append(_name(path, report.root))
     for names in by_digest.values():
         if len(names) > 1:
             report.notes.append(f"{split}: the same file under {len(names)} ids: {', '.join(sorted(names))}")
+
+
+def _image_facts(path: Path) -> _ImageFacts:
+    return _ImageFacts(image_size(path), sha256(path), thumbnail(path))
+
+
+def _looks(files: SplitFiles, images: dict) -> Looks:
+    facts = {id_: images[path] for id_, path in files.images.items() if isinstance(images[path], _ImageFacts)}
+    samples = [Sample(id_, files.images[id_], None, None) for id_ in facts]
+    thumbnails = np.array([each.thumbnail for each in facts.values()])
+    return Looks(samples, [each.digest for each in facts.values()], thumbnails)
 
 
 def _mask_facts(path: Path) -> _MaskFacts:

@@ -5,7 +5,7 @@ from itertools import accumulate, combinations
 from pathlib import Path
 
 from utils import UserError
-from utils.copies import Copy, copies_between
+from utils.copies import Copy
 from utils.data import CLASSES, SPLITS, Sample, find_files, read_labels, read_split
 from utils.logger import log
 from utils.samples import Samples
@@ -45,13 +45,12 @@ OFFICIAL = {
 LAST_ID = 16072  # the highest of ISIC 2017; the 1,320 extra training images end at 15935
 
 
-def segmentation_data(root: Path, *, keep_copies: bool = False, cache: Path | None = None) -> Data:
+def segmentation_data(root: Path, *, keep_copies: bool = False) -> Data:
     """The images of each split; training and validation keep those with a mask, test keeps all.
 
-    keep_copies: train on copies of validation and test images too, the known (`utils.data.KNOWN_COPIES`) and the found.
-    cache: a folder that keeps what the search for copies finds out about each file (`copies_between`).
-    UserError when the folder is not there, a split to train or validate on has no mask, or images of one split are
-    where they must not be (`refuse_leaks`).
+    keep_copies: keep the training images that are known copies of others (`utils.data.KNOWN_COPIES`).
+    UserError when the folder is not there, a split to train or validate on has no mask, or ids of one split are where
+    they must not be (`refuse_foreign_ids`).
     """
     data = {}
     for split in SPLITS:
@@ -62,27 +61,21 @@ def segmentation_data(root: Path, *, keep_copies: bool = False, cache: Path | No
         without = len(samples) - len(data[split])
         more = f", {without} more left out because they have no mask" if without else ""
         log.info("%s: %d images%s", split, len(data[split]), more)
-    refuse_leaks(root, data, keep_copies=keep_copies, cache=cache)
+    refuse_foreign_ids(root, data)
     return {split: Samples(samples) for split, samples in data.items()}
 
 
 def classification_data(
-    root: Path,
-    *,
-    keep_copies: bool = False,
-    require_all: bool = False,
-    cache: Path | None = None,
-    copies: Sequence[Copy] | None = None,
+    root: Path, *, keep_copies: bool = False, require_all: bool = False
 ) -> tuple[Data, dict[str, list[str]]]:
     """The images of each split with their labels, and by split the ids whose label is there but whose image is not.
 
     The training labels are those of `ISIC-2017_Training_Aug_Part3_GroundTruth.csv` (2,000 images and 1,320 more of the
     ISIC Archive) where it lies there. Images that are absent are left out, unless `require_all`. Test labels may be
-    absent: the samples then have None. `keep_copies` and `cache` as for `segmentation_data`; `copies` spares the search
-    where they have been found already.
+    absent: the samples then have None. `keep_copies` as for `segmentation_data`.
 
     Raises UserError when labels are faulty (`read_labels`), absent or incomplete, name an image of another split, or
-    when images are where they must not be (`refuse_leaks`).
+    when ids are where they must not be (`refuse_foreign_ids`).
     """
     data, absent = {}, {}
     files = {split: find_files(root, split) for split in SPLITS}
@@ -119,7 +112,7 @@ def classification_data(
                 raise UserError(f"{path}: {text}; fetch them or go on without --require-all")
             more += f", {text}"
         log.info("%s: %d images%s", split, len(data[split]), more)
-    refuse_leaks(root, data, keep_copies=keep_copies, cache=cache, copies=copies)
+    refuse_foreign_ids(root, data)
     return {split: Samples(samples) for split, samples in data.items()}, absent
 
 
@@ -133,19 +126,8 @@ def _refuse_one_sided(path: Path, samples: list[Sample]) -> None:
             )
 
 
-def refuse_leaks(
-    root: Path,
-    data: Data,
-    *,
-    keep_copies: bool = False,
-    cache: Path | None = None,
-    copies: Sequence[Copy] | None = None,
-) -> None:
-    """UserError when an id is in two splits or an official one in the wrong split, or training has a copy of another
-    split's image; with `keep_copies` copies are only warned about.
-
-    Warned about are copies between validation and test, and ids above those of ISIC 2017.
-    """
+def refuse_foreign_ids(root: Path, data: Data) -> None:
+    """UserError when an id is in two splits, or an official one in the wrong one; warns of ids above ISIC 2017's."""
     for a, b in combinations(SPLITS, 2):
         there = {sample.id: sample for sample in data[a]}
         if twice := [sample for sample in data[b] if sample.id in there]:
@@ -160,8 +142,14 @@ def refuse_leaks(
             )
     if later := later_years(root, data):
         log.warning("%s: %s", root, later)
+
+
+def refuse_copies(found: Sequence[Copy], data: Data, *, keep_copies: bool = False) -> None:
+    """UserError when training has a copy of another split's image, a warning with `keep_copies`.
+
+    found: by `utils.copies`. Of copies between validation and test, those that are not known are warned about.
+    """
     ids = {split: {sample.id for sample in samples} for split, samples in data.items()}
-    found = copies_between(data, cache) if copies is None else copies
     found = [copy for copy in found if all(i in ids[split] for split, i in zip(copy.splits, copy.ids, strict=True))]
     training = [copy for copy in found if copy.splits[0] == "train"]
     if training and not keep_copies:

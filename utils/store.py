@@ -48,9 +48,7 @@ CACHE = Path(__file__).resolve().parents[1] / "Data" / "cache"
 STORE_VERSION = 3  # raise it when other pixels are stored, or the layout changes
 SETTLED = 2 * 10**9  # nanoseconds after which a file's times tell whether it has changed since
 LEFTOVER = 24 * 3600  # seconds after which nobody is expected to go on with an interrupted build
-OURS = re.compile(
-    r"(?:v(?P<version>\d+)-)?[0-9a-f]{16}(?:\.\d+)?\.(?:npy|partial)|(?:hashes|thumbnails|keypoints)\.\d+\.partial"
-)
+OURS = re.compile(r"(?:v(?P<version>\d+)-)?[0-9a-f]{16}(?:\.\d+)?\.(?:npy|partial)|(?:hashes|copies)\.\d+\.partial")
 
 
 @dataclass(frozen=True)
@@ -187,19 +185,15 @@ def _identity(path: Path) -> list[int]:
     return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
 
 
+def image_hashes(store: Store) -> list[str]:
+    """SHA-256 of every original image, in hexadecimal digits; unchanged files are not read."""
+    originals = _hashes(store.samples, False, store.path.parent / "hashes.json")
+    return [originals[sample.image][-1] for sample in store.samples]
+
+
 def _hashes(samples: Sequence[Sample], masks: bool, index: Path) -> dict[Path, list]:
-    """Identity and SHA-256 of every original, [size, inode, mtime, ctime, hash]; unchanged files are not read."""
+    """[size, inode, mtime, ctime, SHA-256] of every original; kept in `index`, so that unchanged files are not read."""
     files = [path for sample in samples for path in _files(sample, masks)]
-    return remembered(sha256, files, index, "checking files")
-
-
-def remembered(
-    function: Callable[[Path], Any], files: Sequence[Path], index: Path | None, description: str
-) -> dict[Path, list]:
-    """[size, inode, mtime, ctime, `function(path)`] of every file, on all cores; plain values, kept in `index` as JSON.
-
-    Files that are unchanged since are not read. UserError as `function` raises it, for the first five files.
-    """
     known = read_index(index)
 
     def entry(path: Path) -> list:
@@ -207,29 +201,27 @@ def remembered(
         there = known.get(str(path.absolute()))
         if isinstance(there, list) and there[:-1] == identity:
             return there
-        return [*identity, function(path)]
+        return [*identity, sha256(path)]
 
     settled = time.time_ns() - SETTLED
-    found = dict(zip(files, _each(entry, files, description), strict=True))
+    found = dict(zip(files, _each(entry, files, "checking files"), strict=True))
     new = {str(path.absolute()): entry for path, entry in found.items() if max(entry[2:4]) < settled}
     if any(known.get(path) != entry for path, entry in new.items()):
         write_index(index, {path: entry for path, entry in known.items() if Path(path).exists()} | new)
     return found
 
 
-def read_index(index: Path | None) -> dict[str, Any]:
+def read_index(index: Path) -> dict[str, Any]:
     """What `write_index` wrote; empty when it is absent or damaged, since all it does is to save time."""
     try:
-        content = json.loads(index.read_text()) if index else {}
+        content = json.loads(index.read_text())
     except (OSError, ValueError, RecursionError):
         content = {}
     return content if isinstance(content, dict) else {}
 
 
-def write_index(index: Path | None, content: dict[str, Any]) -> None:
+def write_index(index: Path, content: dict[str, Any]) -> None:
     """Whole or not at all. A folder that is full or read-only may hold stores all the same, so it is no error."""
-    if index is None:
-        return
     partial = index.with_suffix(f".{os.getpid()}.partial")
     with suppress(OSError):
         index.parent.mkdir(parents=True, exist_ok=True)
