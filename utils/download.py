@@ -46,10 +46,24 @@ MD5 = {  # from third parties; the challenge publishes none
 }
 
 RETRIES = 6  # failures in a row; one that brought a BLOCK or more of new bytes starts the count again
-TIMEOUT = 30.0  # seconds without a byte
+TIMEOUT = 30.0  # seconds without a byte, or with less than SLOWEST
+SLOWEST = 1 << 10  # bytes a second
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 600.0  # seconds; the pause doubles, or is what the server asks for
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that may be gone at the next attempt
+WEB = ("http://", "https://")
 UNPACKED = 1.4  # times the archive; measured: photographs 1.0, masks 1.3
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows to http and https only, and does not read what comes with a redirect: it may have no end."""
+
+    inf_msg = "redirects without end, the last: "
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        fp.close()
+        if not newurl.startswith(WEB):
+            raise urllib.error.HTTPError(req.full_url, code, f"{msg}, redirects to {newurl}", headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 class _Again(Exception):
@@ -75,7 +89,7 @@ def download(
     Args:
         url: folder on a server that holds the files under their official names.
         verify: stop where an archive's MD5 is not the known one, instead of warning.
-        keep_archives: keep the archives fetched here once they are unpacked. Others are always kept.
+        keep_archives: keep the archives fetched here once they are unpacked. Those that lay there always are.
         retries: attempts after a failed one, see `fetch`.
 
     Raises UserError as `fetch` and `extract` do, and when a digest, a label file or the content of an archive is not
@@ -113,24 +127,26 @@ def _download(
         ids = _get_labels(data / f"{OFFICIAL[split]}_{LABELS}", url, COUNTS[split], retries)
         for part in (MASKS,) if masks_only else (MASKS, IMAGES):
             archive = data / f"{OFFICIAL[split]}_{part}"
-            if not _lacking(data, split, part, ids):
+            partial = Path(f"{archive}.partial")  # ours; what has the archive's own name may be the user's
+            if _lacking(data, split, part, ids):
+                theirs = archive.exists()
+                whole = archive if theirs else fetch(url + archive.name, archive, retries=retries, room=1 + UNPACKED)
+                _check_md5(whole, MD5[archive.name], verify)
+                written = extract(whole, data)
+                log.info("%s: %d files written to %s", archive.name, written, data)
+                if lacking := _lacking(data, split, part, ids):
+                    raise UserError(
+                        f"{whole}: unpacked, but {len(lacking)} of {len(ids)} ids have no readable file of it "
+                        f"({lacking[0]} …); delete it and take another --url"
+                    )
+                if theirs:
+                    log.info("%s: kept, because it was there before; it is not needed any more", archive)
+                elif keep_archives:
+                    _finish(whole, archive)
+            else:
                 log.info("%s: its files are there already", archive.stem)
-                continue
-            ours = not archive.exists()
-            whole = fetch(url + archive.name, archive, retries=retries, room=1 + UNPACKED) if ours else archive
-            _check_md5(whole, MD5[archive.name], verify)
-            _finish(whole, archive)
-            written = extract(archive, data)
-            log.info("%s: %d files written to %s", archive.name, written, data)
-            if lacking := _lacking(data, split, part, ids):
-                raise UserError(
-                    f"{archive}: unpacked, but {len(lacking)} of {len(ids)} ids have no readable file of it "
-                    f"({lacking[0]} …); delete it and take another --url"
-                )
-            if not ours and not keep_archives:
-                log.info("%s: kept, because it was there before; it is not needed any more", archive)
-            elif not keep_archives:
-                archive.unlink()
+            if not keep_archives:
+                _remove(partial)
 
 
 def fetch(url: str, path: Path, *, retries: int = RETRIES, timeout: float = TIMEOUT, room: float = 1.0) -> Path:
@@ -141,12 +157,12 @@ def fetch(url: str, path: Path, *, retries: int = RETRIES, timeout: float = TIME
 
     Args:
         retries: attempts after a failed one, in a row; 0 gives up at the first failure. Pauses double from one second.
-        timeout: seconds without a byte after which an attempt has failed.
+        timeout: seconds without a byte, or with less than SLOWEST, after which an attempt has failed.
         room: free disk space needed, as a multiple of the file's length (what is there already counts).
 
     Raises UserError naming the URL: no such file there, retries used up, disk too full or not writable.
     """
-    if not url.lower().startswith(("http://", "https://")):
+    if not url.lower().startswith(WEB):
         raise UserError(f"--url {url}: expected one that starts with https:// or http://")
     partial, name = Path(f"{path}.partial"), path.name
     failures, longest = 0, _length(partial)
@@ -154,8 +170,8 @@ def fetch(url: str, path: Path, *, retries: int = RETRIES, timeout: float = TIME
         try:
             _attempt(url, partial, name, timeout, room)
             return partial
-        except (InvalidURL, ValueError) as error:
-            raise UserError(f"--url {url}: not a URL ({error})") from error
+        except (InvalidURL, ValueError, OverflowError) as error:
+            raise UserError(f"--url {url}: not the URL of a file ({_printable(error)})") from error
         except (_Again, HTTPException, OSError) as error:
             reason, pause = _reason(error), getattr(error, "pause", 0.0)
         if _length(partial) >= longest + BLOCK:
@@ -179,17 +195,19 @@ def _attempt(url: str, partial: Path, name: str, timeout: float, room: float) ->
     if have:
         headers["Range"] = f"bytes={have}-"
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
+        opener = urllib.request.build_opener(_Redirects)
+        response = opener.open(urllib.request.Request(url, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
         error.close()
+        answer = f"the server answers {error.code} {_printable(error.reason)}"
         if error.code == 416:  # the file there has become shorter
             partial.unlink(missing_ok=True)
         elif error.code not in PASSING:
-            raise UserError(f"{url}: the server answers {error.code} {error.reason}; is --url right?") from error
-        raise _Again(f"the server answers {error.code} {error.reason}", _retry_after(error)) from error
+            raise UserError(f"{url}: {answer}; is --url right?") from error
+        raise _Again(answer, _retry_after(error)) from error
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise UserError(f"{url}: the server's certificate is not accepted ({error.reason})") from error
+            raise UserError(f"{url}: the server's certificate is not accepted ({_printable(error.reason)})") from error
         raise
     with response:
         begin, size = _range(response)
@@ -210,7 +228,8 @@ def _attempt(url: str, partial: Path, name: str, timeout: float, room: float) ->
         except OSError as error:
             raise UserError(f"{partial}: cannot be written ({error.strerror})") from error
         with file:
-            for _ in progress(_received(response, file), f"{name}, MiB", ((size or begin) - begin) // BLOCK or None):
+            received = _received(response, file, timeout)
+            for _ in progress(received, f"{name}, MiB", ((size or begin) - begin) // BLOCK or None):
                 pass
     if size is not None and _length(partial) != size:
         raise _Again(f"the connection ended after {_length(partial)} of {size} bytes")
@@ -224,9 +243,10 @@ def _range(response: HTTPResponse) -> tuple[int, int | None]:
     return (int(said[1]), None if said[2] == "*" else int(said[2])) if said else (-1, None)
 
 
-def _received(response: HTTPResponse, file: FileIO) -> Iterator[None]:
-    """Write the body as it comes; one step for each BLOCK."""
-    count = steps = 0
+def _received(response: HTTPResponse, file: FileIO, timeout: float) -> Iterator[None]:
+    """Write the body as it comes; one step for each BLOCK. TimeoutError where it comes slower than SLOWEST."""
+    count = steps = before = 0
+    since = time.monotonic()
     while block := response.read1(BLOCK):  # read() would lose what came before a stall
         try:
             while block:
@@ -237,6 +257,10 @@ def _received(response: HTTPResponse, file: FileIO) -> Iterator[None]:
         while steps < count // BLOCK:
             steps += 1
             yield
+        if (now := time.monotonic()) - since > timeout:
+            if count - before < SLOWEST * timeout:
+                raise TimeoutError
+            since, before = now, count
 
 
 def _retry_after(error: urllib.error.HTTPError) -> float:
@@ -246,15 +270,20 @@ def _retry_after(error: urllib.error.HTTPError) -> float:
         return float(said)
     try:
         return email.utils.parsedate_to_datetime(said).timestamp() - time.time()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0.0
 
 
 def _reason(error: Exception) -> str:
     cause = getattr(error, "reason", error)
     if isinstance(cause, TimeoutError):
-        return "nothing came for too long"
-    return str(cause) or type(cause).__name__
+        return "nothing, or next to nothing, came for too long"
+    return _printable(cause) or type(cause).__name__
+
+
+def _printable(said: object) -> str:
+    """What a server said, for a terminal: one line without control characters, 100 characters at most."""
+    return "".join(filter(str.isprintable, " ".join(str(said).split())))[:100]
 
 
 def _get_labels(path: Path, url: str, count: int, retries: int) -> dict[str, int]:
@@ -267,7 +296,7 @@ def _get_labels(path: Path, url: str, count: int, retries: int) -> dict[str, int
             raise UserError(f"{file}: {len(labels)} labels, expected {count}")
     except UserError as error:
         if ours:
-            file.unlink()
+            _remove(file)
             raise UserError(f"{url}{path.name}: not the label file ({error}); is --url right?") from error
         raise UserError(f"{error}; move {path.name} away, and it is fetched") from error
     _finish(file, path)
@@ -278,6 +307,11 @@ def _finish(file: Path, path: Path) -> None:
     if file != path:
         file.replace(path)
         Path(f"{file}.version").unlink(missing_ok=True)
+
+
+def _remove(partial: Path) -> None:
+    for path in (partial, Path(f"{partial}.version")):
+        path.unlink(missing_ok=True)
 
 
 def _lacking(data: Path, split: str, part: str, ids: Iterable[str]) -> list[str]:
