@@ -1,7 +1,8 @@
 """Compiles and loads `arl.c`, which makes an ARL block in bfloat16 on a CPU several times faster.
 
-It is compiled once, by the system's C compiler, into the user's cache folder. Where that is not possible, or
-ARL_KERNEL=0 is in the environment, everything works without it.
+It is compiled once, by the system's C compiler, into the user's cache folder, with a checksum at its end: a file that
+was damaged is made anew, since running it could end the process. Where that is not possible, or ARL_KERNEL=0 is in the
+environment, everything works without it.
 """
 
 import ctypes
@@ -18,6 +19,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("arl.c")
 LANES = 64  # channels come in multiples of it: two cache lines of bfloat16, accumulators that fit in vector registers
+CHECKSUM = hashlib.sha256().digest_size  # bytes
 FLAGS = (
     "-O3",
     "-march=native",
@@ -47,7 +49,7 @@ def load() -> ctypes.CDLL | None:
         library.attended_sum_gradients.argtypes = [*[pointer] * 5, *options, *[pointer] * 3, *[whole] * 3]
     except (OSError, AttributeError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: no home
         reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
-        log.info("ARL blocks are computed by PyTorch, which is slower on a CPU: arl.c does not compile (%s)", reason)
+        log.info("ARL blocks are computed by PyTorch, which is slower on a CPU: no compiled arl.c (%s)", reason)
         return None
     return library
 
@@ -61,14 +63,24 @@ def _compiled(compiler: str) -> Path:
     key = repr((SOURCE.read_text(), FLAGS, compiler, platform.machine(), processor))
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "arl-kernel"
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    if not path.is_file():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise RuntimeError(f"others may write in {folder}")  # and what lies there is run
+    if not _is_whole(path):
         with tempfile.TemporaryDirectory(dir=folder) as place:  # renamed when whole: others may want it too
             partial = Path(place) / path.name
             subprocess.run(
                 [compiler, *FLAGS, str(SOURCE), "-o", str(partial)], check=True, capture_output=True, text=True
             )
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())  # after a power cut the name would lead to zeros, which end the process
+            with partial.open("r+b") as file:
+                file.write(hashlib.file_digest(file, "sha256").digest())  # after the end of an ELF file nobody looks
+                file.flush()
+                os.fsync(file.fileno())
             partial.replace(path)
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    content = path.read_bytes() if path.is_file() else b""
+    return hashlib.sha256(content[:-CHECKSUM]).digest() == content[-CHECKSUM:]

@@ -158,3 +158,27 @@ def test_scores_by_image_are_kept_of_both_splits(masks):
     ensemble.main(["seg-4", "--results", str(results), "--data", str(data)])
     table = pd.read_csv(results / "seg-4-ensemble/seed0/per_image.csv")
     assert table["split"].value_counts().to_dict() == {"validation": 4, "test": 3}
+
+
+@pytest.mark.fault("a kill while an ensemble takes the place of an older one", "the older one is there, or comes back")
+def test_an_ensemble_cut_off_leaves_the_older_one(masks, monkeypatch):
+    results, data = masks
+    command, folder = ["seg-4", "--results", str(results), "--data", str(data)], results / "seg-4-ensemble/seed0"
+    ensemble.main(command)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    rename = Path.rename
+
+    def cut_off(path, target):
+        if path.name == "seed0.partial":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        ensemble.main(command)
+    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(ensemble, "_write_ensemble", lambda *_: (_ for _ in ()).throw(UserError("refused")))
+    with pytest.raises(UserError, match="refused"):
+        ensemble.main(command)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert sorted(path.name for path in folder.parent.iterdir() if path.is_dir()) == ["seed0"]

@@ -1,5 +1,6 @@
 """The networks: every registered one, and the invariants that make ARL-CNN and ResNet what they claim to be."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -226,7 +227,7 @@ def test_without_a_compiler_attention_is_computed_by_pytorch(tmp_path):
     script = "import logging; logging.basicConfig(level=20); from nets import kernel; print(kernel.load())"
     for variables, text in (
         ({"PATH": str(tmp_path / "nowhere")}, "no C compiler (cc): ARL blocks are computed by PyTorch"),
-        ({"PATH": str(tmp_path)}, "arl.c does not compile ("),
+        ({"PATH": str(tmp_path)}, "no compiled arl.c (no such processor)"),
         ({"ARL_KERNEL": "0"}, ""),
     ):
         environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")} | variables
@@ -234,6 +235,35 @@ def test_without_a_compiler_attention_is_computed_by_pytorch(tmp_path):
         root = Path(nets.__file__).parents[1]
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
         assert done.stdout == "None\n" and text in done.stderr and (text or not done.stderr)
+
+
+@pytest.mark.skipif(kernel.load() is None, reason="arl.c cannot be compiled here")
+@pytest.mark.parametrize("damage", ["zeros", "cut", "empty", "one byte"])
+@pytest.mark.fault("the compiled ARL function is damaged in the cache", "it is compiled again")
+def test_a_damaged_library_is_made_again(tmp_path, monkeypatch, damage):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = kernel._compiled("cc")
+    content, made = path.read_bytes(), path.stat().st_ino
+    assert kernel._compiled("cc") == path and path.stat().st_ino == made
+    place = len(content) // 2
+    changed = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    path.write_bytes({"zeros": bytes(len(content)), "cut": content[:-9], "empty": b"", "one byte": changed}[damage])
+    assert kernel._compiled("cc") == path and path.stat().st_ino != made
+    ctypes.CDLL(str(path))
+    assert [left.name for left in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.skipif(kernel.load() is None, reason="arl.c cannot be compiled here")
+@pytest.mark.fault(
+    "others may write where the compiled ARL function lies", "it is not run; PyTorch computes it, slower"
+)
+def test_a_library_that_others_may_change_is_not_loaded(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "arl-kernel").mkdir()
+    (tmp_path / "arl-kernel").chmod(0o777)
+    with caplog.at_level("INFO", "isic2017"):
+        assert kernel.load.__wrapped__() is None
+    assert "arl-kernel)" in caplog.text and "others may write in" in caplog.text
 
 
 @pytest.mark.parametrize("over", ["spatial", "channel"])

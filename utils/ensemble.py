@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 
 from utils import UserError
 from utils.classification import format_scores as format_classification
@@ -58,15 +59,22 @@ def make_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> Non
     A split that no member predicted is left out. UserError when members predict other images, or something else than
     probabilities, or segmentation's true masks are not in `data`.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a kill
-    partial.mkdir(parents=True)
-    try:
-        _write_ensemble(members, partial, data)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):  # another one that makes the same is waited for
+        partial, old = (folder.with_name(folder.name + end) for end in (".partial", ".old.partial"))
+        if old.exists() and not folder.exists():  # a kill between the two renamings
+            old.rename(folder)
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
+        partial.mkdir()
+        try:
+            _write_ensemble(members, partial, data)
+            if folder.exists():
+                folder.rename(old)
+            partial.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> None:
