@@ -26,7 +26,7 @@ from utils.logger import log, run_script
 from utils.loss import LOSSES, create_loss
 from utils.model import fit, load_best
 from utils.run import Run
-from utils.segmentation import format_scores, plot_examples, score, summarize, write_masks
+from utils.segmentation import TrueMasks, format_scores, plot_examples, score, summarize, write_masks
 from utils.splits import Data, refuse_copies, segmentation_data
 from utils.store import Store, prepare
 from utils.visualize import plot_history
@@ -91,8 +91,10 @@ def _main(args: argparse.Namespace, row: Experiment, precision: Precision) -> Ru
         stores = prepare_all(data, row.size, args.cache)
         refuse_copies(copies_between(stores), data, keep_copies=args.keep_copies)
 
+    masks = TrueMasks()
+
     def validate(model: nn.Module) -> tuple[float, dict[str, float]]:
-        scores = score(model, stores["validation"], precision, row.batch_size).official()
+        scores = score(model, stores["validation"], precision, row.batch_size, masks=masks).official()
         first = {name: scores.pop(name) for name in ("jaccard", "threshold_jaccard", "dice")}
         return first["jaccard"], {f"val_{name}": value for name, value in (first | scores).items()}
 

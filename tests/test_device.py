@@ -176,6 +176,21 @@ def test_compiling_that_fails_leaves_the_network_as_it_was(monkeypatch, caplog):
     assert a_trainer(model.train()).step([a_batch("resnet18")])[1]
 
 
+def test_a_compiled_network_has_the_same_gradients(monkeypatch):
+    """Traced by Dynamo and AOTAutograd, computed by PyTorch: what torch.compile changes but for the kernels."""
+    compiling = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiling(self, backend="aot_eager"))
+    batch, models = a_batch("arl14"), [a_model("arl14"), a_model("arl14")]
+    before = copy.deepcopy(models[1].state_dict())
+    assert compile_network(models[1], to_input(batch[0], torch.device("cpu")), FLOAT32)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in models[1].state_dict().items())
+    losses = [float(a_trainer(model.train()).step([batch])[0]) for model in models]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    pairs = list(zip(models[0].parameters(), models[1].parameters(), strict=True))
+    assert all(torch.allclose(plain.grad, compiled.grad, rtol=1e-3, atol=1e-5) for plain, compiled in pairs)
+    assert all(compiled.grad.any() for _, compiled in pairs)
+
+
 @pytest.mark.parametrize("net", ["arl_unet", "arl50"])
 def test_deterministic_kernels_train_every_part(net, monkeypatch):
     """And on a CPU to the same bits as without, where all kernels are such."""

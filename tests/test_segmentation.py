@@ -17,7 +17,7 @@ from utils.evaluation import SegmentationCounts, confusion_counts
 from utils.loader import to_input
 from utils.patches import FLIPS
 from utils.sample import make_sample
-from utils.segmentation import lesion_mask, predict_lesions, score, write_masks
+from utils.segmentation import TrueMasks, lesion_mask, predict_lesions, score, write_masks
 from utils.store import prepare
 
 FLOAT32 = Precision(torch.device("cpu"), None)
@@ -72,7 +72,25 @@ def test_what_is_written_is_what_is_scored(samples, tmp_path, flips):
             if sample.mask:
                 expected.add_counts(sample.id, confusion_counts(mask > 128, read_mask(sample.mask).astype(bool)))
     assert len(counts) == 3 and counts.per_image().equals(expected.per_image())
-    assert score(model, store, FLOAT32, 3, flips).per_image().equals(counts.per_image())
+    masks = TrueMasks()
+    for _ in range(2):
+        assert score(model, store, FLOAT32, 3, flips, masks).per_image().equals(counts.per_image())
+
+
+@pytest.mark.parametrize("content", [(7, 5), (1, 9), (64, 96), "empty", "full"])
+def test_true_masks_are_kept_to_the_pixel_and_decoded_once(tmp_path, content, monkeypatch):
+    shape = content if isinstance(content, tuple) else (13, 11)
+    mask = (
+        np.random.default_rng(0).random(shape) < 0.5
+        if isinstance(content, tuple)
+        else np.full(shape, content == "full")
+    )
+    path = tmp_path / "mask.png"
+    Image.fromarray(mask.astype(np.uint8) * 255).save(path)
+    masks = TrueMasks()
+    assert np.array_equal(masks.read(path), mask)
+    monkeypatch.setattr("utils.segmentation.read_mask", lambda path: pytest.fail("decoded again"))
+    assert np.array_equal(masks.read(path), mask) and masks.read(path).dtype == bool
 
 
 class Stop(Exception):
@@ -95,7 +113,7 @@ def test_the_best_epoch_is_that_of_the_best_jaccard(command, monkeypatch):
             others = dict.fromkeys(("accuracy", "sensitivity", "specificity", "threshold_jaccard"), 0.5)
             return {"jaccard": next(jaccards), "dice": next(dices), **others}
 
-    monkeypatch.setattr(seg_main, "score", lambda *args: Scores())
+    monkeypatch.setattr(seg_main, "score", lambda *args, **options: Scores())
     run = seg_main.main(command)
     assert run.read_json("metrics.json")["best_epoch"] == 2
 

@@ -113,13 +113,11 @@ def compile_network(model: nn.Module, images: Tensor, precision: Precision) -> b
     images: of the shape and on the device of training's, normalised float32 [B, 3, H, W], to try it on.
     """
     statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    random = torch.get_rng_state()
     model.train()
     model.compile()
     try:
-        with precision.autocast():
-            loss = model(images).float().square().mean()
-        loss.backward()
+        with torch.random.fork_rng([images.device] if images.is_cuda else []), precision.autocast():
+            model(images).float().square().mean().backward()
     except Exception as error:  # of any compiler; nothing of it concerns the results
         model._compiled_call_impl = None
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -127,7 +125,6 @@ def compile_network(model: nn.Module, images: Tensor, precision: Precision) -> b
     model.zero_grad(set_to_none=True)
     for name, buffer in model.named_buffers():
         buffer.data.copy_(statistics[name])
-    torch.set_rng_state(random)
     return model._compiled_call_impl is not None
 
 

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 
 from utils import distributed
 from utils.data import Sample, image_size, read_image, read_mask
-from utils.device import Precision
+from utils.device import Precision, cores
 from utils.evaluation import METRICS, SegmentationCounts, bootstrap_interval, confusion_counts
 from utils.model import predict
 from utils.patches import FLIPS
@@ -58,23 +59,45 @@ def predict_lesions(
         yield index, np.mean(each, axis=0)  # a copy: the whole batch would live as long as a view of it
 
 
+class TrueMasks:
+    """True masks at their own size, read once and kept as compressed bits (tens of KB for millions of pixels)."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Path, tuple[tuple[int, int], bytes]] = {}
+
+    def read(self, path: Path) -> np.ndarray:
+        """The mask as bool [H, W]. Raises UserError as `utils.data.read_mask`."""
+        if path not in self._kept:
+            mask = read_mask(path)
+            self._kept[path] = mask.shape, zlib.compress(np.packbits(mask), 1)
+        (height, width), content = self._kept[path]
+        bits = np.unpackbits(np.frombuffer(zlib.decompress(content), np.uint8), count=height * width)
+        return bits.reshape(height, width).view(bool)
+
+
 def score(
-    model: nn.Module, store: Store, precision: Precision, batch_size: int, flips: bool = False
+    model: nn.Module,
+    store: Store,
+    precision: Precision,
+    batch_size: int,
+    flips: bool = False,
+    masks: TrueMasks | None = None,
 ) -> SegmentationCounts:
     """Compare the predicted with the true masks at the true masks' own size; images without one are passed over.
 
     Only counts are kept; a full-size mask lives as long as its comparison, and few images are ahead of theirs. Of
-    several processes each scores its share, and all get all counts.
+    several processes each scores its share, and all get all counts. `masks` spares decoding the same masks next time.
     """
+    masks = masks or TrueMasks()
     with_mask = [index for index, sample in enumerate(store.samples) if sample.mask]
     indices = [with_mask[place] for place in distributed.share(len(with_mask))]
 
     def compare(item: tuple[int, np.ndarray]) -> tuple[str, tuple[int, int, int, int]]:
         index, probability = item
         sample = store.samples[index]
-        return sample.id, _compare(probability, sample)
+        return sample.id, _compare(probability, masks.read(sample.mask))
 
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         probabilities = predict_lesions(model, store, precision, batch_size, flips, indices)
         found = dict(distributed.gather(list(in_order(pool, compare, probabilities))))
     counts = SegmentationCounts()
@@ -83,9 +106,8 @@ def score(
     return counts
 
 
-def _compare(probability: np.ndarray, sample: Sample) -> tuple[int, int, int, int]:
-    """Pixel counts of a prediction against the sample's true mask, at that mask's own size."""
-    truth = read_mask(sample.mask).astype(bool)
+def _compare(probability: np.ndarray, truth: np.ndarray) -> tuple[int, int, int, int]:
+    """Pixel counts of a prediction against a true mask, at that mask's own size."""
     return confusion_counts(lesion_mask(probability, truth.shape[::-1]), truth)
 
 
@@ -122,10 +144,10 @@ def write_masks(
         index, probability = item
         sample = store.samples[index]
         mask = mask_png(lesion_mask(probability, image_size(sample.image)))
-        return sample, mask, _compare(probability, sample) if sample.mask else None
+        return sample, mask, _compare(probability, read_mask(sample.mask).astype(bool)) if sample.mask else None
 
     with (
-        ThreadPoolExecutor(4) as pool,
+        ThreadPoolExecutor(cores()) as pool,
         written_whole(path) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,  # PNG is compressed
     ):
