@@ -20,12 +20,13 @@ from tests.kill_training import differences
 from utils import UserError
 from utils.logger import run_script
 from utils.model import save_checkpoint
-from utils.run import Run
+from utils.run import Run, environment
 from utils.sample import make_sample
 from utils.stopping import NAMES
 from utils.weights import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
+LONG_RUN = ROOT / "results" / "long_run.json"
 COMMAND = ["-n", "mobilenet", "-p", "0", "--size", "32", "32", "--batch-size", "4", "--lr", "1e-3", "--epochs", "3"]
 # Says when a step is done, and takes its time for it, so that a signal arrives within an epoch.
 PROGRAM = """
@@ -285,6 +286,27 @@ def test_what_the_system_refuses_is_one_line(capsys, number, way_out):
     assert end.value.code == 2 and capsys.readouterr().err == f"error: some/file: {way_out}\n"
 
 
+@pytest.mark.parametrize("ask", [lambda: torch.empty(1 << 60, dtype=torch.uint8), lambda: bytearray(1 << 60)])
+@pytest.mark.fault(
+    "the computer's memory does not hold what a run needs", "one line that says what to try, exit code 2"
+)
+def test_a_lack_of_memory_is_one_line(capsys, ask):
+    with pytest.raises(SystemExit) as end:
+        run_script(ask)
+    lines = capsys.readouterr().err.splitlines()
+    assert (
+        end.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: out of memory; try a smaller --batch")
+    )
+
+
+@pytest.mark.fault("a terminal that knows ASCII only", "other characters are written as their codes")
+def test_a_terminal_without_unicode_stops_nothing():
+    program = "from utils.logger import log, run_script; run_script(lambda: log.info('336×224'))"
+    variables = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.endswith(r"336\xd7224" + "\n")
+
+
 def test_an_error_of_the_program_keeps_its_traceback():
     def wrong():
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -353,9 +375,14 @@ def test_memory_and_open_files_stay_flat(folder):
     (folder / "long.py").write_text(LONG)
     command = arguments(folder, "long")
     command[command.index("--epochs") + 1] = str(epochs)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     program = [sys.executable, str(folder / "long.py"), str(folder / "long.json"), *command, "--patience", "999"]
-    subprocess.run(program, cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=True, timeout=900)
+    subprocess.run(program, cwd=folder, env=variables, stdout=subprocess.DEVNULL, check=True, timeout=900)
     seen = {int(epoch): values for epoch, values in json.loads((folder / "long.json").read_text()).items()}
     start, end = seen[epochs // 3], seen[epochs]
+    if "LONG_EPOCHS" in os.environ:
+        report = {"memory_mb_and_open_files": {epochs // 3: start, epochs: end}}
+        report |= {"command": f"LONG_EPOCHS={epochs} python -m pytest -k stay_flat"}
+        facts = {k: v for k, v in environment(torch.device("cpu")).items() if k != "command"}
+        LONG_RUN.write_text(json.dumps(report | facts, indent=2) + "\n")
     assert end[0] < 1.05 * start[0] and end[1] <= start[1], (start, end)

@@ -18,6 +18,7 @@ Item = TypeVar("Item")
 log = logging.getLogger("isic2017")
 SECONDS_BETWEEN_LINES = 30.0
 _MAKE_ROOM = "make room, and the same command (without -c 0) goes on"
+LESS_MEMORY = "try a smaller --batch-size or --size, --accumulate N or --recompute"
 _PERMIT = "check its permissions, or choose another folder"
 WAYS_OUT = {  # of what the system refuses
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _MAKE_ROOM),
@@ -86,6 +87,8 @@ def run_script(main: Callable[[], Any]) -> None:
     Exit code 2 after a user's mistake or a refusal of the system's, such as a full disk (one line, no traceback),
     128 + n after the signal n (`utils.stopping`).
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # "×" on an ASCII terminal, or a path that is not UTF-8
     sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)
     start_logging()
     try:
@@ -99,6 +102,11 @@ def run_script(main: Callable[[], Any]) -> None:
             raise
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror}; {WAYS_OUT[error.errno]}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):  # torch's, on a CPU
+            raise
+        print(f"error: out of memory; {LESS_MEMORY}", file=sys.stderr)
         sys.exit(2)
     except StopRequested as request:
         kept = str(request) or "the same command (without -c 0) goes on after the last checkpoint"
