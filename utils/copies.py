@@ -14,6 +14,7 @@ from tqdm import tqdm
 from utils import UserError
 from utils.data import KNOWN_COPIES, SPLITS, Sample, read_image, resized
 from utils.device import cores
+from utils.logger import progress
 from utils.store import Store, image_hashes, in_order, read_index, write_index
 
 # Measured on all 2,750 images. Grey thumbnails of two photographs correlate by 0.974 at most, re-encoded copies by
@@ -21,6 +22,7 @@ from utils.store import Store, image_hashes, in_order, read_index, write_index
 # one affine map, copies share 70 or more keypoints, two photographs 13 at most. Turned by quarters or mirrored, two
 # photographs correlate by 0.965 at most.
 THUMBNAIL, CANDIDATE, COPY, KEYPOINTS = 32, 0.90, 0.99, 30
+SEARCH_VERSION = 1  # raise it when other copies are found
 BLOCK = 4096  # images of a split that are compared at a time
 
 
@@ -66,31 +68,29 @@ def copies_between(stores: Mapping[str, Store]) -> list[Copy]:
     if len(splits) < 2:
         return []
     folder = stores[splits[0]].path.parent
-    index, key = folder / "copies.json", " ".join(f"{split} {stores[split].path.stem}" for split in splits)
+    index = folder / "copies.json"
+    key = " ".join([f"v{SEARCH_VERSION}", *(f"{split} {stores[split].path.stem}" for split in splits)])
     known = read_index(index)
     try:
         return [_unpacked(entry, stores) for entry in known[key]]
     except (IndexError, KeyError, TypeError, ValueError):  # not there, or damaged
         pass
     copies = find_copies({split: _looks(stores[split]) for split in splits})
-    place = (
-        {(split, sample.id): n for split in splits for n, sample in enumerate(stores[split].samples)} if copies else {}
-    )
-    found = [
-        [
-            *copy.splits,
-            *(place[it] for it in zip(copy.splits, copy.ids, strict=True)),
-            copy.similarity,
-            copy.exact,
-            copy.turned,
-        ]
-        for copy in copies
-    ]
     known = {
-        key: each for key, each in known.items() if all((folder / f"{stem}.npy").exists() for stem in key.split()[1::2])
+        key: entries
+        for key, entries in known.items()
+        if all((folder / f"{stem}.npy").exists() for stem in key.split()[2::2])
     }
-    write_index(index, known | {key: found})
+    write_index(index, known | {key: [_packed(copy, stores) for copy in copies]})
     return copies
+
+
+def _packed(copy: Copy, stores: Mapping[str, Store]) -> list:
+    places = [
+        next(place for place, sample in enumerate(stores[split].samples) if sample.id == id_)
+        for split, id_ in zip(copy.splits, copy.ids, strict=True)
+    ]
+    return [*copy.splits, *places, copy.similarity, copy.exact, copy.turned]
 
 
 def _unpacked(entry: list, stores: Mapping[str, Store]) -> Copy:
@@ -100,9 +100,11 @@ def _unpacked(entry: list, stores: Mapping[str, Store]) -> Copy:
 
 
 def _looks(store: Store) -> Looks:
+    thumbnails = np.empty((len(store.samples), THUMBNAIL**2), np.uint8)
     with ThreadPoolExecutor(cores()) as pool:
-        pixels = in_order(pool, _thumbnail, store.pixels())
-        thumbnails = np.stack(list(tqdm(pixels, "looking for copies", len(store.samples), disable=None, leave=False)))
+        found = in_order(pool, _thumbnail, store.pixels())
+        for place, each in enumerate(progress(found, "looking for copies", len(thumbnails))):
+            thumbnails[place] = each
     return Looks(store.samples, image_hashes(store), thumbnails)
 
 
