@@ -186,7 +186,7 @@ def test_every_flag_arrives_where_it_acts(folders, data, monkeypatch, undrawn):
 
         monkeypatch.setattr(module, name, call)
 
-    for name in ("create_loss", "class_probabilities", "classification_data"):
+    for name in ("create_loss", "class_probabilities", "classification_data", "refuse_copies"):
         record(cls_main, name)
     for name in ("Schedule", "train_loader", "Trainer"):
         record(command_line, name)
@@ -202,7 +202,8 @@ def test_every_flag_arrives_where_it_acts(folders, data, monkeypatch, undrawn):
     chosen, *scored = (args[5:] for args, _ in seen["class_probabilities"])
     assert chosen == (TRAIN_VIEWS["patches"].selection, False) and scored == [(VIEWS["center9"], True)] * 2
     options = seen["classification_data"][0][1]
-    assert options.keys() == {"keep_copies", "require_all", "cache"} and all(options.values())
+    assert options == {"keep_copies": True, "require_all": True}
+    assert seen["refuse_copies"][0][1] == {"keep_copies": True}
 
 
 def test_a_run_on_frames_is_chosen_and_scored_by_frames(folders, monkeypatch, undrawn):

@@ -1,5 +1,6 @@
 """Trained networks in use: photographs of one's own, and weights that are passed on."""
 
+import json
 import shutil
 import zipfile
 from pathlib import Path
@@ -135,6 +136,35 @@ def test_damaged_weights_are_refused(damage, reason, home, tmp_path):
         predict.main([str(tmp_path / "seed0"), str(home / "data" / TEST), "--output", str(tmp_path / "out")])
     assert str(error.value).startswith(str(tmp_path / "seed0" / RELEASED)) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.fault("a run that names no network or views of this program", "one line that says so, exit code 2")
+@pytest.mark.parametrize(
+    ("row", "file", "changed"),
+    [
+        ("seg-b1", "config.json", {"net": "mobilenet"}),
+        ("seg-b1", "config.json", {"net": "res_unet", "attention": "spatial"}),
+        ("seg-b1", "config.json", {"size": [8, 8]}),
+        ("cls-b2", "config.json", {"net": "segmenter"}),
+        ("cls-b2", "config.json", {"attention": "all"}),
+        ("cls-b2", "config.json", {"batch_size": ...}),
+        ("cls-b2", "config.json", {"size": ...}),
+        ("cls-b2", "config.json", {"train_views": "all"}),
+        ("cls-b2", "metrics.json", {"views": "all"}),
+        ("cls-b2", "metrics.json", {"flips": ...}),
+    ],
+)
+def test_a_run_of_another_program_does_not_predict(home, tmp_path, row, file, changed):
+    folder = shutil.copytree(home / "results" / row / "seed0", tmp_path / "seed0")
+    content = json.loads((folder / file).read_text())
+    part = content["settings"] if file == "config.json" else content
+    for name, value in changed.items():
+        part.pop(name) if value is ... else part.update({name: value})
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=r"seed0: config.json or metrics.json damaged, or of another version \(.+\); copy"
+    ):
+        load_network(read_run(folder), torch.device("cpu"))
 
 
 def test_mistakes_are_named_before_anything_is_written(home, tmp_path):

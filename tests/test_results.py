@@ -1,6 +1,7 @@
 """Run folders as the scripts write them: found, read, told apart, and refused when damaged."""
 
 import json
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from utils.data import CLASSES, LEFT_OUT, Sample, read_labels, read_split
 from utils.evaluation import SegmentationCounts
 from utils.evaluation_cls import classification_scores, official_truth, predictions_table, score_intervals
 from utils.experiments import DEFAULTS, EXPERIMENTS, experiments, find_experiment
-from utils.results import find_runs
+from utils.results import find_runs, read_run
 from utils.rows import deviations, result_rows, row_names
 from utils.run import Run, digest
 from utils.segmentation import summarize
@@ -242,6 +243,200 @@ def test_tables_of_other_images_are_refused(tmp_path):
     assert len(run.predictions("test")) == 40
 
 
+# --- what strangers and accidents do to a run -------------------------------------------------------------------------
+
+DEEP = '{"settings": ' + "[" * 100_000 + "]" * 100_000 + "}"
+GONE = object()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("whole")
+    segmentation_run(root / "segmentation")
+    classification_run(root / "classification")
+    return root
+
+
+def put(path, names, value) -> None:
+    """Changes what lies at `names` in a JSON file; GONE takes it away."""
+
+    def change(content):
+        for name in names[:-1]:
+            content = content[name]
+        content.pop(names[-1]) if value is GONE else content.update({names[-1]: value})
+
+    edit(path, change)
+
+
+@pytest.mark.fault("a setting of another kind in a run's config.json", "one line that names it, exit code 2")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("name", value) for value in (["seg-4"], "two\nlines", "\x1b[2J", "\ud800", 3)),
+        *((name, value) for name in ("net", "loss", "optimizer") for value in (None, {})),
+        *((name, [1]) for name in ("task", "attention", "alpha", "train_views", "train_images", "validation_images")),
+        *(("seed", value) for value in ("0", True, -1, 1.0, 10**20)),
+        *((name, value) for name in ("epochs", "patience", "batch_size") for value in ("8", None)),
+        *((name, value) for name in ("lr", "weight_decay") for value in ("1e-4", np.nan, np.inf, 10**400, [[1]])),
+        ("batch_size", 0),
+        ("pretrained", "no"),
+        *(("size", value) for value in (None, 224, [224], [224, "224"], [224, -1], [10**6, 10**6])),
+        *(("class_weights", value) for value in (1, ["a"], [10**400])),
+        *(("weights", value) for value in (1, [], {"file": None}, {"file": "a", "source": 3})),
+        *(("ensemble", value) for value in (None, {"of": "seg-4"}, {"of": "seg-4", "seeds": 3})),
+    ],
+)
+def test_a_setting_of_another_kind_is_named(whole, tmp_path, name, value):
+    folder = shutil.copytree(whole / "segmentation", tmp_path / "run0")
+    put(folder / "config.json", ("settings", name), value)
+    with pytest.raises(UserError, match=rf"run0.config.json: damaged \({name} is .+\); restore it, or move") as error:
+        find_runs(folder)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_data_folder_that_is_none_is_named(whole, tmp_path):
+    folder = shutil.copytree(whole / "segmentation", tmp_path / "run0")
+    put(folder / "config.json", ("data",), 1.5)
+    with pytest.raises(UserError, match=r"config.json: damaged \(data is 1.5\)"):
+        find_runs(folder)
+
+
+@pytest.mark.fault("a score that is none in a run's metrics.json", "one line that names it, exit code 2")
+@pytest.mark.parametrize(
+    ("task", "names", "value"),
+    [
+        *(("segmentation", ("test",), value) for value in (GONE, 3, [1], {}, "x")),
+        *(("segmentation", ("test", "images"), value) for value in (GONE, None, 0, "40", 1.5)),
+        *(("segmentation", ("flips",), value) for value in (None, 1)),
+        *(("segmentation", (name,), "8") for name in ("best_epoch", "epochs")),
+        *(("segmentation", ("test", "official"), value) for value in (None, [], "x")),
+        *(
+            ("segmentation", ("test", "official", "dice"), value)
+            for value in (GONE, "0.5", [[1]], np.nan, np.inf, 10**400, -0.1, 1.1, True)
+        ),
+        *(
+            ("segmentation", ("test", "official_interval_95", "dice"), value)
+            for value in (GONE, 0.5, [0.5], [0.5, 2], [None, None], [0.5, "x"])
+        ),
+        ("segmentation", ("test", "pooled", "jaccard"), "x"),
+        ("segmentation", ("test", "pooled", "mean_of_background_and_lesion"), {}),
+        ("classification", ("views",), [1]),
+        *(("classification", ("test", name), GONE) for name in ("mean_auc", "melanoma", "interval_95")),
+        ("classification", ("test", "melanoma", "sensitivity_at_specificity", "0.90"), "x"),
+        ("classification", ("test", "seborrheic_keratosis", "specificity"), "x"),
+        ("classification", ("test", "interval_95", "melanoma", "auc"), [0.9]),
+    ],
+)
+def test_a_score_that_is_none_is_named(whole, tmp_path, task, names, value):
+    folder = shutil.copytree(whole / task, tmp_path / "run0")
+    put(folder / "metrics.json", names, value)
+    with pytest.raises(
+        UserError, match=rf"run0.metrics.json: not the scores of a {task} run.+; restore it, or"
+    ) as error:
+        find_runs(folder)
+    assert len(str(error.value).splitlines()) == 1 and (names[-1] in str(error.value) or names[0] in str(error.value))
+
+
+@pytest.mark.fault(
+    "JSON of a run nested 100,000 deep, with a number of 5,000 digits, or a pipe in its place", "one line"
+)
+@pytest.mark.parametrize("text", [DEEP, '{"settings": ' + "9" * 5000 + "}", "\udcff", None])
+@pytest.mark.parametrize("name", ["config.json", "metrics.json"])
+def test_json_that_cannot_be_read_is_named(whole, tmp_path, name, text):
+    folder = shutil.copytree(whole / "segmentation", tmp_path / "run0")
+    if text is None and name == "metrics.json":
+        return  # a pipe there is no finished run
+    (folder / name).unlink()
+    if text is None:
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=rf"run0.{name}: damaged \(.+\); restore it, or move") as error:
+        find_runs(folder)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.fault("a number that is none in a table of a run", "one line that names the file, exit code 2")
+@pytest.mark.parametrize(
+    ("name", "column", "value"),
+    [
+        *(("per_image.csv", "tp", value) for value in ("-1", "1.5", "abc", "inf", "9" * 25, "9" * 18, "True")),
+        *(("per_image.csv", "jaccard", value) for value in ("-1", "1.5", "abc", "inf", "9" * 400)),
+        *(("per_image.csv", name, "3") for name in ("split", "accuracy")),
+        *(("test_predictions.csv", "melanoma", value) for value in ("-1", "1.5", "abc", "inf", "1")),
+        *(("test_truth_official.csv", "melanoma", value) for value in ("-1", "abc", "0.5")),
+        *((f"test_{table}.csv", None, '"two\nlines"') for table in ("predictions", "truth_official")),
+        *(("history.csv", "epoch", value) for value in ("inf", "nan", "2", "1.5", "9" * 25)),
+        *(("history.csv", "train_loss", value) for value in ("abc", "True")),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 99])
+def test_a_number_that_is_none_is_named(whole, tmp_path, name, column, value, rows):
+    task = "segmentation" if name == "per_image.csv" else "classification"
+    folder = shutil.copytree(whole / task, tmp_path / "run0")
+    first, *lines = (folder / name).read_text().splitlines()
+    cells = [line.split(",") for line in lines]
+    for line in cells[:rows]:
+        line[first.split(",").index(column) if column else 0] = value
+    (folder / name).write_text("\n".join([first, *map(",".join, cells)]))
+    run = read_run(folder)
+    read = run.history if name == "history.csv" else run.per_image if task == "segmentation" else run.predictions
+    with pytest.raises(UserError, match=rf"run0.{name}: .+; copy .* again") as error:
+        read() if name == "history.csv" else read("validation" if name == "per_image.csv" else "test")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_an_image_of_no_pixels_is_refused(whole, tmp_path):
+    folder = shutil.copytree(whole / "segmentation", tmp_path / "run0")
+    table = pd.read_csv(folder / "per_image.csv")
+    table.loc[3, ["tp", "fp", "fn", "tn"]] = 0
+    table.to_csv(folder / "per_image.csv", index=False)
+    with pytest.raises(UserError, match=r"per_image.csv: an image of no pixels; copy it again from the run"):
+        read_run(folder).per_image("validation")
+
+
+def test_a_table_that_is_a_pipe_is_not_waited_for(whole, tmp_path):
+    folder = shutil.copytree(whole / "segmentation", tmp_path / "run0")
+    (folder / "history.csv").unlink()
+    os.mkfifo(folder / "history.csv")
+    with pytest.raises(UserError, match=r"history.csv: damaged \(no regular file\)"):
+        read_run(folder).history()
+
+
+def test_undefined_values_are_read(whole, tmp_path):
+    """A loss of no step that counted, a validation score without its images, a score without its images."""
+    folder = shutil.copytree(whole / "classification", tmp_path / "run0")
+    path = folder / "history.csv"
+    path.write_text(path.read_text().replace("0.5", "nan"))
+    put(folder / "metrics.json", ("test", "melanoma", "auc"), None)
+    put(folder / "metrics.json", ("test", "interval_95", "melanoma", "auc"), [None, None])
+    assert np.isnan(read_run(folder).history()[1]["train_loss"])
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04" * 9, b"PK\x05\x06" + bytes(18)])
+def test_damaged_masks_are_refused(whole, tmp_path, content):
+    folder = shutil.copytree(whole / "segmentation", tmp_path / "run0")
+    (folder / "test_masks.zip").write_bytes(content)
+    with pytest.raises(UserError, match=r"test_masks.zip: damaged, or without ISIC_0 \(.+\); copy it again") as error:
+        read_run(folder).predicted_mask("test", "ISIC_0")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_folder_whose_name_breaks_the_line_is_refused(whole, tmp_path):
+    folder = shutil.copytree(whole / "segmentation", tmp_path / "two\nlines")
+    with pytest.raises(UserError, match=r"two.nlines': a line break or control character") as error:
+        find_runs(folder)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_link_to_itself_is_named(tmp_path, whole):
+    folder = shutil.copytree(whole / "segmentation", tmp_path / "run0")
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("config.json")
+    with pytest.raises(UserError, match=r"config.json: damaged \(.*symbolic links"):
+        read_run(folder)
+
+
 # --- deviations ---------------------------------------------------------------------------------------------------
 
 
@@ -317,7 +512,7 @@ def test_no_setting_of_a_row_can_differ_unseen(tmp_path, field):
         "size": (64, 64),
         "pretrained": False,
     }
-    other |= {"net": "unet", "loss": "ce", "optimizer": "sgd"}
+    other |= {"net": "unet", "loss": "ce", "optimizer": "sgd", "train_views": "frame", "flips": True}
     (run,) = find_runs(segmentation_run(tmp_path / "run0", EXPERIMENTS["seg-5"], **{field: other.get(field, 77)}))
     assert len(deviations(run)) == 1
 

@@ -122,11 +122,11 @@ def test_the_command_repeated_after_a_stop_gives_the_same_run(folders, tmp_path,
     seg_main.main([*command, "-i", "1"])
     epochs = []
 
-    def interrupted(*args):
+    def interrupted(*args, **options):
         epochs.append(args)
         if len(epochs) == 3:
             raise KeyboardInterrupt
-        return score(*args)
+        return score(*args, **options)
 
     score = seg_main.score
     monkeypatch.setattr(seg_main, "score", interrupted)

@@ -56,9 +56,21 @@ class NotFiniteOnce(nn.Module):
         return nn.functional.cross_entropy(logits, targets.long()) + odd
 
 
-def train(run, store, scores, *, stop_in_epoch=None, patience=99, model=None, lr=1e-2, criterion=None, on_nan="stop"):
+def train(
+    run,
+    store,
+    scores,
+    *,
+    stop_in_epoch=None,
+    patience=99,
+    model=None,
+    lr=1e-2,
+    criterion=None,
+    on_nan="stop",
+    workers=0,
+):
     """An epoch for each of the given validation scores; a kill before the validation of epoch `stop_in_epoch`."""
-    loader = train_loader(store, MaskViews(SIZE), 4, 0, torch.device("cpu"))
+    loader = train_loader(store, MaskViews(SIZE), 4, 0, torch.device("cpu"), workers)
     schedule = Schedule(len(scores), lr, 1e-4, patience)
     criterion = criterion or create_loss("dice_ce")
     trainer = Trainer(model or tiny(), criterion, schedule, loader.batch_sampler.steps, FLOAT32, on_nan)
@@ -95,6 +107,28 @@ def test_the_best_weights_are_kept_and_loaded_not_the_last(store, tmp_path):
     assert same(model.state_dict(), after_two_epochs)
 
 
+def test_loader_processes_begin_the_next_epoch_during_validation_and_change_nothing(store, tmp_path, monkeypatch):
+    seen, begin = [], Trainer.begin_next_epoch
+
+    def watched(trainer, loader):
+        begin(trainer, loader)
+        batches = loader.batch_sampler
+        seen.append((trainer.progress.epoch, batches.epoch, batches.start, trainer._ahead is not None))
+
+    monkeypatch.setattr(Trainer, "begin_next_epoch", watched)
+    scores = [0.1, 0.4, 0.3]
+    alone = train(Run(tmp_path / "alone", {}, resume=True), store, scores)
+    assert seen == [(0, 0, 0, False), (1, 1, 0, False), (2, 2, 0, False)]
+    seen.clear()
+    helped = train(Run(tmp_path / "helped", {}, resume=True), store, scores, workers=1)
+    assert seen == [(0, 1, 0, True), (1, 2, 0, True), (2, 2, 0, False)]  # none follows the last
+    assert same(alone.model.state_dict(), helped.model.state_dict())
+    with pytest.raises(Stopped):
+        train(Run(tmp_path / "cut", {}, resume=True), store, scores, stop_in_epoch=2, workers=1)
+    again = train(Run(tmp_path / "cut", {}, resume=True), store, scores, workers=1)
+    assert same(alone.model.state_dict(), again.model.state_dict())
+
+
 @pytest.mark.parametrize("stop_in_epoch", [1, 3, 5])
 def test_a_continued_run_equals_one_that_never_stopped(store, tmp_path, stop_in_epoch):
     """Old fault: the restored optimizer no longer drove the model. Bit for bit: weights, moments, schedule, history."""
@@ -121,11 +155,46 @@ def other_moments(state):
     state["optimizer"]["state"][0]["exp_avg"] = torch.ones(2)
 
 
+def later_epoch(state):
+    state["progress"]["epoch"], state["scheduler"]["last_epoch"] = 3, 9
+
+
+def more_steps(state):
+    state["progress"]["epoch"], state["progress"]["step"], state["progress"]["best_epoch"] = 0, 4, 0
+    state["scheduler"]["last_epoch"] = 4
+
+
 CHANGED = {
     "another network's weights": lambda state: state.update(model=nn.Linear(2, 2).state_dict()),
     "moments of another shape": other_moments,
     "no optimizer": lambda state: state.pop("optimizer"),
     "progress of another kind": lambda state: state.update(progress={"epochs": 3}),
+    **{
+        f"{name} {value}": lambda state, name=name, value=value: state["progress"].update({name: value})
+        for name, values in {
+            "step": (10**9, -1, 2, 1.0, "1", None, True),
+            "epoch": (-1, 0, 3, 10**9, "1", 1.0),
+            "best_epoch": (2, -1, "1"),
+            "best_score": (float("nan"), float("inf"), "1"),
+            "loss": (float("nan"), "1", 10**400, True),
+            "lr": (float("inf"), None),
+            "skipped": (-1, "1"),
+            "uncounted": (-1, 0.5, 1),
+        }.items()
+        for value in values
+    },
+    "progress that is a list": lambda state: state.update(progress=[1, 0]),
+    "a later epoch of a longer schedule": later_epoch,
+    "more steps than an epoch has": more_steps,
+    "a step of the scheduler that is a text": lambda state: state["scheduler"].update(last_epoch="3"),
+    "a moment that is missing": lambda state: state["optimizer"]["state"][0].pop("exp_avg_sq"),
+    **{
+        f"learning rate {value}": lambda state, value=value: state["optimizer"]["param_groups"][0].update(lr=value)
+        for value in ("fast", -1.0, float("nan"), 10**400)
+    },
+    "two learning rates": lambda state: state["optimizer"]["param_groups"].append({"lr": 0.1}),
+    "parameter groups that are numbers": lambda state: state["optimizer"].update(param_groups=[3]),
+    "a moment that is a number": lambda state: state["optimizer"]["state"][0].update(exp_avg=3.0),
     "a random state that is none": lambda state: state["random"].update(torch=torch.ones(3)),
 }
 
@@ -140,6 +209,26 @@ def test_a_checkpoint_of_something_else_is_refused(store, tmp_path, name):
     save_checkpoint(state, run.path("last.pth"))
     with pytest.raises(UserError, match=r"last\.pth is no checkpoint of this run \(.+\); start afresh with -c 0"):
         train(run, store, [0.1, 0.2])
+
+
+def test_a_checkpoint_changes_no_setting_of_the_optimizer(store, tmp_path):
+    """They are the run's, whatever lies in the file."""
+    run = Run(tmp_path / "run", {}, resume=True)
+    train(run, store, [0.1])
+    state = load_file(run.path("last.pth"))
+    state["optimizer"]["param_groups"][0].update(betas="x", amsgrad=True)
+    state["scheduler"].update(T_max=None, base_lrs=[], step=3)
+    save_checkpoint(state, run.path("last.pth"))
+    trainer = train(run, store, [0.1, 0.2])
+    assert trainer.optimizer.param_groups[0]["betas"] == (0.9, 0.999) and trainer.scheduler.T_max == 2 * trainer.steps
+
+
+@pytest.mark.fault("a best.pth that does not tell its epoch", "one line that names it, exit code 2")
+@pytest.mark.parametrize("progress", [{"best_epoch": "1"}, {"best_epoch": 3, "epoch": 1}, {"epoch": -1}, [1], None])
+def test_best_weights_of_no_epoch_are_refused(tmp_path, progress):
+    save_checkpoint({"model": tiny().state_dict(), "progress": progress}, tmp_path / "best.pth")
+    with pytest.raises(UserError, match=r"best\.pth is no checkpoint of this run \(.+\); start afresh with -c 0"):
+        load_best(tiny(), tmp_path)
 
 
 @pytest.mark.fault("a checkpoint cut short", "one line that names it, exit code 2")

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import nets
+from nets import kernel
 from nets.arl import ALPHA, ATTENTION
 from utils import UserError, distributed
 from utils.data import SPLITS
@@ -234,6 +235,8 @@ def start_run(
     settings |= {f"{split}_images": digest(data[split]) for split in SPLITS if split != "test"}
     facts = {"data": str(args.data), "test_images": digest(data["test"]), "message": args.message, **(facts or {})}
     facts |= {"prepared": {split: stores[split].path.stem for split in SPLITS if split in stores}}
+    if row.net in nets.ATTENTIVE and precision == Precision(torch.device("cpu"), torch.bfloat16):
+        facts |= {"arl_kernel": kernel.load() is not None}
     facts |= {"precision": str(precision), "processes": distributed.processes(), "accumulate": args.accumulate}
     facts |= environment(precision.device)
     run = Run(run_folder(args, row), settings, facts, resume=bool(args.checked))

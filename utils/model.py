@@ -1,5 +1,6 @@
 """Training on any device: the loop that both tasks share, its checkpoints, and running a model over images."""
 
+import math
 import signal
 import time
 from collections import deque
@@ -27,6 +28,7 @@ from utils.stopping import StopRequested, StopSignals, stop_signals
 from utils.weights import load_file
 
 HALVED_EVERY = 30  # epochs, of the ARL-CNN paper's schedule
+MOMENTS = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}  # of each weight, by optimizer
 LEAST_SCALE = 1e-4  # of a float16 loss; halved at each gradient that is not finite, from 65536 on
 ON_NAN = ("stop", "skip")
 _LOADER_FAILURES = ("DataLoader worker", "shared memory", "shm_open")  # in torch's messages
@@ -68,7 +70,7 @@ class Schedule:
 
 @dataclass
 class Progress:
-    """How far a run has come; goes into its checkpoint and back.
+    """How far a run has come; goes into its checkpoint and back. ValueError for what no run comes to.
 
     Attributes:
         epoch: epochs done.
@@ -86,6 +88,17 @@ class Progress:
     best_score: float = float("-inf")
     skipped: int = 0
     uncounted: int = 0
+
+    def __post_init__(self) -> None:
+        counts = (self.epoch, self.step, self.best_epoch, self.skipped, self.uncounted)
+        if any(type(count) is not int for count in counts) or min(counts) < 0:
+            raise ValueError("epochs and steps are not whole numbers")
+        if self.best_epoch > self.epoch or self.uncounted > min(self.step, self.skipped):
+            raise ValueError("more epochs or steps are told of than were done")
+        if not all(isinstance(value, float) and math.isfinite(value) for value in (self.loss, self.lr)):
+            raise ValueError("loss or lr is not finite")
+        if not self.best_score < math.inf:
+            raise ValueError("best_score is not finite")
 
     def finished(self, schedule: Schedule) -> bool:
         return self.epoch >= schedule.epochs or self.epoch - self.best_epoch >= schedule.patience
@@ -161,10 +174,11 @@ class Trainer:
         self.criterion = criterion.to(precision.device)
         self.optimizer, self.scheduler = schedule.build(self.model, steps, precision.device)
         self.scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.dtype == torch.float16)
-        self.progress = Progress()
+        self.progress, self.steps = Progress(), steps
         self.splits = 1  # of each piece, more when the GPU's memory did not hold it
         self._parallel = distributed.parallel(self.model, precision.device)
         self._late = _LateFlags() if precision.device.type == "cuda" else None
+        self._ahead: Iterator[Piece] | None = None  # the next epoch's batches
 
     def train_one_epoch(self, loader: DataLoader, should_stop: Callable[[], bool] = lambda: False) -> float | None:
         """The rest of this epoch's pass over the loader; returns the mean of the steps' losses.
@@ -181,7 +195,8 @@ class Trainer:
             done.lr = self.scheduler.get_last_lr()[0]
         total = torch.tensor(done.loss, device=self.precision.device)
         batches.epoch, batches.start = done.epoch, done.step
-        pieces = iter(progress(loader, f"epoch {done.epoch + 1}/{self.schedule.epochs}"))
+        ahead, self._ahead = self._ahead, None
+        pieces = iter(progress(ahead or iter(loader), f"epoch {done.epoch + 1}/{self.schedule.epochs}", len(loader)))
 
         def look(flags: Iterable[tuple[int, bool]]) -> None:
             for step, finite in flags:
@@ -204,6 +219,13 @@ class Trainer:
             return None
         counted = batches.steps - done.uncounted
         return done.loss / counted if counted else float("nan")
+
+    def begin_next_epoch(self, loader: DataLoader) -> None:
+        """Between two epochs: the loader's processes, if any, make the first batches of the next while this one is
+        validated."""
+        if loader.num_workers and self.progress.epoch + 1 < self.schedule.epochs:
+            loader.batch_sampler.epoch, loader.batch_sampler.start = self.progress.epoch + 1, 0
+            self._ahead = iter(loader)
 
     def step(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
         """One update of the weights by the gradient of a batch that comes in pieces.
@@ -289,17 +311,30 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned. ValueError when it is another model's."""
+        """Go on from what `state` returned. ValueError when it is another model's or schedule's."""
+        done = Progress(**state["progress"])
+        steps = done.epoch * self.steps + done.step
+        if done.epoch > self.schedule.epochs or done.step > self.steps or state["scheduler"]["last_epoch"] != steps:
+            raise ValueError(f"epoch {done.epoch}, step {done.step}: not of this schedule")
+        rates = [group["lr"] for group in state["optimizer"]["param_groups"]]
+        if not all(isinstance(rate, float) and 0 <= rate < math.inf for rate in rates):
+            raise ValueError(f"learning rates {rates}")
         self.model.load_state_dict(state["model"])
-        for number, parameter in enumerate(self.model.parameters()):
-            for name, moment in state["optimizer"]["state"].get(number, {}).items():
-                if isinstance(moment, Tensor) and moment.shape not in (parameter.shape, ()):  # nobody else looks
+        for number, parameter in enumerate(self.model.parameters()):  # nobody else looks
+            moments = state["optimizer"]["state"].get(number, {})
+            if moments and moments.keys() != MOMENTS[self.schedule.optimizer]:
+                raise ValueError(f"not the moments of {self.schedule.optimizer}: {', '.join(moments)}")
+            for name, moment in moments.items():
+                if moment.shape not in (parameter.shape, ()):
                     raise ValueError(f"{name} of shape {list(moment.shape)} for weights {list(parameter.shape)}")
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        # The schedule's own settings stay: a file could hold anything in their place.
+        groups = zip(self.optimizer.state_dict()["param_groups"], rates, strict=True)
+        groups = [group | {"lr": rate} for group, rate in groups]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        self.scheduler.load_state_dict({"last_epoch": steps, "_step_count": steps + 1, "_last_lr": rates})
         if state["scaler"]:  # empty from a machine that trained without one
             self.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
+        self.progress = done
         torch.set_rng_state(state["random"]["torch"])
         if self.precision.device.type == "cuda" and len(state["random"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
@@ -402,13 +437,15 @@ def _epoch(
         raise StopRequested(stop.number or signal.SIGTERM)
     seconds = time.perf_counter() - start
     distributed.share_buffers(trainer.model)
-    if not all(bool(tensor.isfinite().all()) for tensor in chain(trainer.model.parameters(), trainer.model.buffers())):
+    tensors = chain(trainer.model.parameters(), trainer.model.buffers())
+    if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():  # one wait for a GPU, not one a tensor
         raise UserError(f"the weights or running statistics are not finite {_way_out(trainer, run)}")
     if trainer.scaler.is_enabled() and trainer.scaler.get_scale() < LEAST_SCALE:
         raise UserError(f"the gradient is not finite at any scale {_way_out(trainer, run)}")
     if done.skipped > skipped:
         count = done.skipped - skipped
         log.warning("epoch %d: %d steps left out, their gradient was not finite", done.epoch + 1, count)
+    trainer.begin_next_epoch(loader)
     with stop.at_once():
         score, columns = validate(trainer.model)
     images = (done.step - first) * loader.batch_sampler.batch_size
@@ -460,7 +497,7 @@ def load_best(model: nn.Module, folder: Path) -> int:
     with _of_this_run(path):
         checkpoint = load_file(path)
         model.load_state_dict(checkpoint["model"])
-        return checkpoint["progress"]["best_epoch"]
+        return Progress(**checkpoint["progress"]).best_epoch
 
 
 @contextmanager

@@ -1,17 +1,22 @@
 """The run folder: what a training run keeps, and finding it again."""
 
 import csv
+import errno
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
+import re
 import shlex
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +30,7 @@ from utils.data import Sample
 from utils.logger import log
 
 OWN = ("config.json", "history.csv", "last.pth", "best.pth")  # tell that a folder is a run's
+MAX_DEPTH = 50  # of JSON; Python's own limit depends on its version
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "albumentations", "segmentation-models-pytorch")
 
 
@@ -49,7 +55,7 @@ class Run:
         self, folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any] | None = None, *, resume: bool
     ) -> None:
         self.folder = folder
-        self._writer, self._lock = None, None
+        self._events, self._lock = None, None
         if distributed.is_main():
             self._start(settings, facts or {}, resume)
         distributed.wait_for_all()
@@ -82,7 +88,7 @@ class Run:
         config = read_config(self.folder)
         before = config["settings"]
         changed = [
-            f"{name} {before.get(name)} (now {settings.get(name)})"
+            " ".join(f"{name} {before.get(name)} (now {settings.get(name)})".split())
             for name in sorted(before.keys() | settings.keys())
             if before.get(name) != settings.get(name)
         ]
@@ -99,7 +105,11 @@ class Run:
                 "kept)"
             )
         before = [config, *config.get("continued", [])][-1]
-        other = [name for name in ("precision", "cpu_threads", "versions") if before.get(name) != facts.get(name)]
+        other = [
+            name
+            for name in ("precision", "cpu_threads", "versions", "arl_kernel")
+            if before.get(name) != facts.get(name)
+        ]
         if other:
             log.warning("%s goes on with other %s: not to the same bits", self.folder, " and ".join(other))
         return config | {"continued": [*config.get("continued", []), dict(facts)]}
@@ -121,16 +131,20 @@ class Run:
         try:
             with path.open(newline="") as file:
                 rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-            rows = [row | {"epoch": int(row["epoch"])} for row in rows]
             if [row["epoch"] for row in rows] != [*range(1, len(rows) + 1)]:
                 raise ValueError("its epochs are not 1, 2, 3 …")
+            rows = [row | {"epoch": epoch} for epoch, row in enumerate(rows, start=1)]
         except (AttributeError, KeyError, OSError, TypeError, ValueError, csv.Error) as error:
             raise UserError(f"{path}: damaged ({error}); start afresh with -c 0 (the old run is kept)") from error
         return rows
 
     def write_history(self, rows: list[dict[str, float]]) -> None:
-        """Replace history.csv by `rows` (an epoch that was cut off before its checkpoint drops out this way)."""
-        lines = [",".join(rows[0])] + [",".join(str(value) for value in row.values()) for row in rows]
+        """Replace history.csv by `rows` (an epoch that was cut off before its checkpoint drops out this way).
+
+        A column that a row lacks, of an epoch that another version trained, is nan there.
+        """
+        columns = dict.fromkeys(name for row in rows for name in row)
+        lines = [",".join(columns)] + [",".join(str(row.get(name, math.nan)) for name in columns) for row in rows]
         self._write("history.csv", "\n".join(lines) + "\n")
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
@@ -146,14 +160,25 @@ class Run:
         """Add an epoch's numbers to the TensorBoard events below tensorboard/."""
         if not distributed.is_main():
             return
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # imports slowly; a dry run does without
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # a dry run does without
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-            self._writer = SummaryWriter(str(self.path("tensorboard")), purge_step=epoch)
-        for name, value in row.items():
-            if name != "epoch":
-                self._writer.add_scalar(name, value, epoch)
-        self._writer.flush()
+        now = time.time()
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items() if name != "epoch"]
+        events = [Event(wall_time=now, step=epoch, summary=Summary(value=values))]
+        folder = self.path("tensorboard")
+        if self._events is None:
+            self._events = folder / f"events.out.tfevents.{now:.0f}.{socket.gethostname()}.{os.getpid()}"
+            start = SessionLog(status=SessionLog.START)  # what was written of later epochs no longer counts
+            first = Event(wall_time=now, file_version="brain.Event:2")
+            events = [first, Event(wall_time=now, step=epoch, session_log=start), *events]
+        # Not by SummaryWriter, whose thread prints a traceback when the disk is full.
+        with _named(self._events):
+            folder.mkdir(exist_ok=True)
+            with self._events.open("ab") as file:
+                for event in events:
+                    RecordWriter(file).write(event.SerializeToString())
 
     def save_figure(self, figure: Figure, name: str) -> Path:
         path = self.path("figures") / name
@@ -163,11 +188,8 @@ class Run:
         return path
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
         if self._lock is not None:
-            self._lock.release()
+            self._lock.close()
             self._lock = None
 
     def __enter__(self) -> "Run":
@@ -177,39 +199,82 @@ class Run:
         self.close()
 
 
-def _locked(folder: Path) -> FileLock:
-    """The lock on a run's folder, which lies beside it; the system takes it back when the process ends, however."""
+def _locked(folder: Path) -> ExitStack:
+    """The lock on a run's folder, which lies beside it; the system takes it back when the process ends, however.
+
+    Of a link there are two: beside where it leads, since other links may lead there, and beside itself, since it may
+    be moved aside.
+    """
+    if not is_one_line(str(folder)):
+        raise UserError(f"{str(folder)!r}: a line break or control character in a name; choose another --output DIR")
+    own = Path(os.path.realpath(folder.parent)) / folder.name
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # One object for all of this process: a notebook's cell may be run again.
-        lock = FileLock(folder.parent / f".{folder.name}.lock", is_singleton=True)
-        lock.acquire(timeout=0)
+        with ExitStack() as locks:
+            for place in dict.fromkeys((own, Path(os.path.realpath(folder)))):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                # One object for all of this process: a notebook's cell may be run again.
+                lock = FileLock(place.parent / f".{place.name}.lock", is_singleton=True)
+                locks.enter_context(lock.acquire(timeout=0))
+            return locks.pop_all()
     except Timeout:
         raise UserError(
             f"{folder} is in use by another process; wait for it, stop it, or choose another run number (-i)"
         ) from None
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); choose --output DIR") from error
-    return lock
+
+
+def is_one_line(text: str) -> bool:
+    """Whether it can stand in a message and in a table: no line break, control character or lone surrogate."""
+    return not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", text)
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. OSError or ValueError when there is none, or it nests too deeply to be worked with."""
+    if path.exists() and not path.is_file():
+        raise ValueError("no regular file")  # reading a pipe waits for ever
+    text = path.read_text(encoding="utf-8")
+    if max(accumulate((sign in "[{") - (sign in "]}") for sign in text), default=0) > MAX_DEPTH:
+        raise ValueError("nested too deeply")
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("no JSON object")
+    return content
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """What a run wrote there. UserError when it cannot be read."""
     try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError("no JSON object")
-        return content
+        return load_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); start afresh with -c 0") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A run's config.json, whose "settings" are a dict. UserError when it cannot be read, or has none."""
-    config = read_json(folder / "config.json")
-    if not isinstance(config.get("settings"), dict):
-        raise UserError(f"{folder / 'config.json'} holds no settings; start afresh with -c 0")
+    """A run's config.json, whose "settings" are a dict. UserError when it cannot be read, or is damaged."""
+    path = folder / "config.json"
+    config = read_json(path)
+    settings, continued = config.get("settings"), config.get("continued", [])
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} holds no settings; start afresh with -c 0")
+    dicts = [
+        settings.get("weights") or {},
+        config.get("prepared", {}),
+        *(continued if isinstance(continued, list) else [0]),
+    ]
+    if not all(isinstance(each, dict) for each in dicts):
+        raise UserError(f"{path}: weights, prepared or continued is damaged; start afresh with -c 0")
     return config
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """The system's errors within name the file; those of writing to an open one do not by themselves."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 @contextmanager
@@ -225,7 +290,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         )
     try:
         partial.unlink(missing_ok=True)
-        with partial.open("xb") as file:  # through no link
+        with _named(path), partial.open("xb") as file:  # through no link
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -241,6 +306,9 @@ def _to_disk(folder: Path) -> None:
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
+        except OSError as error:  # some network file systems cannot
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
         finally:
             os.close(handle)
 

@@ -31,10 +31,16 @@ def has_weights(folder: Path) -> bool:
 def load_network(run: RunResult, device: torch.device) -> nn.Module:
     """The run's network with the weights of its best epoch, ready to predict on `device`.
 
-    UserError when the run's folder holds no weights, or others than this network's.
+    UserError when the run's folder holds no weights, or others than this network's, or names no network of the task.
     """
     settings = run.settings
-    model = nets.create_model(settings["net"], attention=settings.get("attention"), alpha=settings.get("alpha"))
+    try:
+        _check_settings(run)
+        model = nets.create_model(settings["net"], attention=settings.get("attention"), alpha=settings.get("alpha"))
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{run.folder}: config.json or metrics.json damaged, or of another version ({error}); copy them again"
+        ) from error
     if not has_weights(run.folder):
         raise UserError(f"{run.folder}: no weights (best.pth or {RELEASED}); results hold them for some runs only")
     if (run.folder / "best.pth").is_file():
@@ -66,6 +72,19 @@ def _load_released(model: nn.Module, path: Path) -> None:
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: damaged, or not the weights of this run's network ({reason})") from error
+
+
+def _check_settings(run: RunResult) -> None:
+    """ValueError when they do not tell how to predict, as this program does it."""
+    settings, metrics = run.settings, run.metrics
+    if settings["net"] not in (nets.SEGMENTERS if run.task == "segmentation" else nets.CLASSIFIERS):
+        raise ValueError(f"no network for {run.task} is named {settings['net']}")
+    if "batch_size" not in settings or min(settings.get("size", (0,))) < 32:
+        raise ValueError("no batch_size, or no size of 32 pixels or more")
+    if run.task == "segmentation":
+        return
+    if settings.get("train_views") not in TRAIN_VIEWS or metrics.get("views") not in VIEWS or "flips" not in metrics:
+        raise ValueError("train_views, views or flips are not known")
 
 
 def prepare_for(run: RunResult, samples: Sequence[Sample], folder: Path) -> Store:
