@@ -66,7 +66,8 @@ def _compiled(compiler: str) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise RuntimeError(f"others may write in {folder}")  # and what lies there is run
+        # What lies there is run.
+        raise RuntimeError(f"{folder} is another user's, or others may write in it: choose another by XDG_CACHE_HOME")
     if not _is_whole(path):
         with tempfile.TemporaryDirectory(dir=folder) as place:  # renamed when whole: others may want it too
             partial = Path(place) / path.name

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
+import cv2
 import torch
 
 import cls_main
@@ -106,6 +107,7 @@ def differences(one: Path, two: Path) -> list[str]:
 def harness(task: str, kills: int, seed: int, folder: Path) -> dict:
     """Kill a training `kills` times, then let it end; returns what happened."""
     script, options = COMMANDS[task]
+    cv2.setNumThreads(0)  # its threads, which a fork does not copy, may hold a lock at that moment
     make_sample(folder / "data", {"train": 16, "validation": 6, "test": 3}, (72, 64), seed=1)
     common = [*options, "-p", "0", "--size", "32", "32", "--lr", "1e-3", "--device", "cpu", "--patience", "1000"]
     common += ["--data", str(folder / "data"), "--cache", str(folder / "cache"), "--epochs", str(5 + 4 * kills)]

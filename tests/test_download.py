@@ -4,6 +4,7 @@ import email.utils
 import hashlib
 import io
 import re
+import shutil
 import sys
 import threading
 import time
@@ -536,6 +537,25 @@ def test_an_archive_that_lay_there_is_kept_after_a_stop_too(mirror, tmp_path):
     stopped_while_unpacking(mirror, tmp_path, "--masks-only", "--splits", "test")
     assert run(mirror, tmp_path, "--masks-only", "--splits", "test") == []
     assert path.read_bytes() == mirror.files[path.name]
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+@pytest.mark.fault(
+    "with `--keep-archives` a stop after the last file", "the next call keeps the archive, under its name"
+)
+def test_an_archive_to_be_kept_is_so_after_a_stop(mirror, tmp_path):
+    def stopped(file, path, finish=download._finish):
+        if path.suffix == ".zip":
+            raise KeyboardInterrupt
+        finish(file, path)
+
+    flags, name = ["--masks-only", "--splits", "test", "--keep-archives"], f"ISIC-2017_Test_v2_{MASKS}"
+    run(mirror, tmp_path, "--masks-only", "--splits", "test")  # the labels
+    shutil.rmtree(tmp_path / name.removesuffix(".zip"))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(download, "_finish", stopped)
+        run(mirror, tmp_path, *flags)
+    assert run(mirror, tmp_path, *flags) == [] and (tmp_path / name).read_bytes() == mirror.files[name]
     assert not list(tmp_path.glob("*.partial*"))
 
 

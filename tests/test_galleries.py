@@ -158,7 +158,7 @@ def test_maps_of_an_arl_network_and_a_resnet(tmp_path, samples, messages):
         assert compare_maps(rows_of(tmp_path, "classification"), "validation", samples) is None
         torch.manual_seed(len(models))
         models[row.net] = nets.create_model(row.net).eval()
-        checkpoint = {"model": models[row.net].state_dict(), "progress": {"best_epoch": 1}}
+        checkpoint = {"model": models[row.net].state_dict(), "progress": {"epoch": 1, "best_epoch": 1}}
         torch.save(checkpoint, folder / "best.pth")
     assert messages().count("no maps to compare") == 2
     rows = rows_of(tmp_path, "classification")

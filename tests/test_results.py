@@ -301,6 +301,12 @@ def test_a_data_folder_that_is_none_is_named(whole, tmp_path):
         find_runs(folder)
 
 
+def test_a_data_folder_whose_path_is_not_utf8_is_one(whole, tmp_path):
+    folder = shutil.copytree(whole / "segmentation", tmp_path / "run0")
+    put(folder / "config.json", ("data",), os.fsdecode(b"/data\xe9"))
+    assert os.fsencode(find_runs(folder)[0].data) == b"/data\xe9"
+
+
 @pytest.mark.fault("a score that is none in a run's metrics.json", "one line that names it, exit code 2")
 @pytest.mark.parametrize(
     ("task", "names", "value"),

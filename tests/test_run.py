@@ -169,6 +169,24 @@ def test_a_config_nested_without_end_is_refused(tmp_path, depth):
         started(tmp_path / "run0")
 
 
+def test_brackets_in_a_note_nest_nothing(tmp_path):
+    note = "[{" * MAX_DEPTH + '"\\"['
+    for _ in range(2):
+        Run(tmp_path / "run0", SETTINGS, {"message": note}, resume=True).path("last.pth").touch()
+    assert Run(tmp_path / "run0", SETTINGS, {}, resume=True).read_json("config.json")["message"] == note
+
+
+def test_a_folder_whose_name_is_not_utf8_is_a_folder(tmp_path):
+    run = started(Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xe9/run0")))
+    assert run.read_json("config.json")["settings"]["net"] == "res_unet"
+
+
+def test_a_run_of_a_version_that_did_not_tell_is_not_said_to_differ(tmp_path, caplog):
+    for facts in ({}, {"arl_kernel": True}):
+        Run(tmp_path / "run0", SETTINGS, facts, resume=True).path("last.pth").touch()
+    assert caplog.text == ""
+
+
 def test_settings_of_several_lines_are_told_in_one(tmp_path):
     started(tmp_path / "run0", SETTINGS | {"net": "two\nlines"}).path("last.pth").touch()
     with pytest.raises(UserError, match=r"net two lines \(now res_unet\)") as error:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import seg_main
 from utils import UserError, copies
-from utils.data import LEFT_OUT, find_files
+from utils.data import LEFT_OUT, Sample, find_files, read_split
 from utils.sample import make_sample
 from utils.splits import LAST_ID, OFFICIAL, classification_data, refuse_copies, segmentation_data
-from utils.store import prepare
 
 HEADER = "image_id,melanoma,seborrheic_keratosis\n"
 
@@ -139,10 +139,10 @@ def test_the_official_ids_are_those_of_the_real_folder(isic2017):
     assert max(OFFICIAL["test"]) == f"ISIC_{LAST_ID:07}"
 
 
-def search(root: Path, cache: Path, size: tuple[int, int] = (48, 32), keep_copies: bool = False) -> None:
+def search(root: Path, cache: Path, size: tuple[int, int] = (96, 96), keep_copies: bool = False) -> None:
     """As `seg_main.py` does before it trains."""
     data = segmentation_data(root, keep_copies=keep_copies)
-    stores = {split: prepare(data[split], size, cache) for split in data}
+    stores = seg_main.prepare_all(data, size, cache)
     refuse_copies(copies.copies_between(stores), data, keep_copies=keep_copies)
 
 
@@ -152,6 +152,20 @@ def test_the_real_data_raise_no_false_alarm_and_are_searched_once(isic2017, tmp_
     monkeypatch.setattr(copies, "find_copies", lambda *_: pytest.fail("the same images were searched again"))
     search(isic2017, tmp_path)
     assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+@pytest.mark.parametrize("size", [(33, 33), (96, 96), (168, 112)])
+def test_mirrored_copies_are_found_at_any_size(isic2017, tmp_path, size):
+    """Training images are prepared larger than the others, and the thumbnails of both must fit all the same."""
+    data = {split: read_split(isic2017, split, with_labels=False) for split in ("validation", "test")}
+    mirrored = []
+    for sample in data["test"][::6]:
+        path = tmp_path / f"ISIC_{len(mirrored):07}.png"
+        Image.open(sample.image).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+        mirrored.append(Sample(path.stem, path, None, None))
+    stores = seg_main.prepare_all({"train": mirrored} | data, size, tmp_path / "cache")
+    found = {copy.ids[0] for copy in copies.copies_between(stores) if copy.splits == ("train", "test")}
+    assert found == {sample.id for sample in mirrored}
 
 
 @pytest.mark.parametrize("size", [(32, 32), (168, 112)])
@@ -192,7 +206,7 @@ def test_what_is_known_of_stores_that_are_gone_is_forgotten(root, tmp_path):
     (key,) = json.loads((tmp_path / "copies.json").read_text())
     for path in tmp_path.glob("*.npy"):
         path.unlink()
-    search(root, tmp_path, (24, 16))
+    search(root, tmp_path, (128, 96))
     (other,) = json.loads((tmp_path / "copies.json").read_text())
     assert other != key
 

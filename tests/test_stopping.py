@@ -190,10 +190,8 @@ def test_a_second_process_in_the_same_folder_refuses(folder):
     try:
         before = (run_of(folder, "twice") / "config.json").read_bytes()
         for more in ([], ["-c", "0"]):
-            command = [sys.executable, str(ROOT / "seg_main.py"), *arguments(folder, "twice"), *more]
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-            assert done.returncode == 2
-            assert "run0 is in use by another process" in done.stderr and len(done.stderr.splitlines()) == 1
+            with pytest.raises(UserError, match="run0 is in use by another process; wait for it, stop it, or choose"):
+                seg_main.main([*arguments(folder, "twice"), *more])
         assert (run_of(folder, "twice") / "config.json").read_bytes() == before
     finally:
         process.kill()

@@ -1,6 +1,8 @@
 """The loop that trains: best weights, continuing, stopping; and the faults of the earlier project in it."""
 
+import multiprocessing
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +129,58 @@ def test_loader_processes_begin_the_next_epoch_during_validation_and_change_noth
         train(Run(tmp_path / "cut", {}, resume=True), store, scores, stop_in_epoch=2, workers=1)
     again = train(Run(tmp_path / "cut", {}, resume=True), store, scores, workers=1)
     assert same(alone.model.state_dict(), again.model.state_dict())
+
+
+def test_batches_that_were_begun_are_not_those_of_an_epoch_that_is_done_again(store, tmp_path):
+    """The same trainer goes on after its validation failed: with the checkpoint's epoch, not with the one after it."""
+    weights = []
+    for workers in (0, 1):
+        failing, run = iter([False, True]), Run(tmp_path / f"run{workers}", {}, resume=True)
+        loader = train_loader(store, MaskViews(SIZE), 4, 0, torch.device("cpu"), workers)
+        trainer = Trainer(
+            tiny(), create_loss("dice_ce"), Schedule(3, 1e-2, 1e-4, 9), loader.batch_sampler.steps, FLOAT32
+        )
+
+        def validate(model, failing=failing):
+            if next(failing, False):
+                raise Stopped
+            return 0.5, {"val_score": 0.5}
+
+        with pytest.raises(Stopped):
+            fit(trainer, loader, validate, run)
+        fit(trainer, loader, validate, run)
+        weights.append(trainer.model.state_dict())
+    assert same(*weights)
+
+
+@pytest.mark.fault(
+    "a loader process dies, while it loads or during validation", "one line, exit code 2; the run goes on"
+)
+@pytest.mark.parametrize("when", ["training", "validation"])
+def test_a_loader_process_that_dies_is_one_line(store, tmp_path, when, monkeypatch):
+    step = Trainer.step
+
+    def kill_worker():
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
+        worker.join()
+
+    def fatal_step(trainer, pieces):
+        kill_worker()
+        return step(trainer, pieces)
+
+    if when == "training":
+        monkeypatch.setattr(Trainer, "step", fatal_step)
+    loader = train_loader(store, MaskViews(SIZE), 1, 0, torch.device("cpu"), 1)
+    trainer = Trainer(tiny(), create_loss("dice_ce"), Schedule(3, 1e-2, 1e-4, 9), loader.batch_sampler.steps, FLOAT32)
+
+    def validate(model):
+        kill_worker()
+        time.sleep(5)  # torch's handler of SIGCHLD raises within
+        return 0.5, {"val_score": 0.5}
+
+    with pytest.raises(UserError, match=r"^a loader process failed \(DataLoader worker .*: take fewer --workers"):
+        fit(trainer, loader, validate, Run(tmp_path / "run0", {}, resume=True))
 
 
 @pytest.mark.parametrize("stop_in_epoch", [1, 3, 5])

@@ -102,7 +102,8 @@ def make_parser(task: Task, doc: str) -> argparse.ArgumentParser:
     add("--deterministic", action="store_true", help="on GPUs: kernels that give the same bits each time; slower")
     add("--on-nan", choices=ON_NAN, default="stop", help="a gradient that is not finite stops the run, or its step is "
         "skipped and counted (stop)")  # fmt: skip
-    add("--keep-copies", action="store_true", help="train on the known copies of validation and test images too")
+    add("--keep-copies", action="store_true", help="train on copies of validation and test images too, the known "
+        "and the found")  # fmt: skip
     return parser
 
 

@@ -15,13 +15,14 @@ from utils import UserError
 from utils.data import KNOWN_COPIES, SPLITS, Sample, read_image, resized
 from utils.device import cores
 from utils.logger import progress
-from utils.store import Store, image_hashes, in_order, read_index, write_index
+from utils.store import Store, in_order, read_index, write_index
 
 # Measured on all 2,750 images. Grey thumbnails of two photographs correlate by 0.974 at most, re-encoded copies by
 # 0.999 and more. Copies edited in colour and frame go down to 0.927, so from CANDIDATE on the details decide: with
 # one affine map, copies share 70 or more keypoints, two photographs 13 at most. Turned by quarters or mirrored, two
 # photographs correlate by 0.965 at most.
 THUMBNAIL, CANDIDATE, COPY, KEYPOINTS = 32, 0.90, 0.99, 30
+SMALLEST = 96  # pixels: below, thumbnails are made of the originals. Splits are prepared at different sizes
 SEARCH_VERSION = 1  # raise it when other copies are found
 BLOCK = 4096  # images of a split that are compared at a time
 
@@ -60,7 +61,8 @@ class Copy:
 
 
 def copies_between(stores: Mapping[str, Store]) -> list[Copy]:
-    """Copies across the splits, by the prepared images: of the originals only those of look-alikes are decoded.
+    """Copies across the splits, by the prepared images: of the originals only those of look-alikes are decoded, or all
+    where images are prepared smaller than SMALLEST.
 
     What is found is kept in `copies.json` beside the stores, so that the same images are searched once.
     """
@@ -73,9 +75,10 @@ def copies_between(stores: Mapping[str, Store]) -> list[Copy]:
     known = read_index(index)
     try:
         return [_unpacked(entry, stores) for entry in known[key]]
-    except (IndexError, KeyError, TypeError, ValueError):  # not there, or damaged
+    except (ArithmeticError, IndexError, KeyError, TypeError, ValueError):  # not there, or damaged
         pass
-    copies = find_copies({split: _looks(stores[split]) for split in splits})
+    small = min(min(stores[split].size) for split in splits) < SMALLEST
+    copies = find_copies({split: _looks(stores[split], small) for split in splits})
     known = {
         key: entries
         for key, entries in known.items()
@@ -99,13 +102,16 @@ def _unpacked(entry: list, stores: Mapping[str, Store]) -> Copy:
     return Copy((a, b), (first.image, second.image), (first.id, second.id), float(similarity), exact, turned)
 
 
-def _looks(store: Store) -> Looks:
+def _looks(store: Store, of_originals: bool) -> Looks:
     thumbnails = np.empty((len(store.samples), THUMBNAIL**2), np.uint8)
     with ThreadPoolExecutor(cores()) as pool:
-        found = in_order(pool, _thumbnail, store.pixels())
+        if of_originals:
+            found = in_order(pool, thumbnail, (sample.image for sample in store.samples))
+        else:
+            found = in_order(pool, _thumbnail, store.pixels())
         for place, each in enumerate(progress(found, "looking for copies", len(thumbnails))):
             thumbnails[place] = each
-    return Looks(store.samples, image_hashes(store), thumbnails)
+    return Looks(store.samples, store.digests, thumbnails)
 
 
 def find_copies(looks: Mapping[str, Looks]) -> list[Copy]:

@@ -145,6 +145,8 @@ def _download(
                     _finish(whole, archive)
             else:
                 log.info("%s: its files are there already", archive.stem)
+                if keep_archives and _is_whole(partial) and not archive.exists():  # stopped just before
+                    _finish(partial, archive)
             if not keep_archives:
                 _remove(partial)
 
@@ -188,9 +190,9 @@ def fetch(url: str, path: Path, *, retries: int = RETRIES, timeout: float = TIME
 def _attempt(url: str, partial: Path, name: str, timeout: float, room: float) -> None:
     """Append what `partial` lacks, or begin it again. Raises what the network raises, _Again or UserError."""
     version_file = Path(f"{partial}.version")
-    have, before = _length(partial), version_file.read_text(errors="replace") if version_file.is_file() else ""
-    if have and before.endswith(f" {have}"):
-        return  # whole
+    if _is_whole(partial):
+        return
+    have, before = _length(partial), _version(partial)
     headers = {"User-Agent": "isic2017-download", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -233,6 +235,17 @@ def _attempt(url: str, partial: Path, name: str, timeout: float, room: float) ->
                 pass
     if size is not None and _length(partial) != size:
         raise _Again(f"the connection ended after {_length(partial)} of {size} bytes")
+
+
+def _version(partial: Path) -> str:
+    """Of the file on the server and its length, as noted when it was begun; "" where that is not known."""
+    path = Path(f"{partial}.version")
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
+def _is_whole(partial: Path) -> bool:
+    have = _length(partial)
+    return have > 0 and _version(partial).endswith(f" {have}")
 
 
 def _range(response: HTTPResponse) -> tuple[int, int | None]:

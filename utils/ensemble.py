@@ -10,7 +10,8 @@ import argparse
 import json
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from utils import UserError
 from utils.classification import format_scores as format_classification
@@ -60,7 +61,7 @@ def make_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> Non
     probabilities, or segmentation's true masks are not in `data`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):  # another one that makes the same is waited for
+    with _alone(folder):
         partial, old = (folder.with_name(folder.name + end) for end in (".partial", ".old.partial"))
         if old.exists() and not folder.exists():  # a kill between the two renamings
             old.rename(folder)
@@ -75,6 +76,15 @@ def make_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> Non
             shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    try:
+        with FileLock(folder.parent / f".{folder.name}.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(f"{folder}: another process makes this ensemble; wait for it") from error
 
 
 def _write_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> None:

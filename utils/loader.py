@@ -161,6 +161,8 @@ def train_loader(
     """
     workers = default_workers(device) if workers is None else workers
     fork = workers > 0 and sys.platform not in ("win32", "darwin")
+    if fork:
+        cv2.setNumThreads(0)  # a fork copies the locks that OpenCV's threads may hold, without the threads
     share = distributed.rank(), distributed.processes()
     return DataLoader(
         TrainingSet(store, views, seed),

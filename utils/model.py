@@ -178,7 +178,7 @@ class Trainer:
         self.splits = 1  # of each piece, more when the GPU's memory did not hold it
         self._parallel = distributed.parallel(self.model, precision.device)
         self._late = _LateFlags() if precision.device.type == "cuda" else None
-        self._ahead: Iterator[Piece] | None = None  # the next epoch's batches
+        self._ahead: tuple[int, Iterator[Piece]] | None = None  # an epoch whose batches are under way
 
     def train_one_epoch(self, loader: DataLoader, should_stop: Callable[[], bool] = lambda: False) -> float | None:
         """The rest of this epoch's pass over the loader; returns the mean of the steps' losses.
@@ -196,7 +196,8 @@ class Trainer:
         total = torch.tensor(done.loss, device=self.precision.device)
         batches.epoch, batches.start = done.epoch, done.step
         ahead, self._ahead = self._ahead, None
-        pieces = iter(progress(ahead or iter(loader), f"epoch {done.epoch + 1}/{self.schedule.epochs}", len(loader)))
+        begun = ahead[1] if ahead and (ahead[0], 0) == (done.epoch, done.step) else iter(loader)
+        pieces = iter(progress(begun, f"epoch {done.epoch + 1}/{self.schedule.epochs}", len(loader)))
 
         def look(flags: Iterable[tuple[int, bool]]) -> None:
             for step, finite in flags:
@@ -225,7 +226,7 @@ class Trainer:
         validated."""
         if loader.num_workers and self.progress.epoch + 1 < self.schedule.epochs:
             loader.batch_sampler.epoch, loader.batch_sampler.start = self.progress.epoch + 1, 0
-            self._ahead = iter(loader)
+            self._ahead = self.progress.epoch + 1, iter(loader)
 
     def step(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
         """One update of the weights by the gradient of a batch that comes in pieces.
@@ -388,7 +389,8 @@ def fit(
     with stop_signals() as stop:
         while not done.finished(trainer.schedule):
             try:
-                row, score = _epoch(trainer, loader, validate, run, stop)
+                with _loader_failures_explained():
+                    row, score = _epoch(trainer, loader, validate, run, stop)
             except StopRequested as request:
                 _save(trainer.state(), last)
                 kept = f"in epoch {done.epoch + 1} after step {done.step}; {GO_ON}"
@@ -423,13 +425,6 @@ def _epoch(
     start = time.perf_counter()
     try:
         loss = trainer.train_one_epoch(loader, lambda: stop.number is not None)
-    except RuntimeError as problem:
-        if not any(sign in str(problem) for sign in _LOADER_FAILURES):
-            raise
-        raise UserError(
-            f"a loader process failed ({str(problem).splitlines()[0][:160]}): take fewer --workers (0 for none), or "
-            f"allow more shared memory (docker --shm-size); {GO_ON}"
-        ) from problem
     except NotFinite as problem:
         ids = ", ".join(loader.dataset.store.samples[index].id for index in problem.indices)
         raise UserError(f"{problem} {_way_out(trainer, run)}; the images of this step: {ids}") from problem
@@ -452,6 +447,19 @@ def _epoch(
     row = {"epoch": done.epoch + 1, "lr": done.lr, "train_loss": loss, **columns, **alphas(trainer.model)}
     row |= {"train_seconds": round(seconds, 3), "images_per_second": round(images / seconds, 2)}
     return row, score
+
+
+@contextmanager
+def _loader_failures_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as problem:
+        if not any(sign in str(problem) for sign in _LOADER_FAILURES):
+            raise
+        raise UserError(
+            f"a loader process failed ({str(problem).splitlines()[0][:160]}): take fewer --workers (0 for none), or "
+            f"allow more shared memory (docker --shm-size); {GO_ON}"
+        ) from problem
 
 
 def _keep_best(trainer: Trainer, run: Run) -> None:

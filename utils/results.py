@@ -31,8 +31,12 @@ MAX_MASK = 32 << 20  # bytes of a PNG mask
 IMAGES = {"validation": 150, "test": 600}  # of the challenge
 
 
+def _path(value: Any) -> bool:
+    return isinstance(value, str) and is_one_line(value)  # of any bytes: a path need not be UTF-8
+
+
 def _text(value: Any) -> bool:
-    return isinstance(value, str) and is_one_line(value)
+    return _path(value) and not re.search(r"[\ud800-\udfff]", value)
 
 
 def _whole(value: Any) -> bool:
@@ -82,10 +86,10 @@ _SETTINGS = {  # of config.json and metrics.json: what each must be, where it is
     "pretrained": _flag,
     "size": _size,
     "class_weights": _or_none(_list_of(_number)),
-    "weights": _or_none(_dict_with(file=_text, source=_or_none(_text))),
+    "weights": _or_none(_dict_with(file=_path, source=_or_none(_text))),
     "ensemble": _dict_with(of=_text, seeds=_list_of(_whole)),
 }
-_FACTS = {"data": _or_none(_text)}
+_FACTS = {"data": _or_none(_path)}
 _SCORING = {"views": _or_none(_text), "flips": _flag, "best_epoch": _whole, "epochs": _whole}
 _SCORES: dict[str, dict[tuple[str, ...], tuple[str, ...] | None]] = {  # where a score is, and its interval
     "segmentation": {

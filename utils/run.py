@@ -105,11 +105,8 @@ class Run:
                 "kept)"
             )
         before = [config, *config.get("continued", [])][-1]
-        other = [
-            name
-            for name in ("precision", "cpu_threads", "versions", "arl_kernel")
-            if before.get(name) != facts.get(name)
-        ]
+        told = before.keys() & {"precision", "cpu_threads", "versions", "arl_kernel"}
+        other = sorted(name for name in told if before[name] != facts.get(name))
         if other:
             log.warning("%s goes on with other %s: not to the same bits", self.folder, " and ".join(other))
         return config | {"continued": [*config.get("continued", []), dict(facts)]}
@@ -203,7 +200,7 @@ def _locked(folder: Path) -> ExitStack:
     """The lock on a run's folder, which lies beside it; the system takes it back when the process ends, however.
 
     Of a link there are two: beside where it leads, since other links may lead there, and beside itself, since it may
-    be moved aside.
+    be moved aside. Where nobody may write beside a link's target, the other one has to do.
     """
     if not is_one_line(str(folder)):
         raise UserError(f"{str(folder)!r}: a line break or control character in a name; choose another --output DIR")
@@ -211,10 +208,14 @@ def _locked(folder: Path) -> ExitStack:
     try:
         with ExitStack() as locks:
             for place in dict.fromkeys((own, Path(os.path.realpath(folder)))):
-                place.parent.mkdir(parents=True, exist_ok=True)
-                # One object for all of this process: a notebook's cell may be run again.
-                lock = FileLock(place.parent / f".{place.name}.lock", is_singleton=True)
-                locks.enter_context(lock.acquire(timeout=0))
+                try:
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    # One object for all of this process: a notebook's cell may be run again.
+                    lock = FileLock(place.parent / f".{place.name}.lock", is_singleton=True)
+                    locks.enter_context(lock.acquire(timeout=0))
+                except OSError as error:
+                    if place == own or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                        raise
             return locks.pop_all()
     except Timeout:
         raise UserError(
@@ -225,8 +226,8 @@ def _locked(folder: Path) -> ExitStack:
 
 
 def is_one_line(text: str) -> bool:
-    """Whether it can stand in a message and in a table: no line break, control character or lone surrogate."""
-    return not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", text)
+    """Whether it can stand in a message: no line break or control character."""
+    return not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", text)
 
 
 def load_json(path: Path) -> dict[str, Any]:
@@ -234,7 +235,8 @@ def load_json(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():
         raise ValueError("no regular file")  # reading a pipe waits for ever
     text = path.read_text(encoding="utf-8")
-    if max(accumulate((sign in "[{") - (sign in "]}") for sign in text), default=0) > MAX_DEPTH:
+    brackets = re.sub(r'"(?:\\.|[^"\\])*"', "", text)  # but for those in strings
+    if max(accumulate((sign in "[{") - (sign in "]}") for sign in brackets), default=0) > MAX_DEPTH:
         raise ValueError("nested too deeply")
     content = json.loads(text)
     if not isinstance(content, dict):
@@ -273,7 +275,8 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:
+            error.filename = error.filename or str(path)
         raise
 
 

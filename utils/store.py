@@ -58,6 +58,7 @@ class Store:
     samples: Sequence[Sample]
     path: Path
     sizes: tuple[tuple[int, int], ...] = ()  # (width, height) of image and center, where there is a center
+    digests: Sequence[str] = field(default=(), repr=False, compare=False)  # SHA-256 of each original image
     _levels: tuple[np.ndarray, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -128,7 +129,7 @@ def prepare(
                     if path.exists():
                         log.warning("%s: %s; made anew", path, doubt)
                     _build(path, layout, samples, originals, size, center)
-        return Store(Samples(samples), path, sizes)
+        return Store(Samples(samples), path, sizes, tuple(each[0] for each in hashes))
     except OSError as error:
         raise UserError(
             f"{folder}: the prepared images cannot be written there ({error}); choose --cache DIR"
@@ -183,12 +184,6 @@ def _identity(path: Path) -> list[int]:
     except OSError as error:
         raise UserError(f"{path}: {'no such file' if error.errno == errno.ENOENT else error.strerror}") from error
     return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def image_hashes(store: Store) -> list[str]:
-    """SHA-256 of every original image, in hexadecimal digits; unchanged files are not read."""
-    originals = _hashes(store.samples, False, store.path.parent / "hashes.json")
-    return [originals[sample.image][-1] for sample in store.samples]
 
 
 def _hashes(samples: Sequence[Sample], masks: bool, index: Path) -> dict[Path, list]:

@@ -34,6 +34,8 @@ def load_network(run: RunResult, device: torch.device) -> nn.Module:
     UserError when the run's folder holds no weights, or others than this network's, or names no network of the task.
     """
     settings = run.settings
+    if not has_weights(run.folder):
+        raise UserError(f"{run.folder}: no weights (best.pth or {RELEASED}); results hold them for some runs only")
     try:
         _check_settings(run)
         model = nets.create_model(settings["net"], attention=settings.get("attention"), alpha=settings.get("alpha"))
@@ -41,8 +43,6 @@ def load_network(run: RunResult, device: torch.device) -> nn.Module:
         raise UserError(
             f"{run.folder}: config.json or metrics.json damaged, or of another version ({error}); copy them again"
         ) from error
-    if not has_weights(run.folder):
-        raise UserError(f"{run.folder}: no weights (best.pth or {RELEASED}); results hold them for some runs only")
     if (run.folder / "best.pth").is_file():
         load_best(model, run.folder)
     else:
