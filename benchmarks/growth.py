@@ -28,7 +28,7 @@ def image_size(bench: Bench) -> dict[str, Any]:
         row = bench.scale.row(ROW, size=(side, side))
         batches, training = bench.loader(row), bench.training(row)
         actions = {"loader": partial(load_all, batches), "step": training.steps}
-        seconds = bench.time(actions, [actions["loader"], training.step])
+        seconds = bench.time(actions, [actions["loader"], training.step], 3)
         result[str(side)] = {
             "loader": rate(seconds["loader"], len(batches) * row.batch_size),
             "step": rate(seconds["step"], training.images, row_flops(row) * bench.scale.steps),
@@ -43,24 +43,23 @@ def image_count(bench: Bench) -> dict[str, Any]:
     side, result = bench.scale.count_size, {}
     with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
         few = prepare(bench.samples, (side, side), Path(folder), masks=False)
-        for count, ids in bench.scale.counts:
-            result[f"{count} {ids}"] = _memory_of_epoch(repeat_rows(few, count, Path(folder)), ids)
+        for count in bench.scale.counts:
+            result[str(count)] = _memory_of_epoch(repeat_rows(few, count, Path(folder)))
     first = next(iter(result.values()))
     for measured in result.values():
         measured["memory_over_first"] = measured["private_mb"] / first["private_mb"]
-    most = max(count for count, _ in bench.scale.counts)
-    bench.ratios["memory_100k_over_1k"] = result[f"{most} own"]["memory_over_first"]  # as a split of that size
+    bench.ratios["memory_100k_over_1k"] = result[str(bench.scale.counts[-1])]["memory_over_first"]
     return {"side": side, **result}
 
 
-def _memory_of_epoch(store: Store, ids: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.memory", store.path, str(len(store.samples)), "--ids", ids]
+def _memory_of_epoch(store: Store) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.memory", store.path, str(len(store.samples))]
     root = Path(__file__).parents[1]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=root).stdout)
 
 
 def evaluation(bench: Bench) -> dict[str, Any]:
-    """Whole images through a network and scored against full-size masks, few and many, beside the network alone.
+    """Whole images through a network and scored against full-size masks, few and many; of few the network alone too.
 
     The memory is what comes on top of the network and the first batch.
     """
@@ -73,8 +72,9 @@ def evaluation(bench: Bench) -> dict[str, Any]:
             # Counts are kept by id.
             samples = tuple(replace(sample, id=f"ISIC_{index:07}") for index, sample in enumerate(many.samples))
             store, measured = Store(samples, many.path), {}
-            network = partial(_pass_over, predict_lesions(model, store, bench.precision, row.batch_size))
-            measured["network"] = rate([timed(network, bench.device)], count)
+            if count == bench.scale.scored[0]:
+                network = partial(_pass_over, predict_lesions(model, store, bench.precision, row.batch_size))
+                measured["network"] = rate([timed(network, bench.device)], count)
             scoring = partial(score, model, store, bench.precision, row.batch_size)
             measured["scored"] = {}
             with peak_private(measured["scored"]):

@@ -1,6 +1,6 @@
 """Private memory of one epoch of the training loader, in a process that does nothing else.
 
-    python -m benchmarks.memory STORE COUNT --ids shared
+    python -m benchmarks.memory STORE COUNT
 
 Prints JSON: start and peak of the private (anonymous) memory in MB, from before the samples are made to the end of the
 epoch, so without the store's pages, which the system takes back when it likes; the peak of everything; images a second.
@@ -24,10 +24,8 @@ from utils.store import Store
 BATCH_SIZE = 32
 
 
-def make_samples(count: int, ids: str) -> Sequence[Sample]:
-    """`count` samples: all the same object ("shared"), or each with an id and a path, as a split of that size has."""
-    if ids == "shared":
-        return (Sample("ISIC_0000000", Path("ISIC_0000000.jpg"), None, 0),) * count
+def make_samples(count: int) -> Sequence[Sample]:
+    """`count` samples, each with an id and a path, as a split of that size has."""
     names = (f"ISIC_{index:07}" for index in range(count))
     return Samples(Sample(name, Path("images") / f"{name}.jpg", None, 0) for name in names)
 
@@ -36,11 +34,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path, help="file of a prepared store of images without masks")
     parser.add_argument("count", type=int, help="images in it")
-    parser.add_argument("--ids", choices=("shared", "own"), default="shared", help="one sample for all, or one each")
     args = parser.parse_args()
     before, grown = memory_mb("RssAnon"), {}
     with peak_private(grown):
-        store = Store(make_samples(args.count, args.ids), args.store)
+        store = Store(make_samples(args.count), args.store)
         _, height, width, _ = store.pixels().shape
         loader = train_loader(store, PatchViews((width, height)), BATCH_SIZE, 0, torch.device("cpu"), workers=0)
         start = time.perf_counter()

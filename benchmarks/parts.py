@@ -139,7 +139,8 @@ def plain(bench: Bench) -> dict[str, Any]:
         row = bench.scale.row(name)
         slow = plain_training(row, row_model(row), bench.samples, row_views(row), bench.device)
         flops = row_flops(row)
-        result[name] = described(row) | _beside(bench, bench.training(row), slow, flops, flops, 3)
+        rounds = 3 if name == PIPELINE_ROW else 2
+        result[name] = described(row) | _beside(bench, bench.training(row), slow, flops, flops, rounds)
         tidy()
     bench.ratios["epoch_over_plain"] = result[PIPELINE_ROW]["ratio"]["median"]
     return result

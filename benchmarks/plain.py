@@ -1,7 +1,8 @@
 """Pipelines to compare with: the plain one of the project before this one, and those of two libraries' documentation.
 
 The plain pipeline decodes each full-size original with OpenCV in the training process every epoch, draws the same
-random views of it as the project does of its prepared images, and trains in float32 with contiguous tensors.
+random views of it as the project does of its prepared images, and trains in float32 with contiguous tensors, its ARL
+blocks summed operation by operation.
 """
 
 import random
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from nets.arl import ARLAttention
 from utils.data import Sample
 from utils.device import cores
 from utils.experiments import Experiment
@@ -61,6 +63,28 @@ class PlainSet(Dataset):
             pixels, _ = self.views(pixels, sample, self.drawn)
         image = (pixels.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), torch.as_tensor(target)
+
+
+class PlainAttention(nn.Module):
+    """The sum of an ARL block as its formula says it, [B, C, H, W] each: F + s + α · softmax over positions(F) ⊙ s."""
+
+    def __init__(self, alpha: nn.Parameter) -> None:
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, residual: Tensor, shortcut: Tensor, relu: bool = False) -> Tensor:
+        attention = residual.flatten(2).softmax(-1).view_as(residual)
+        total = residual + shortcut + self.alpha * attention * shortcut
+        return total.relu() if relu else total
+
+
+def with_plain_attention(model: nn.Module) -> nn.Module:
+    """The model, changed: the same weights, its ARL blocks (spatial) with `PlainAttention`."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, ARLAttention):
+                setattr(module, name, PlainAttention(child.alpha))
+    return model
 
 
 class Plain:
@@ -115,7 +139,7 @@ def plain_training(
         num_workers=0,
         generator=torch.Generator().manual_seed(0),
     )
-    model = model.to(device)
+    model = with_plain_attention(model).to(device)
     criterion = create_loss(row.loss, class_weights=row.class_weights).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=row.lr, weight_decay=row.weight_decay)
     return Plain(model, criterion, optimizer, loader, device)

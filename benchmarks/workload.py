@@ -47,8 +47,7 @@ class Scale:
         matmul: rows of square matrices to try.
         burst: seconds of matrix products: far longer than a clock's grain, shorter than a step.
         sizes: heights of the networks' input over which cost is followed.
-        counts: images over which memory is followed, and whether they are all the same "shared" sample or each have
-            their "own" id and path.
+        counts: images over which memory is followed.
         count_size: pixels of the sides of those images.
         scored: images that are scored at full size.
         workers: loader processes over which cost is followed.
@@ -68,15 +67,13 @@ class Scale:
     matmul: tuple[int, ...] = (512, 1024, 2048, 3072)
     burst: float = 0.3
     sizes: tuple[int, ...] = (128, 192, 224, 320)
-    counts: tuple[tuple[int, str], ...] = (
-        (1_000, "shared"), (10_000, "shared"), (100_000, "shared"), (100_000, "own"),
-    )  # fmt: skip
+    counts: tuple[int, ...] = (1_000, 10_000, 100_000)
     count_size: int = 32
     scored: tuple[int, ...] = (60, 600)
     workers: tuple[int, ...] = (0, 1, 2)
     step_rows: tuple[str, ...] = ("seg-4", "cls-2-4")
     smp_rows: tuple[str, ...] = ("seg-4", "seg-2")
-    worker_rows: tuple[str, ...] = ("cls-2-4", "seg-4")
+    worker_rows: tuple[str, ...] = ("cls-2-4",)
 
     def row(self, name: str, **settings) -> Experiment:
         """The experiment of that name at this scale, with `settings` in place of the row's own."""
@@ -87,7 +84,7 @@ class Scale:
 
 QUICK = Scale(
     originals=4, original_size=(192, 144), image_size=(64, 64), batch_size=2, epoch_steps=1, rounds=1, loader_rows=8,
-    matmul=(64, 128), sizes=(32,), counts=((64, "shared"), (256, "own")), scored=(2, 4),
+    matmul=(64, 128), sizes=(32,), counts=(64, 256), scored=(2, 4),
     workers=(1,), burst=0.01, step_rows=("cls-2-4",), smp_rows=("seg-4",), worker_rows=("cls-2-4",),
 )  # fmt: skip
 CUDA = Scale(

@@ -1,5 +1,6 @@
 """The benchmark runs and counts right. How fast anything is, no test says."""
 
+import copy
 import json
 import math
 import mmap
@@ -15,12 +16,14 @@ import pytest
 import torch
 from torch import nn
 
+import nets
 from benchmarks import run
 from benchmarks.memory import make_samples
 from benchmarks.parts import PARTS
-from benchmarks.plain import PlainSet, plain_image, plain_mask
+from benchmarks.plain import PlainAttention, PlainSet, plain_image, plain_mask, with_plain_attention
 from benchmarks.timing import Matmul, compare, interleave, memory_mb, rate, training_flops
 from benchmarks.workload import QUICK, Training, draw_originals, prepare, repeat_rows, row_views, training_store
+from nets.arl import ARLAttention
 from utils import UserError
 from utils.data import Sample, read_image, read_mask
 from utils.device import Precision
@@ -170,11 +173,9 @@ def test_private_memory_leaves_out_the_pages_of_a_file(tmp_path):
         assert memory_mb("RssAnon") - before > 48
 
 
-@pytest.mark.parametrize(("ids", "different"), [("shared", 1), ("own", 5)])
-def test_samples_of_a_large_split(ids, different):
-    made = make_samples(5, ids)
-    assert len(made) == 5
-    assert len({sample.id for sample in made}) == different
+def test_samples_of_a_large_split():
+    made = make_samples(5)
+    assert len(made) == 5 and len({sample.id for sample in made}) == 5
 
 
 def test_repeated_store_holds_all_its_rows(samples, tmp_path):
@@ -198,6 +199,23 @@ def test_bare_steps_train_on_what_the_loader_gives(name, samples, tmp_path):
     training.step()
     after = training.trainer.model.parameters()
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_plain_attention_is_that_of_the_project():
+    """In float64: the outputs, and the gradients of weights and α."""
+    torch.manual_seed(0)
+    ours = nets.create_model("arl14").double().train()
+    plain = with_plain_attention(copy.deepcopy(ours))
+    assert sum(isinstance(module, PlainAttention) for module in plain.modules()) == 4
+    assert not any(isinstance(module, ARLAttention) for module in plain.modules())
+    images, outputs = torch.randn(2, 3, 64, 64, dtype=torch.float64), []
+    for model in (ours, plain):
+        outputs.append(model(images))
+        outputs[-1].square().sum().backward()
+    assert torch.allclose(*outputs, rtol=1e-9)
+    other = dict(plain.named_parameters())
+    for name, parameter in ours.named_parameters():
+        assert torch.allclose(parameter.grad, other[name].grad, rtol=1e-6, atol=1e-9), name
 
 
 def test_plain_pipeline_reads_the_images_that_the_project_reads(samples):

@@ -88,14 +88,14 @@ def score(
     Only counts are kept; a full-size mask lives as long as its comparison, and few images are ahead of theirs. Of
     several processes each scores its share, and all get all counts. `masks` spares decoding the same masks next time.
     """
-    masks = masks or TrueMasks()
     with_mask = [index for index, sample in enumerate(store.samples) if sample.mask]
     indices = [with_mask[place] for place in distributed.share(len(with_mask))]
 
     def compare(item: tuple[int, np.ndarray]) -> tuple[str, tuple[int, int, int, int]]:
         index, probability = item
         sample = store.samples[index]
-        return sample.id, _compare(probability, masks.read(sample.mask))
+        truth = masks.read(sample.mask) if masks else read_mask(sample.mask).astype(bool)
+        return sample.id, _compare(probability, truth)
 
     with ThreadPoolExecutor(cores()) as pool:
         probabilities = predict_lesions(model, store, precision, batch_size, flips, indices)
