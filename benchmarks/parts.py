@@ -27,8 +27,8 @@ from benchmarks.workload import (
 )
 
 EPOCH_ROWS = ("seg-2", "cls-1-1")  # whose epoch is held beside its bare steps
-PLAIN_ROWS = ("seg-2", "cls-2-4")
-PIPELINE_ROW = "cls-2-4"  # the smallest network: beside it the pipeline counts most. With seg-2 the steps decide
+PLAIN_ROWS = ("seg-2", "cls-2-4", "cls-b1")
+PIPELINE_ROW = "cls-b1"  # the smallest network: beside it the pipeline counts most. With the others the steps decide
 SMP_ENCODERS = {"seg-4": "resnet18", "seg-2": "densenet121"}
 
 

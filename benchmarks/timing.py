@@ -1,5 +1,6 @@
 """Clocks and counters: timings that wait for the device, interleaved rounds, floating-point operations, memory."""
 
+import math
 import statistics
 import threading
 import time
@@ -58,9 +59,16 @@ def training_flops(model: nn.Module, shape: Sequence[int]) -> int:
     """
     batch_size, *image = shape
     images = torch.zeros(2, *image)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _of_gradients}) as counter:
         model.train()(images).sum().backward()
     return counter.get_total_flops() * batch_size // 2
+
+
+def _of_gradients(
+    gradient, image, weight, _bias, _stride, _padding, _dilation, transposed, _more, _groups, wanted, **_
+):
+    """Operations of a convolution's backward pass, by shapes; PyTorch's own count overlooks groups."""
+    return sum(wanted[:2]) * 2 * math.prod(image if transposed else gradient) * math.prod(weight[1:])
 
 
 class Matmul:

@@ -90,8 +90,9 @@ def test_report_says_what_it_was_measured_with(report):
     assert report["originals"]["megapixels_mean"] == pytest.approx(192 * 144 / 1e6)
 
 
-def test_ratio_of_the_plain_pipeline_is_that_of_the_small_classifier(report):
-    assert report["ratios"]["epoch_over_plain"] == report["plain"]["cls-2-4"]["ratio"]["median"]
+def test_ratio_of_the_plain_pipeline_is_that_of_the_smallest_network(report):
+    assert report["ratios"]["epoch_over_plain"] == report["plain"]["cls-b1"]["ratio"]["median"]
+    assert report["plain"].keys() == {"seg-2", "cls-2-4", "cls-b1"}
 
 
 def test_plain_pipeline_draws_the_views_that_the_project_draws(samples):
@@ -128,7 +129,17 @@ def test_originals_of_other_data(samples, tmp_path):
     [
         # Forward, and backward to the weights; the images need no gradient. 2 operations a multiplication.
         (nn.Conv2d(3, 8, 3, padding=1, bias=False), (4, 3, 16, 20), 2 * (2 * 4 * 8 * 16 * 20 * 3 * 9)),
-        # The second layer's backward pass goes to its input as well.
+        # Groups, a stride, and a transposed convolution, whose backward passes go to their input as well.
+        (
+            nn.Sequential(
+                nn.Conv2d(3, 8, 1, bias=False),
+                nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8, bias=False),
+                nn.ConvTranspose2d(8, 6, 2, stride=2, groups=2, bias=False),
+            ),
+            (4, 3, 16, 20),
+            2 * (2 * 4 * 8 * 16 * 20 * 3) + 3 * (2 * 4 * 8 * 8 * 10 * 9) + 3 * (2 * 4 * 8 * 8 * 10 * 3 * 4),
+        ),
+        # As does the second layer's here.
         (
             nn.Sequential(nn.Flatten(), nn.Linear(12, 5, bias=False), nn.Linear(5, 7, bias=False)),
             (6, 3, 2, 2),

@@ -1,5 +1,6 @@
 """MobileNetV2 and its relatives: torchvision's network, attention that changes nothing at α = 0, converted weights."""
 
+import copy
 import zipfile
 
 import pytest
@@ -8,7 +9,7 @@ import torchvision
 
 import nets
 from nets.arl import ARLAttention
-from nets.mobilenet import ARLInvertedResidual
+from nets.mobilenet import ARLInvertedResidual, StridedDepthwise, _StridedDepthwise
 from utils import UserError
 from utils.convert_mobilenet import MEMBER, main, torchvision_name
 from utils.weights import PRETRAINED, load_pretrained
@@ -77,14 +78,66 @@ def test_a_block_is_that_of_the_formula():
         assert torch.allclose(block(x), expected, atol=1e-5) and bool((expected < 0).any())
 
 
+@pytest.mark.parametrize("size", [(8, 6), (7, 5), (1, 2)])
+def test_the_gradients_of_a_strided_depthwise_convolution_are_those_of_pytorch(size):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, *size, dtype=torch.float64, generator=generator).requires_grad_()
+    weight = torch.randn(3, 1, 3, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    results = []
+    for convolve in (
+        lambda: _StridedDepthwise.apply(x, weight, (1, 1)),
+        lambda: torch.nn.functional.conv2d(x, weight, None, 2, 1, groups=3),
+    ):
+        x.grad = weight.grad = None
+        out = convolve()
+        (out * torch.arange(out.numel()).view(out.shape)).sum().backward()
+        results.append((out.detach(), x.grad, weight.grad))
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16 autocast", "bfloat16", "float32"])
+def test_a_strided_depthwise_convolution_in_any_precision(precision):
+    torch.manual_seed(0)
+    theirs = torch.nn.Conv2d(16, 16, 3, 2, 1, groups=16, bias=False)
+    ours = StridedDepthwise(copy.deepcopy(theirs))
+    x, results = torch.randn(4, 16, 9, 12), []
+    if precision == "bfloat16":
+        ours, theirs, x = ours.bfloat16(), theirs.bfloat16(), x.bfloat16()
+    for conv in (ours, theirs):
+        image = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled="autocast" in precision):
+            out = conv(image)
+        out.float().square().sum().backward()
+        results.append((out.detach(), image.grad, conv.weight.grad))
+    for mine, other in zip(*results, strict=True):
+        assert mine.dtype == other.dtype and torch.allclose(mine.float(), other.float(), rtol=2**-7, atol=1e-3)
+    assert torch.equal(results[0][0], results[1][0])
+
+
+@pytest.mark.parametrize("net", ["mobilenet", "arl_mobilenet", "mobilenet_unet"])
+def test_all_strided_depthwise_convolutions_are_fast_ones_with_the_same_weights(net, monkeypatch):
+    models = []
+    for replace in (True, False):
+        if not replace:
+            monkeypatch.setattr("nets.mobilenet.with_fast_depthwise", lambda model: model)
+        torch.manual_seed(0)
+        models.append(nets.create_model(net).state_dict())
+        strided = [m for m in nets.create_model(net).modules() if getattr(m, "stride", None) == (2, 2)]
+        assert sum(isinstance(module, StridedDepthwise) for module in strided) == (4 if replace else 0)
+        assert len(strided) == 5  # and the first convolution, of RGB
+    assert models[0].keys() == models[1].keys()
+    assert all(torch.equal(tensor, models[1][name]) for name, tensor in models[0].items())
+
+
 def test_a_fifth_of_the_features_is_dropped_in_training():
-    model, kept = nets.create_model("mobilenet").train(), []
-    model.fc.register_forward_pre_hook(lambda _module, inputs: kept.append(inputs[0]))
+    model, seen = nets.create_model("mobilenet").train(), []
+    model.dropout.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0], output)))
     torch.manual_seed(0)
     with torch.no_grad():
         model(torch.randn(8, 3, 64, 64))
-    before = float((kept[0] == 0).float().mean())
-    assert 0.17 < before < 0.25  # ReLU6 leaves hardly any mean at 0
+    ((before, after),) = seen
+    assert 0.17 < float((after[before != 0] == 0).float().mean()) < 0.23
 
 
 def test_another_file_is_no_package(tmp_path):
