@@ -79,9 +79,11 @@ def test_a_block_is_that_of_the_formula():
 
 
 @pytest.mark.parametrize("size", [(8, 6), (7, 5), (1, 2)])
-def test_the_gradients_of_a_strided_depthwise_convolution_are_those_of_pytorch(size):
+def test_the_gradients_of_a_strided_depthwise_convolution_are_those_of_pytorch(size, monkeypatch):
+    """Also where the images are worked on in several chunks, the last of them smaller."""
+    monkeypatch.setattr("nets.mobilenet.CHUNK", 2 * 3 * size[0] * size[1])
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 3, *size, dtype=torch.float64, generator=generator).requires_grad_()
+    x = torch.randn(5, 3, *size, dtype=torch.float64, generator=generator).requires_grad_()
     weight = torch.randn(3, 1, 3, 3, dtype=torch.float64, generator=generator).requires_grad_()
     results = []
     for convolve in (
