@@ -112,10 +112,6 @@ def _write_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> N
 def _average(members: Sequence[RunResult], split: str, folder: Path, data: Path) -> tuple[dict | None, None]:
     """Of classification; the scores of a split whose truth the members keep."""
     tables = Row(members[0].experiment, tuple(members)).per_image(split)
-    for run, table in zip(members, tables, strict=True):
-        probabilities = table[list(CLASSES)].to_numpy()
-        if not ((probabilities >= 0) & (probabilities <= 1)).all():
-            raise UserError(f"{run.folder / f'{split}_predictions.csv'}: not probabilities; copy it again from the run")
     ids = list(tables[0]["image_id"])
     mean = np.mean([table[list(CLASSES)] for table in tables], axis=0).astype(np.float32)
     _write_table(folder / f"{split}_predictions.csv", predictions_table(ids, mean))
