@@ -34,9 +34,10 @@ train-cls: $(VENV)/.train
 results: $(VENV)/.train
 	$(PY) reproduce.py $(ARGS)
 
-# A file at a time on each of up to four processes, whose threads would only wait for each other.
+# A file at a time on each of up to four processes, whose threads would only wait for each other. In the files' order:
+# else those of few tests, which are long ones, come last, and one process waits for the other.
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.test
 	$(PY) -m ruff check .

@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
 from utils.data import CLASSES
 from utils.evaluation_cls import calibration_error
@@ -174,6 +173,8 @@ def plot_classification(probabilities: np.ndarray, labels: np.ndarray, title: st
     Raises:
         ValueError: other shapes, or no image.
     """
+    from sklearn.metrics import confusion_matrix  # imports slowly
+
     probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
     if probabilities.shape != (len(labels), len(CLASSES)) or not len(labels):
         raise ValueError(f"probabilities {probabilities.shape}, labels {labels.shape}: expected [N, 3] and [N], N ≥ 1")
@@ -233,6 +234,8 @@ def draw_reliability(axes: Axes, below: Axes, probabilities: np.ndarray, labels:
 
 
 def _plot_roc(axes: Axes, probabilities: np.ndarray, labels: np.ndarray) -> None:
+    from sklearn.metrics import roc_auc_score, roc_curve
+
     for index in (0, 1):
         truth, score = labels == index, probabilities[:, index]
         if truth.all() or not truth.any():  # no curve without both sides
