@@ -74,8 +74,9 @@ def _compiled(compiler: str) -> Path:
             subprocess.run(
                 [compiler, *FLAGS, str(SOURCE), "-o", str(partial)], check=True, capture_output=True, text=True
             )
-            with partial.open("r+b") as file:
-                file.write(hashlib.file_digest(file, "sha256").digest())  # after the end of an ELF file nobody looks
+            checksum = hashlib.sha256(partial.read_bytes()).digest()
+            with partial.open("ab") as file:
+                file.write(checksum)  # after the end of an ELF file nobody looks
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)

@@ -42,10 +42,8 @@ class _StridedDepthwise(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         images, ones = max(1, CHUNK // x[0].numel()), (1, 1)
-        of_x, of_weight = (
-            torch.empty_like(x),
-            torch.zeros_like(weight, dtype=torch.promote_types(x.dtype, torch.float32)),
-        )
+        of_x = torch.empty_like(x)
+        of_weight = torch.zeros_like(weight, dtype=torch.promote_types(x.dtype, torch.float32))
         spread = torch.zeros_like(x[:images])
         for g, some, out in zip(gradient.split(images), x.split(images), of_x.split(images), strict=True):
             spread = spread[: len(some)]

@@ -9,7 +9,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from utils import UserError
 from utils.data import KNOWN_COPIES, SPLITS, Sample, read_image, resized
@@ -210,5 +209,4 @@ def read_all(read: Callable[[Path], Any], paths: Iterable[Path], what: str) -> d
 
     paths = list(paths)
     with ThreadPoolExecutor(cores()) as pool:
-        results = pool.map(one, paths)
-        return dict(zip(paths, tqdm(results, desc=what, total=len(paths), disable=None, leave=False), strict=True))
+        return dict(zip(paths, progress(pool.map(one, paths), what, len(paths)), strict=True))
