@@ -16,7 +16,7 @@ train: $(VENV)/.train
 		$(PY) seg_main.py $(QUICK) --epochs 8 --output model/quick $(ARGS); \
 	else \
 		echo "no Data/ISIC2017: training on the embedded sample (drawn, not photographed)"; \
-		$(PY) -m utils.sample --out Data/sample && \
+		$(PY) -m utils.data.synthetic --out Data/sample && \
 		$(PY) seg_main.py $(QUICK) --epochs 20 --data Data/sample --output model/sample $(ARGS); \
 	fi
 
@@ -26,7 +26,7 @@ train-cls: $(VENV)/.train
 		$(PY) cls_main.py $(QUICK_CLS) --size 112 112 --epochs 25 --output model/quick $(ARGS); \
 	else \
 		echo "no Data/ISIC2017: training on the embedded sample (drawn, not photographed)"; \
-		$(PY) -m utils.sample --out Data/sample_cls --train 1200 --validation 200 --test 200 --size 192 144 && \
+		$(PY) -m utils.data.synthetic --out Data/sample_cls --train 1200 --validation 200 --test 200 --size 192 144 && \
 		$(PY) cls_main.py $(QUICK_CLS) --size 64 64 --epochs 25 --data Data/sample_cls --output model/sample $(ARGS); \
 	fi
 

@@ -17,15 +17,6 @@ import torch
 from torch import nn
 
 from utils import distributed
-from utils.classification import (
-    balanced_weights,
-    class_probabilities,
-    format_scores,
-    labels_of,
-    plot_explanations,
-    stored_sizes,
-    summarize,
-)
 from utils.command_line import (
     Task,
     build_model,
@@ -35,20 +26,35 @@ from utils.command_line import (
     positive,
     start_run,
 )
-from utils.copies import copies_between
-from utils.data import CLASSES
+from utils.config import Experiment
+from utils.data.cache import Store, prepare
+from utils.data.copies import copies_between
+from utils.data.isic import CLASSES
+from utils.data.splits import Data, classification_data, refuse_copies
+from utils.data.transforms import TRAIN_VIEWS, VIEWS
 from utils.device import Precision, find_device, find_precision
-from utils.evaluation_cls import TASKS, classification_scores, official_predictions, official_truth, predictions_table
-from utils.experiments import Experiment
+from utils.evaluation.classification import (
+    TASKS,
+    classification_scores,
+    official_predictions,
+    official_truth,
+    predictions_table,
+)
+from utils.inference.classification import (
+    balanced_weights,
+    class_probabilities,
+    format_scores,
+    labels_of,
+    plot_explanations,
+    stored_sizes,
+    summarize,
+)
 from utils.logger import log, run_script
 from utils.loss import create_loss
-from utils.model import fit, load_best
-from utils.patches import TRAIN_VIEWS, VIEWS
-from utils.run import Run
-from utils.splits import Data, classification_data, refuse_copies
-from utils.store import Store, prepare
-from utils.visualize import plot_classification, plot_history
-from utils.weights import export_arl18
+from utils.model.run import Run
+from utils.model.trainer import fit, load_best
+from utils.model.weights import export_arl18
+from utils.visualize.figures import plot_classification, plot_history
 
 NETS = {
     net: net for net in ["arl14", "arl18", "arl50", "resnet14", "resnet18", "resnet50", "mobilenet", "arl_mobilenet"]

@@ -34,11 +34,11 @@ import cls_main
 import seg_main
 from utils import UserError
 from utils.command_line import at_least
+from utils.config import EXPERIMENTS
 from utils.device import cores
-from utils.experiments import EXPERIMENTS
 from utils.logger import log, run_script
-from utils.run import read_config, read_json, written_whole
-from utils.weights import MODEL, PRETRAINED
+from utils.model.run import read_config, read_json, written_whole
+from utils.model.weights import MODEL, PRETRAINED
 
 ROOT = Path(__file__).resolve().parent
 SCRIPTS = {"segmentation": seg_main, "classification": cls_main}

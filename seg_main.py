@@ -18,18 +18,18 @@ from torch import nn
 
 from utils import distributed
 from utils.command_line import Task, build_model, build_training, choose_experiment, make_parser, start_run
-from utils.copies import copies_between
+from utils.config import Experiment
+from utils.data.cache import Store, prepare
+from utils.data.copies import copies_between
+from utils.data.loader import MaskViews, stored_size
+from utils.data.splits import Data, refuse_copies, segmentation_data
 from utils.device import Precision, find_device, find_precision
-from utils.experiments import Experiment
-from utils.loader import MaskViews, stored_size
+from utils.inference.segmentation import TrueMasks, format_scores, plot_examples, score, summarize, write_masks
 from utils.logger import log, run_script
 from utils.loss import LOSSES, create_loss
-from utils.model import fit, load_best
-from utils.run import Run
-from utils.segmentation import TrueMasks, format_scores, plot_examples, score, summarize, write_masks
-from utils.splits import Data, refuse_copies, segmentation_data
-from utils.store import Store, prepare
-from utils.visualize import plot_history
+from utils.model.run import Run
+from utils.model.trainer import fit, load_best
+from utils.visualize.figures import plot_history
 
 NETS = {"dense": "dense_unet", "res": "res_unet", "unet": "unet", "arl": "arl_unet", "mobilenet": "mobilenet_unet"}
 TASK = Task("segmentation", NETS, "dense", LOSSES, "Jaccard")

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.timing import peak_private, rate, timed
 from benchmarks.workload import Bench, Store, described, load_all, prepare, repeat_rows, row_flops, row_model, tidy
-from utils.segmentation import predict_lesions, score
+from utils.inference.segmentation import predict_lesions, score
 
 ROW = "cls-2-4"  # whose image size is varied
 SCORED_ROW = "seg-4"

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import memory_mb, peak_private
-from utils.data import Sample
-from utils.loader import train_loader
-from utils.patches import PatchViews
-from utils.samples import Samples
-from utils.store import Store
+from utils.data.cache import Store
+from utils.data.isic import Sample
+from utils.data.loader import train_loader
+from utils.data.samples import Samples
+from utils.data.transforms import PatchViews
 
 BATCH_SIZE = 32
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from nets.arl import ARLAttention
-from utils.data import Sample
+from utils.config import Experiment
+from utils.data.isic import Sample
+from utils.data.loader import MEAN, STD, Views
 from utils.device import cores
-from utils.experiments import Experiment
-from utils.loader import MEAN, STD, Views
 from utils.loss import create_loss
 
 

@@ -27,10 +27,10 @@ from benchmarks.parts import PARTS
 from benchmarks.timing import memory_mb, processor
 from benchmarks.workload import CUDA, FOLDER, QUICK, Bench, Scale, draw_originals
 from utils import UserError
-from utils.data import Sample, image_size, read_split
+from utils.data.isic import Sample, image_size, read_split
 from utils.device import AMP, find_device, find_precision
 from utils.logger import run_script
-from utils.run import environment, written_whole
+from utils.model.run import environment, written_whole
 
 # ratio: (bar on a CPU, bar on a GPU, whether it is a least value); None: no bar there
 BARS = {
@@ -70,7 +70,7 @@ def find_originals(data: Path, count: int) -> list[Sample]:
     """
     samples = [sample for sample in read_split(data, "train") if sample.mask and sample.label is not None]
     if not samples:
-        raise UserError(f"{data}: no training image with mask and label; see python -m utils.inspect_data {data}")
+        raise UserError(f"{data}: no training image with mask and label; see python -m utils.data.check {data}")
     return list(islice(cycle(samples), count))
 
 

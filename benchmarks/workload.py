@@ -15,16 +15,16 @@ from torch.utils.data import DataLoader
 
 import nets
 from benchmarks.timing import interleave, peak_private, training_flops
-from utils.classification import stored_sizes
-from utils.data import Sample, read_split
+from utils.config import EXPERIMENTS, Experiment
+from utils.data.cache import CACHE, Store, prepare
+from utils.data.isic import Sample, read_split
+from utils.data.loader import MaskViews, Views, stored_size, train_loader
+from utils.data.synthetic import make_sample
+from utils.data.transforms import TRAIN_VIEWS
 from utils.device import Precision
-from utils.experiments import EXPERIMENTS, Experiment
-from utils.loader import MaskViews, Views, stored_size, train_loader
+from utils.inference.classification import stored_sizes
 from utils.loss import create_loss
-from utils.model import Progress, Schedule, Trainer
-from utils.patches import TRAIN_VIEWS
-from utils.sample import make_sample
-from utils.store import CACHE, Store, prepare
+from utils.model.trainer import Progress, Schedule, Trainer
 
 FOLDER = CACHE.with_name("benchmark")
 

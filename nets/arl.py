@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from nets.attended_sum import CHANNELS, POSITIONS, attended_sum, softmax
+from nets.fast.attended_sum import CHANNELS, POSITIONS, attended_sum, softmax
 from nets.resnet import CLASSES, LAYOUTS, ResNet, resnet
 
 ATTENTION = ("spatial", "channel", "none")

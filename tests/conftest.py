@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.data import Sample
+from utils.data.isic import Sample
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("ISIC_SHARED", ROOT.parent / "shared"))

@@ -9,10 +9,10 @@ from torch import nn
 
 import nets
 from utils import UserError
+from utils.data.loader import to_input
 from utils.device import Precision, compile_network, recompute_activations, use_deterministic_kernels
-from utils.loader import to_input
 from utils.loss import create_loss
-from utils.model import Schedule, Trainer
+from utils.model.trainer import Schedule, Trainer
 
 FLOAT32 = Precision(torch.device("cpu"), None)
 NETS = ("unet", "dense_unet", "res_unet", "arl_unet", "mobilenet_unet", "resnet18", "arl50", "arl_mobilenet")

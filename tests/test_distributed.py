@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.sample import make_sample
+from utils.data.synthetic import make_sample
 
 ROOT = Path(__file__).resolve().parents[1]
 # A network without batch norm: every image counts by itself, so that sharing a batch changes nothing but rounding.
@@ -39,13 +39,13 @@ run_script(lambda: {"seg": seg_main, "cls": cls_main}[sys.argv[1]].main(sys.argv
 
 
 STOPS = """
-import os, signal, utils.model
-save = utils.model.save_checkpoint
+import os, signal, utils.model.trainer
+save = utils.model.trainer.save_checkpoint
 def save_and_kill(state, path):
     save(state, path)
     if path.name == "last.pth" and state["progress"]["epoch"] == 1:
         os.kill(os.getpid(), signal.SIGTERM)
-utils.model.save_checkpoint = save_and_kill
+utils.model.trainer.save_checkpoint = save_and_kill
 """
 
 

@@ -13,19 +13,19 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import nets
-from nets import kernel
 from nets.arl import ALPHA, ATTENTION
+from nets.fast import kernel
 from utils import UserError, distributed
-from utils.data import SPLITS
+from utils.config import DEFAULTS, EXPERIMENTS, Experiment, experiments, find_experiment
+from utils.data.cache import CACHE, Store
+from utils.data.isic import SPLITS
+from utils.data.loader import Views, to_input, train_loader
+from utils.data.splits import Data
 from utils.device import AMP, Precision, compile_network, recompute_activations, use_deterministic_kernels
-from utils.experiments import DEFAULTS, EXPERIMENTS, Experiment, experiments, find_experiment
-from utils.loader import Views, to_input, train_loader
 from utils.logger import log
-from utils.model import ON_NAN, Schedule, Trainer
-from utils.run import Run, digest, environment, read_config
-from utils.splits import Data
-from utils.store import CACHE, Store
-from utils.weights import MODEL, PRETRAINED, find_weights, load_pretrained
+from utils.model.run import Run, digest, environment, read_config
+from utils.model.trainer import ON_NAN, Schedule, Trainer
+from utils.model.weights import MODEL, PRETRAINED, find_weights, load_pretrained
 
 SCALE = ("size", "epochs", "batch_size", "lr", "patience", "views", "flips")  # flags that leave a row what it is
 

@@ -12,7 +12,7 @@ from typing import Any, TextIO, TypeVar
 from tqdm import tqdm  # text in notebooks too: of a widget for each epoch, a saved notebook keeps error messages
 
 from utils import UserError, distributed
-from utils.stopping import StopRequested, stop_signals
+from utils.signals import StopRequested, stop_signals
 
 Item = TypeVar("Item")
 log = logging.getLogger("isic2017")
@@ -85,7 +85,7 @@ def run_script(main: Callable[[], Any]) -> None:
     """Run a script's main function.
 
     Exit code 2 after a user's mistake or a refusal of the system's, such as a full disk (one line, no traceback),
-    128 + n after the signal n (`utils.stopping`).
+    128 + n after the signal n (`utils.signals`).
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # "×" on an ASCII terminal, or a path that is not UTF-8

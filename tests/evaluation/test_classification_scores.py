@@ -1,0 +1,530 @@
+"""The classification scores: against their definitions, scikit-learn and the official scoring command."""
+
+import json
+import subprocess
+import sys
+import time
+import warnings
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn import metrics
+
+from utils.data.isic import CLASSES, read_labels
+from utils.evaluation.classification import (
+    SPECIFICITIES,
+    TASKS,
+    auc,
+    average_precision,
+    calibration_error,
+    classification_scores,
+    official_predictions,
+    official_truth,
+    predictions_table,
+    score_intervals,
+    sensitivity_at_specificity,
+)
+
+relaxed = settings(deadline=None)  # timing is no property; a shared machine stalls now and then
+AT_05, AT_SPECIFICITY = "at_0.5", "sensitivity_at_specificity"
+# Few distinct scores, so that ties are the rule; the size first, so that both lists are as long.
+SCORED = st.integers(1, 14).flatmap(
+    lambda size: st.tuples(hnp.arrays(int, size, elements=st.integers(0, 5)), hnp.arrays(bool, size))
+)
+TENTHS = st.tuples(st.integers(0, 10), st.integers(0, 10)).map(lambda cut: np.diff([0, *sorted(cut), 10]) / 10)
+PREDICTED = st.lists(st.tuples(TENTHS, st.integers(0, 2)), min_size=1, max_size=12).map(
+    lambda rows: (np.array([row[0] for row in rows]), np.array([row[1] for row in rows]))
+)
+
+
+def draw(images: int, seed: int, shares=(0.195, 0.15, 0.655), grid: int | None = None) -> tuple:
+    """Probabilities [N, 3] that know something of the labels [N]; with `grid`, multiples of 1/grid: many ties."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(3, images, p=shares)
+    logits = rng.normal(size=(images, 3)) + 1.5 * np.eye(3)[labels]
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    if grid:
+        probabilities = np.array([rng.multinomial(grid, row) for row in probabilities]) / grid
+    return probabilities, labels
+
+
+def by_path(nested: dict, *parents: str) -> dict[tuple[str, ...], object]:
+    paths = {}
+    for name, value in nested.items():
+        paths |= by_path(value, *parents, name) if isinstance(value, dict) else {(*parents, name): value}
+    return paths
+
+
+# --- one value at a time ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scores", "positive", "expected"),  # area, average precision, sensitivity at specificity 1/2
+    [
+        ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], (1, 1, 1)),
+        ([0.1, 0.2, 0.8, 0.9], [1, 1, 0, 0], (0, (2 / 4 + 1 / 3) / 2, 0)),
+        ([0.5, 0.5, 0.5, 0.5], [0, 1, 0, 1], (0.5, 0.5, 0)),  # one threshold takes all or none
+        ([0.3, 0.5, 0.5, 0.9], [0, 1, 0, 1], (3.5 / 4, (1 + 2 / 3) / 2, 1)),
+        ([0.3, 0.5, 0.7, 0.9], [1, 0, 1, 0], (1 / 4, (2 / 4 + 1 / 2) / 2, 0.5)),
+        ([1], [1], (np.nan, 1, np.nan)),
+        ([0, 1], [0, 0], (np.nan, np.nan, np.nan)),
+        ([0, 1], [1, 1], (np.nan, 1, np.nan)),
+    ],
+)
+def test_scores_by_hand(scores, positive, expected):
+    for dtype in (np.float32, np.float64):
+        arguments = np.array(scores, dtype), np.array(positive, bool)
+        values = auc(*arguments), average_precision(*arguments), sensitivity_at_specificity(*arguments, 0.5)
+        assert values == pytest.approx(expected, abs=1e-15, nan_ok=True)
+        assert all(type(value) is float for value in values)
+
+
+@relaxed
+@given(SCORED)
+def test_auc_counts_pairs(scored):
+    scores, positive = scored
+    pairs = [(a > b) + (a == b) / 2 for a in scores[positive] for b in scores[~positive]]
+    expected = np.mean(pairs) if pairs else np.nan
+    assert auc(scores, positive) == pytest.approx(expected, abs=1e-15, nan_ok=True)
+    assert auc(scores, ~positive) == pytest.approx(1 - expected, abs=1e-15, nan_ok=True)
+    assert auc(-scores, positive) == pytest.approx(1 - expected, abs=1e-15, nan_ok=True)
+
+
+@relaxed
+@given(SCORED, st.fractions(0, 1, max_denominator=20))
+def test_sensitivity_at_specificity_tries_every_threshold(scored, specificity):
+    scores, positive = scored
+    possible = [
+        (scores[positive] >= threshold).mean()
+        for threshold in (*scores, np.inf)
+        if positive.any() and not positive.all()
+        if Fraction(int((scores[~positive] < threshold).sum()), int((~positive).sum())) >= specificity
+    ]
+    expected = max(possible, default=np.nan)
+    ours = sensitivity_at_specificity(scores, positive, float(specificity))
+    assert ours == pytest.approx(expected, abs=1e-15, nan_ok=True)
+
+
+@pytest.mark.parametrize("specificity", [*SPECIFICITIES, 0.55])  # 0.55 · 100 is more than 55 in floats
+@pytest.mark.parametrize("twenties", [1, 3, 5, 24])
+def test_a_specificity_that_is_met_exactly_counts(specificity, twenties):
+    above = round((1 - specificity) * 20) * twenties  # so many negatives may score above the threshold, and no more
+    negatives = np.arange(20 * twenties)[::-1]
+    just_passes, just_fails = negatives[above] + 0.5, negatives[above]
+    scores, positive = np.array([*negatives, just_passes, just_fails]), np.arange(20 * twenties + 2) >= 20 * twenties
+    assert sensitivity_at_specificity(scores, positive, specificity) == 0.5
+
+
+@relaxed
+@given(SCORED)
+def test_only_the_order_of_scores_matters(scored):
+    scores, positive = scored
+    for function in (auc, average_precision, lambda *both: sensitivity_at_specificity(*both, 0.8)):
+        expected = function(scores, positive)
+        assert function(np.exp(2.0 * scores) - 3, positive) == pytest.approx(expected, abs=0, nan_ok=True)
+        assert function(scores[::-1], positive[::-1]) == pytest.approx(expected, abs=1e-15, nan_ok=True)
+
+
+@pytest.mark.parametrize("function", [auc, average_precision, lambda *both: sensitivity_at_specificity(*both, 0.9)])
+@pytest.mark.parametrize(
+    ("scores", "positive", "message"),
+    [
+        ([], np.empty(0, bool), "no images"),
+        ([0.1, 0.2], [True], r"\[N\]"),
+        ([[0.1, 0.2]], [[True, False]], r"\[N\]"),
+        ([0.1, 0.2], [1, 0], "bool"),  # ~1 is -2, another index
+        ([0.1, np.nan], [True, False], "finite"),
+        ([0.1, np.inf], [True, False], "finite"),
+        ([0.1, None], [True, False], "finite"),
+    ],
+)
+def test_scores_that_cannot_be_ranked(function, scores, positive, message):
+    with pytest.raises(ValueError, match=message):
+        function(scores, positive)
+
+
+@pytest.mark.parametrize("specificity", [-0.1, 1.1, 90, np.nan])
+def test_specificities_that_cannot_be(specificity):
+    with pytest.raises(ValueError, match="specificity"):
+        sensitivity_at_specificity([0.1, 0.2], [True, False], specificity)
+
+
+# --- calibration ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "bins", "expected"),
+    [
+        # (0.6, 0.8]: 0.7 and 0.8, one right, gap |1 - 1.5|; (0.8, 1]: 0.9 right, gap 0.1
+        ([[0.7, 0.3], [0.8, 0.2], [0.1, 0.9]], [0, 1, 1], 5, (0.5 + 0.1) / 3),
+        ([[0.7, 0.3], [0.8, 0.2], [0.1, 0.9]], [0, 1, 1], 1, 0.4 / 3),  # all in one: 2 right, 2.4 expected
+        ([[0.5, 0.5]] * 2, [0, 1], 15, 0),  # a tie names the first class, right in half
+        ([[0.8, 0.2]] * 5, [0, 0, 0, 0, 1], 15, 0),
+        ([[1.0, 0.0]] * 4, [0, 0, 0, 0], 15, 0),
+        ([[1.0, 0.0]] * 4, [0, 0, 0, 1], 15, 0.25),  # p = 1 belongs to the last part
+        ([[0.0, 1.0], [1.0, 0.0]], [0, 1], 15, 1),
+        ([[0.2, 0.5, 0.3]], [1], 2, 0.5),
+        ([[0.2, 0.5, 0.3], [0.5, 0.3, 0.2], [0.1, 0.3, 0.6]], [1, 1, 2], 2, (0 + 0.4) / 3),  # 0.5 is in (0, 0.5]
+        ([[0.2, 0.5, 0.3], [0.5, 0.3, 0.2], [0.1, 0.3, 0.6]], [0, 1, 2], 2, (1 + 0.4) / 3),
+    ],
+)
+def test_calibration_error_by_hand(rows, labels, bins, expected):
+    assert calibration_error(rows, labels, bins=bins) == pytest.approx(expected, abs=1e-15)
+
+
+def test_calibration_error_goes_by_its_definition():
+    probabilities, labels = draw(500, seed=1, grid=30)  # edges of the 10 parts are among the values
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    expected, counted = 0, 0
+    for m in range(1, 11):
+        inside = (confidence > (m - 1) / 10 + 1e-9) & (confidence <= m / 10 + 1e-9)
+        counted += inside.sum()
+        if inside.any():
+            expected += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    assert counted == 500
+    assert calibration_error(probabilities, labels) == pytest.approx(expected, abs=1e-12)
+    assert calibration_error(probabilities, labels, bins=45) != pytest.approx(expected, abs=1e-3)
+
+
+def test_calibration_error_of_honest_probabilities_vanishes():
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet([1, 1, 1], 100_000)
+    labels = (rng.random((len(probabilities), 1)) > probabilities.cumsum(axis=1)[:, :2]).sum(axis=1)
+    assert calibration_error(probabilities, labels) < 0.01
+    boastful = probabilities**4 / (probabilities**4).sum(axis=1, keepdims=True)
+    assert calibration_error(boastful, labels) > 0.1
+
+
+# --- all scores -------------------------------------------------------------------------------------------------
+
+
+def scikit_learn_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[tuple[str, ...], float]:
+    """What scikit-learn gives for the same images, by path; NaN where a class that it needs is missing."""
+    predicted, scores = probabilities.argmax(axis=1), {}
+    for number, task in enumerate(TASKS):
+        p, positive = probabilities[:, number], labels == number
+        some, both = positive.any(), positive.any() and not positive.all()
+        scores[task, "auc"] = metrics.roc_auc_score(positive, p) if both else np.nan
+        scores[task, "average_precision"] = metrics.average_precision_score(positive, p) if some else np.nan
+        for rule, says in (((), predicted == number), ((AT_05,), p > 0.5)):
+            scores[(task, *rule, "accuracy")] = metrics.accuracy_score(positive, says)
+            recalls = metrics.recall_score(positive, says, labels=[True, False], average=None, zero_division=np.nan)
+            scores[(task, *rule, "sensitivity")], scores[(task, *rule, "specificity")] = recalls
+        for wanted in SPECIFICITIES:
+            path = (task, AT_SPECIFICITY, f"{wanted:.2f}")
+            scores[path] = np.nan
+            if both:
+                false_positives, sensitivity, _ = metrics.roc_curve(positive, p, drop_intermediate=False)
+                scores[path] = sensitivity[1 - false_positives >= wanted - 1e-12].max()
+    scores["mean_auc",] = sum(scores[task, "auc"] for task in TASKS) / 2
+    scores["accuracy",] = metrics.accuracy_score(labels, predicted)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="y_pred contains classes not in y_true")
+        scores["balanced_accuracy",] = metrics.balanced_accuracy_score(labels, predicted)
+    return scores
+
+
+@pytest.mark.parametrize("grid", [None, 4, 20])
+@pytest.mark.parametrize(
+    ("images", "shares"),
+    [(600, (0.195, 0.15, 0.655)), (150, (1 / 3, 1 / 3, 1 / 3)), (90, (0.03, 0.9, 0.07)), (7, (0.4, 0.3, 0.3))],
+)
+def test_every_score_is_scikit_learns(images, shares, grid):
+    for seed in range(2):
+        probabilities, labels = draw(images, seed, shares, grid)
+        ours = by_path(classification_scores(probabilities, labels))
+        matrix = ours.pop(("confusion_matrix",))
+        expected = metrics.confusion_matrix(labels, probabilities.argmax(axis=1), labels=range(3))
+        assert matrix == expected.tolist()
+        assert ours.pop(("calibration_error",)) == calibration_error(probabilities, labels)
+        expected = scikit_learn_scores(probabilities, labels)
+        assert {path: np.nan if value is None else value for path, value in ours.items()} == pytest.approx(
+            expected, abs=1e-12, nan_ok=True
+        )
+
+
+def test_scores_by_path_and_in_plain_numbers():
+    probabilities = [[0.6, 0.3, 0.1], [0.45, 0.1, 0.45], [0.2, 0.4, 0.4], [0.1, 0.7, 0.2], [0.5, 0.2, 0.3]]
+    scores = classification_scores(probabilities, [0, 2, 2, 1, 0])
+    assert tuple(scores) == (
+        "mean_auc", *TASKS, "accuracy", "balanced_accuracy", "calibration_error", "confusion_matrix"
+    )  # fmt: skip
+    # Ties go to the first class: image 2 is taken for a melanoma, image 3 for a seborrheic keratosis.
+    assert scores["confusion_matrix"] == [[2, 0, 0], [0, 1, 0], [1, 1, 0]]
+    assert scores["accuracy"] == 3 / 5 and scores["balanced_accuracy"] == pytest.approx(2 / 3)
+    melanoma = scores["melanoma"]
+    assert (melanoma["accuracy"], melanoma["sensitivity"], melanoma["specificity"]) == (4 / 5, 1, 2 / 3)
+    assert melanoma[AT_05] == {"accuracy": 4 / 5, "sensitivity": 1 / 2, "specificity": 1}  # 0.5 is not above 0.5
+    assert melanoma[AT_SPECIFICITY] == {"0.80": 1, "0.90": 1, "0.95": 1}
+    plain = json.loads(json.dumps(scores, allow_nan=False))
+    assert plain == scores and by_path(plain).keys() == by_path(scores).keys()
+
+
+@relaxed
+@given(PREDICTED, st.randoms(use_true_random=False))
+def test_scores_stay_in_range_whatever_the_order_and_weight_of_images(predicted, random):
+    probabilities, labels = predicted
+    before = probabilities.copy(), labels.copy()
+    scores = by_path(classification_scores(probabilities, labels))
+    assert np.array_equal(probabilities, before[0]) and np.array_equal(labels, before[1])
+    matrix = np.array(scores.pop(("confusion_matrix",)))
+    assert matrix.sum() == len(labels) and matrix.sum(axis=1).tolist() == np.bincount(labels, minlength=3).tolist()
+    assert all(value is None or (type(value) is float and 0 <= value <= 1) for value in scores.values())
+    order = random.sample(range(len(labels)), len(labels))
+    for rows, factor in ((order, 1), ([*order, *order], 2)):
+        again = by_path(classification_scores(probabilities[rows], labels[rows]))
+        assert again.pop(("confusion_matrix",)) == (factor * matrix).tolist()
+        assert again.keys() == scores.keys()
+        for path, value in scores.items():
+            assert again[path] == (value if value is None else pytest.approx(value, abs=1e-12)), path
+
+
+@pytest.mark.parametrize(
+    ("classes", "undefined"),
+    [
+        (
+            (2,),
+            {("mean_auc",)}
+            | {(task, name) for task in TASKS for name in ("auc", "average_precision", "sensitivity")}
+            | {(task, AT_05, "sensitivity") for task in TASKS}
+            | {(task, AT_SPECIFICITY, f"{value:.2f}") for task in TASKS for value in SPECIFICITIES},
+        ),
+        (
+            (0,),
+            {("mean_auc",), ("melanoma", "auc"), ("melanoma", "specificity"), ("melanoma", AT_05, "specificity")}
+            | {("seborrheic_keratosis", name) for name in ("auc", "average_precision", "sensitivity")}
+            | {("seborrheic_keratosis", AT_05, "sensitivity")}
+            | {(task, AT_SPECIFICITY, f"{value:.2f}") for task in TASKS for value in SPECIFICITIES},
+        ),
+        (
+            (1, 2),
+            {("mean_auc",), ("melanoma", AT_05, "sensitivity")}
+            | {("melanoma", name) for name in ("auc", "average_precision", "sensitivity")}
+            | {("melanoma", AT_SPECIFICITY, f"{value:.2f}") for value in SPECIFICITIES},
+        ),
+    ],
+)
+def test_what_lacks_its_images_is_undefined(classes, undefined):
+    probabilities, labels = draw(30, seed=0)
+    kept = np.isin(labels, classes)
+    probabilities, labels = probabilities[kept], labels[kept]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = classification_scores(probabilities, labels)
+        intervals = score_intervals(probabilities, labels, resamples=9)
+    for nested, nothing in ((scores, None), (intervals, [None, None])):
+        assert json.loads(json.dumps(nested, allow_nan=False)) == nested
+        assert {path for path, value in by_path(nested).items() if value == nothing} == undefined
+    recalls = [np.mean(probabilities.argmax(axis=1)[labels == number] == number) for number in classes]
+    assert scores["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+
+
+@pytest.mark.parametrize("function", [classification_scores, score_intervals, calibration_error])
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "message"),
+    [
+        (np.empty((0, 3)), np.empty(0, int), "no images"),
+        ([], [], "no images"),
+        ([0.2, 0.3, 0.5], [0, 1, 2], "probabilities must be"),
+        ([[[0.2, 0.3, 0.5]]], [0], "probabilities must be"),
+        ([[1.0]], [0], "probabilities must be"),
+        ([[0.2, 0.3, np.nan]], [0], "NaN or outside"),
+        ([[np.inf, 0, 0]], [0], "NaN or outside"),
+        ([[0.6, 0.6, -0.2]], [0], "NaN or outside"),
+        ([[1 + 1e-6, 0, 0]], [0], "NaN or outside"),
+        ([[0.2, 0.3, 0.5], [0.2, 0.3, 0.502]], [0, 1], "sum to 1"),
+        ([[0.2, 0.3, 0.498]], [0], "sum to 1"),
+        ([[0.2, 0.3, 0.5]], [3], "labels must lie in 0 to 2"),
+        ([[0.2, 0.3, 0.5]], [-1], "labels must lie in 0 to 2"),
+        ([[0.2, 0.3, 0.5]], [1.0], "labels must be integers"),
+        ([[0.2, 0.3, 0.5]], [True], "labels must be integers"),
+        ([[0.2, 0.3, 0.5]], [0, 1], "labels must be integers"),
+        ([[0.2, 0.3, 0.5]], [[0]], "labels must be integers"),
+    ],
+)
+def test_predictions_that_cannot_be_scored(function, probabilities, labels, message):
+    with pytest.raises(ValueError, match=message):
+        function(probabilities, labels)
+
+
+def test_three_classes_are_three_and_roundings_pass():
+    with pytest.raises(ValueError, match=r"\[N, 3\], got shape \(1, 2\)"):
+        classification_scores([[0.5, 0.5]], [0])
+    with pytest.raises(ValueError, match="bins"):
+        calibration_error([[0.5, 0.5]], [0], bins=0)
+    rounded = np.array([[0.333, 0.333, 0.333], [0.667, 0.333, 0.0009]], np.float32)
+    assert classification_scores(rounded, np.array([0, 0], np.uint8))["accuracy"] == 1
+
+
+# --- intervals --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("images", "shares"), [(40, (0.3, 0.3, 0.4)), (12, (0.15, 0.05, 0.8))])
+def test_intervals_are_quantiles_of_scikit_learns_scores(images, shares):
+    probabilities, labels = draw(images, 3, shares, grid=20)
+    generator, drawn = np.random.default_rng(5), []
+    for _ in range(40):
+        rows = generator.integers(images, size=images)
+        scores = scikit_learn_scores(probabilities[rows], labels[rows])
+        drawn.append({**scores, ("calibration_error",): calibration_error(probabilities[rows], labels[rows])})
+    intervals = by_path(score_intervals(probabilities, labels, level=0.8, resamples=40, seed=5))
+    assert intervals.keys() == drawn[0].keys()
+    for path, interval in intervals.items():
+        expected = np.nanquantile([scores[path] for scores in drawn], [0.1, 0.9])
+        assert interval == pytest.approx(expected.tolist(), abs=1e-12), path
+    left_out = np.isnan([scores["mean_auc",] for scores in drawn]).sum()
+    assert left_out == 0 if images == 40 else 0 < left_out < 40
+
+
+def test_intervals_are_near_the_normal_ones():
+    probabilities, labels = draw(600, seed=2)
+    scores = classification_scores(probabilities, labels)
+    intervals = score_intervals(probabilities, labels)
+    predicted = probabilities.argmax(axis=1)
+    for number, task in enumerate(TASKS):
+        p, positive = probabilities[:, number], labels == number
+        above = (p[positive][:, None] > p[~positive]).astype(float)  # no ties here
+        # DeLong et al. 1988: the variances over positives and over negatives of their mean wins
+        error = np.sqrt(
+            above.mean(axis=1).var(ddof=1) / positive.sum() + above.mean(axis=0).var(ddof=1) / (~positive).sum()
+        )
+        cases = [(intervals[task]["auc"], scores[task]["auc"], error)]
+        hits = (predicted == number) == positive
+        for name, these in (("accuracy", hits), ("sensitivity", hits[positive]), ("specificity", hits[~positive])):
+            cases.append((intervals[task][name], scores[task][name], these.std() / np.sqrt(these.size)))
+        for (low, high), value, error in cases:
+            assert low < value < high
+            # 2,000 resamples give each end to about a twentieth of the half width; skewness adds to it.
+            assert (low, high) == pytest.approx((value - 1.96 * error, value + 1.96 * error), abs=0.2 * error * 1.96)
+
+
+def test_intervals_repeat_widen_with_the_level_and_narrow_with_images():
+    probabilities, labels = draw(150, seed=0)
+    arguments = {"resamples": 300}
+    intervals = by_path(score_intervals(probabilities, labels, **arguments))
+    assert intervals == by_path(score_intervals(pd.DataFrame(probabilities), pd.Series(labels), **arguments))
+    assert intervals != by_path(score_intervals(probabilities, labels, **arguments, seed=1))
+    assert json.loads(json.dumps(list(intervals.values()), allow_nan=False)) == list(intervals.values())
+    scores = by_path(classification_scores(probabilities, labels))
+    assert intervals.keys() == scores.keys() - {("confusion_matrix",)}
+    narrow = by_path(score_intervals(probabilities, labels, **arguments, level=0.5))
+    many = by_path(score_intervals(np.tile(probabilities, (9, 1)), np.tile(labels, 9), **arguments))
+    for path, (low, high) in intervals.items():
+        assert 0 <= low < high <= 1, path
+        assert low <= narrow[path][0] <= narrow[path][1] <= high, path
+        assert many[path][1] - many[path][0] < 0.6 * (high - low), path  # a third for a smooth score
+        if path != ("calibration_error",):
+            assert low <= scores[path] <= high, path
+
+
+def test_intervals_of_a_test_set_take_seconds():
+    probabilities, labels = draw(600, seed=0)
+    start = time.process_time()
+    score_intervals(probabilities, labels, resamples=200)
+    assert time.process_time() - start < 2  # about 0.13 s; sorting tables instead of arrays would take more than this
+
+
+@pytest.mark.parametrize("wrong", [{"level": 0}, {"level": 1}, {"level": 95}, {"resamples": 0}])
+def test_intervals_that_cannot_be(wrong):
+    with pytest.raises(ValueError, match="level"):
+        score_intervals(*draw(10, seed=0), **wrong)
+
+
+# --- tables and the official scoring command --------------------------------------------------------------------
+
+IDS = [f"ISIC_00{number}" for number in (15062, 12086, 15132, 14963)]
+
+
+def test_predictions_survive_their_file(tmp_path):
+    probabilities = draw(4, seed=0)[0].astype(np.float32)
+    table = predictions_table(IDS, probabilities)
+    assert table.columns.tolist() == ["image_id", *CLASSES] and table["image_id"].tolist() == IDS
+    assert (table.dtypes[list(CLASSES)] == np.float64).all()
+    assert np.array_equal(table[list(CLASSES)], probabilities)
+    table.to_csv(tmp_path / "predictions.csv", index=False)
+    again = pd.read_csv(tmp_path / "predictions.csv")
+    pd.testing.assert_frame_equal(again, table, rtol=1e-15)
+    for shuffled in (again.sample(frac=1, random_state=0), again.assign(fold=1)[["nevus", "fold", *again.columns[:3]]]):
+        official = official_predictions(shuffled)
+        assert official.columns.tolist() == ["image", *CLASSES]
+        expected = shuffled.rename(columns={"image_id": "image"})[["image", *CLASSES]]
+        pd.testing.assert_frame_equal(official, expected.reset_index(drop=True), check_exact=True)
+
+
+def test_truth_of_an_official_label_file(tmp_path):
+    path = tmp_path / "ISIC-2017_Test_v2_Part3_GroundTruth.csv"
+    path.write_text("image_id,melanoma,seborrheic_keratosis\nISIC_3,0.0,1.0\nISIC_1,1.0,0.0\nISIC_2,0.0,0.0\n")
+    truth = official_truth(read_labels(path))
+    assert truth.to_csv(index=False).split() == [
+        "image,melanoma,seborrheic_keratosis,nevus",
+        "ISIC_3,0.0,1.0,0.0",
+        "ISIC_1,1.0,0.0,0.0",
+        "ISIC_2,0.0,0.0,1.0",
+    ]
+
+
+def test_tables_that_cannot_be():
+    probabilities = draw(4, seed=0)[0]
+    with pytest.raises(ValueError, match="ISIC_0012086 is there twice"):
+        predictions_table([*IDS[:3], IDS[1]], probabilities)
+    with pytest.raises(ValueError, match="3 image ids for 4 rows"):
+        predictions_table(IDS[:3], probabilities)
+    with pytest.raises(ValueError, match="sum to 1"):
+        predictions_table(IDS, probabilities / 2)
+    with pytest.raises(ValueError, match="no images"):
+        predictions_table([], np.empty((0, 3)))
+    table = predictions_table(IDS, probabilities)
+    with pytest.raises(KeyError, match="nevus"):
+        official_predictions(table.drop(columns="nevus"))
+    with pytest.raises(ValueError, match="NaN"):
+        official_predictions(table.replace({"nevus": {table["nevus"][0]: np.nan}}))
+    for labels in ({"ISIC_1": 3}, {"ISIC_1": -1}, {"ISIC_1": 1.5}, {}):
+        with pytest.raises(ValueError, match="labels must"):
+            official_truth(labels)
+
+
+def official_command(truth: Path, predictions: Path) -> dict:
+    """What `isic-challenge-scoring -o json classification` prints.
+
+    Version 5.6 calls DataFrame.applymap, which pandas 3 has under its newer name alone, so this adds the old one.
+    """
+    program = (
+        "import pandas\n"
+        "if not hasattr(pandas.DataFrame, 'applymap'): pandas.DataFrame.applymap = pandas.DataFrame.map\n"
+        "from isic_challenge_scoring.__main__ import cli\n"
+        "cli()"
+    )
+    command = [sys.executable, "-c", program, "-o", "json", "classification", truth, predictions]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("grid", [20, 1])  # 20: ties, also at 0.5; 1: probabilities 0 and 1 only, as if integers
+def test_agrees_with_the_official_command(tmp_path, grid):
+    probabilities, labels = draw(600, seed=7, grid=grid)
+    decided = (probabilities == probabilities.max(axis=1, keepdims=True)).sum(axis=1) == 1
+    probabilities, labels = probabilities[decided], labels[decided]  # two highest: wrong there, the first one here
+    ids = [f"ISIC_{number:07}" for number in np.random.default_rng(0).permutation(len(labels))]
+    official_truth(dict(zip(ids, labels.tolist(), strict=True))).to_csv(tmp_path / "truth.csv", index=False)
+    table = predictions_table(ids, probabilities).sample(frac=1, random_state=0)
+    official_predictions(table).to_csv(tmp_path / "predictions.csv", index=False)
+    official = official_command(tmp_path / "truth.csv", tmp_path / "predictions.csv")
+    ours = classification_scores(probabilities, labels)
+    expected = {"balanced_accuracy": ours["balanced_accuracy"], "mean_auc": ours["mean_auc"]}
+    found = {
+        "balanced_accuracy": official["aggregate"]["balanced_accuracy"],
+        "mean_auc": np.mean([official["per_category"]["auc"][task] for task in TASKS]),
+    }
+    for task in TASKS:
+        expected |= {(task, name): ours[task][name] for name in ("auc", "average_precision")}
+        expected |= {(task, name): value for name, value in ours[task][AT_05].items()}
+        names = {"auc": "auc", "ap": "average_precision"} | {name: name for name in ours[task][AT_05]}
+        found |= {(task, name): official["per_category"][theirs][task] for theirs, name in names.items()}
+    assert expected == pytest.approx(found, abs=1e-9, rel=0)

@@ -1,0 +1,349 @@
+"""The segmentation scores: against hand-computed numbers, the official scoring command and the published table."""
+
+import itertools
+import json
+import subprocess
+import sys
+import tracemalloc
+import weakref
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from isic_challenge_scoring import metrics as official_metrics
+from PIL import Image
+
+from utils.config import EXPERIMENTS, experiments
+from utils.data.isic import read_mask
+from utils.evaluation.segmentation import (
+    COUNTS,
+    METRICS,
+    SegmentationCounts,
+    bootstrap_interval,
+    confusion_counts,
+    image_scores,
+    official_scores,
+    pooled_scores,
+)
+
+relaxed = settings(deadline=None)  # timing is no property; a shared machine stalls now and then
+BOTH = "mean_of_background_and_lesion"
+MASK_PAIRS = hnp.array_shapes(min_dims=2, max_dims=2, max_side=12).flatmap(
+    lambda shape: st.tuples(hnp.arrays(bool, shape), hnp.arrays(bool, shape))
+)
+IMAGE_COUNTS = st.tuples(*[st.integers(0, 30_000_000) | st.integers(0, 3)] * 4).filter(any)
+
+
+# --- counting ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "expected"),
+    [
+        ([[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [1, 0, 1]], (2, 1, 1, 2)),
+        ([[0, 0]], [[0, 0]], (0, 0, 0, 2)),
+        ([[1, 1]], [[1, 1]], (2, 0, 0, 0)),
+        ([[1, 1]], [[0, 0]], (0, 2, 0, 0)),
+        ([[0, 0]], [[1, 1]], (0, 0, 2, 0)),
+    ],
+)
+def test_counts_of_small_masks(prediction, truth, expected):
+    for dtype in (bool, np.uint8, np.int64, np.float32):
+        assert confusion_counts(np.array(prediction, dtype), np.array(truth, dtype)) == expected
+
+
+@relaxed
+@given(MASK_PAIRS)
+def test_counts_cover_every_pixel_and_know_the_direction(pair):
+    prediction, truth = pair
+    before = prediction.copy(), truth.copy()
+    tp, fp, fn, tn = confusion_counts(prediction, truth)
+    assert tp + fp + fn + tn == truth.size
+    assert confusion_counts(truth, prediction) == (tp, fn, fp, tn)
+    assert confusion_counts(~prediction, ~truth) == (tn, fn, fp, tp)
+    assert confusion_counts(prediction.T, truth.T) == (tp, fp, fn, tn)  # no assumption about memory order
+    assert all(type(count) is int for count in (tp, fp, fn, tn))
+    assert np.array_equal(prediction, before[0]) and np.array_equal(truth, before[1])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "message"),
+    [
+        (np.zeros((2, 3), bool), np.zeros((3, 2), bool), "one size"),
+        (np.zeros((1, 3), bool), np.zeros((2, 3), bool), "one size"),  # would broadcast
+        (np.zeros((1, 2, 3), bool), np.zeros((1, 2, 3), bool), r"\[H, W\]"),
+        (np.zeros((0, 3), bool), np.zeros((0, 3), bool), "at least one pixel"),
+        (np.full((2, 2), 255, np.uint8), np.zeros((2, 2), bool), "prediction holds values other"),
+        (np.zeros((2, 2), bool), np.full((2, 2), 0.5), "truth holds values other"),
+        (np.full((2, 2), np.nan), np.zeros((2, 2), bool), "prediction holds values other"),
+    ],
+)
+def test_masks_that_cannot_be_counted(prediction, truth, message):
+    with pytest.raises(ValueError, match=message):
+        confusion_counts(prediction, truth)
+
+
+# --- per image --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),  # expected in the order of METRICS: ACC, SE, SP, J, threshold J, Dice
+    [
+        ((6, 1, 2, 11), (17 / 20, 6 / 8, 11 / 12, 6 / 9, 6 / 9, 12 / 15)),
+        ((2, 1, 1, 2), (4 / 6, 2 / 3, 2 / 3, 2 / 4, 0, 4 / 6)),
+        ((13, 4, 3, 80), (93 / 100, 13 / 16, 80 / 84, 0.65, 0.65, 26 / 33)),  # exactly at the threshold
+        ((649, 351, 0, 10), (659 / 1010, 1, 10 / 361, 0.649, 0, 1298 / 1649)),
+        ((0, 0, 0, 9), (1, 1, 1, 1, 1, 1)),  # nothing there, nothing found
+        ((0, 3, 0, 6), (6 / 9, 1, 6 / 9, 0, 0, 0)),  # nothing there, something found
+        ((0, 0, 3, 6), (6 / 9, 0, 1, 0, 0, 0)),  # something there, nothing found
+        ((9, 0, 0, 0), (1, 1, 1, 1, 1, 1)),  # all lesion
+        ((3, 0, 6, 0), (3 / 9, 3 / 9, 1, 3 / 9, 0, 6 / 12)),  # all lesion, a third found
+        ((1, 0, 0, 0), (1, 1, 1, 1, 1, 1)),
+    ],
+)
+def test_scores_of_one_image(counts, expected):
+    scores = image_scores([counts])
+    assert tuple(scores.columns) == METRICS
+    assert scores.iloc[0].tolist() == pytest.approx(expected, abs=1e-15)
+
+
+@relaxed
+@given(st.lists(IMAGE_COUNTS, min_size=1, max_size=8))
+def test_every_image_scores_as_the_official_functions(rows):
+    scores = image_scores(rows)
+    for (tp, fp, fn, tn), (_, ours) in zip(rows, scores.iterrows(), strict=True):
+        matrix = pd.Series({"TP": tp, "FP": fp, "FN": fn, "TN": tn})
+        for name in METRICS:
+            assert ours[name] == getattr(official_metrics, f"binary_{name}")(matrix), name
+    assert scores.to_numpy().min() >= 0 and scores.to_numpy().max() <= 1
+    assert official_scores(rows) == pytest.approx(scores.mean().to_dict(), abs=1e-15)
+    assert official_scores(rows[::-1]) == pytest.approx(official_scores(rows), abs=1e-14)
+
+
+def test_streaming_counts():
+    truth, prediction = np.zeros((20, 30), bool), np.zeros((20, 30), bool)
+    truth[5:15, 5:15], prediction[5:15, 7:17] = True, True
+    counts = SegmentationCounts()
+    counts.add("ISIC_0000002", prediction, truth)
+    counts.add("ISIC_0000001", truth[:5, :5], truth[:5, :5])
+    table = counts.per_image()
+    assert len(counts) == 2
+    assert tuple(table.columns) == ("image_id", *COUNTS, *METRICS)
+    assert table["image_id"].tolist() == ["ISIC_0000002", "ISIC_0000001"]
+    assert table[list(COUNTS)].to_numpy().tolist() == [[80, 20, 20, 480], [0, 0, 0, 25]]
+    assert counts.official()["jaccard"] == pytest.approx((80 / 120 + 1) / 2)
+    assert counts.pooled()["jaccard"] == pytest.approx(80 / 120)
+    assert counts.official() == official_scores(table) and counts.pooled() == pooled_scores(table)
+
+
+def test_an_image_counts_once_and_faults_name_it():
+    counts, mask = SegmentationCounts(), np.zeros((2, 2), bool)
+    counts.add("ISIC_0000001", mask, mask)
+    with pytest.raises(ValueError, match="ISIC_0000001"):
+        counts.add("ISIC_0000001", ~mask, mask)
+    with pytest.raises(ValueError, match="ISIC_0000002"):
+        counts.add("ISIC_0000002", mask, np.zeros((2, 3), bool))
+    counts.add("ISIC_0000002", mask, mask)  # the failed one left nothing behind
+    assert len(counts) == 2 and counts.official()["accuracy"] == 1
+
+
+def test_masks_are_not_kept():
+    counts, mask = SegmentationCounts(), np.zeros((2, 2), bool)
+    kept = weakref.ref(mask)
+    counts.add("ISIC_0000001", mask, mask)
+    del mask
+    assert kept() is None
+
+
+# --- pooled -----------------------------------------------------------------------------------------------------
+
+
+def test_pooled_scores_by_hand():
+    counts = [(8, 0, 2, 90), (0, 10, 10, 0)]  # pooled lesion: 8, 10, 12, 90; background: 90, 12, 10, 8
+    scores = pooled_scores(counts)
+    expected = (98 / 120, 8 / 20, 90 / 100, 8 / 30, 0, 16 / 38)
+    assert [scores[name] for name in METRICS] == pytest.approx(expected)
+    assert scores[BOTH]["jaccard"] == pytest.approx((8 / 30 + 90 / 112) / 2)
+    assert scores[BOTH]["dice"] == pytest.approx((16 / 38 + 180 / 202) / 2)
+    # image 1: lesion 8/10, background 90/92; image 2: both 0
+    assert scores[BOTH]["threshold_jaccard"] == pytest.approx((0.8 + 90 / 92) / 4)
+
+
+@relaxed
+@given(st.lists(IMAGE_COUNTS, min_size=1, max_size=8))
+def test_pooled_scores_sum_pixels(rows):
+    scores = pooled_scores(rows)
+    assert {name: scores[name] for name in METRICS} == official_scores([np.sum(rows, axis=0)])
+    swapped = pooled_scores([row[::-1] for row in rows])  # background and lesion change places
+    assert swapped["sensitivity"] == scores["specificity"]
+    assert swapped[BOTH] == pytest.approx(scores[BOTH], abs=1e-14)
+
+
+# Published values of the earlier project: ACC, SE, SP, and the means of background and lesion JSI, DSC, TJI.
+PUBLISHED = {name: tuple(EXPERIMENTS[name].published.values()) for name in experiments("segmentation")}
+del PUBLISHED["seg-b1"]  # nothing is published for this project's own rows
+
+
+def pooled_from_rates(accuracy: float, sensitivity: float, specificity: float) -> dict:
+    """The lesion's share p of all pixels follows from ACC = p·SE + (1 - p)·SP, and with it all four counts."""
+    pixels = 10**10
+    lesion = round(pixels * (specificity - accuracy) / (specificity - sensitivity))
+    tp, tn = round(lesion * sensitivity), round((pixels - lesion) * specificity)
+    return pooled_scores([(tp, pixels - lesion - tn, lesion - tp, tn)])
+
+
+@pytest.mark.parametrize("row", PUBLISHED)
+def test_published_means_follow_from_published_rates(row):
+    *rates, jaccard, dice, threshold_jaccard = PUBLISHED[row]
+    unit = 5e-5  # the rates are rounded to four digits, so each may lie this far off
+    corners = [pooled_from_rates(*np.add(rates, shift)) for shift in itertools.product((-unit, unit), repeat=3)]
+    for name, published in (("jaccard", jaccard), ("dice", dice)):
+        possible = [corner[BOTH][name] for corner in corners]
+        assert min(possible) - unit <= published <= max(possible) + unit
+        assert max(possible) - min(possible) < 3e-4  # the check is a sharp one
+        assert all(corner[name] < published - 0.03 for corner in corners)  # the lesion's own value is another
+    # Thresholding the two pooled values is not what the table's third number is.
+    lesion = pooled_from_rates(*rates)["jaccard"]
+    background = 2 * pooled_from_rates(*rates)[BOTH]["jaccard"] - lesion
+    thresholded = [value if value >= 0.65 else 0 for value in (lesion, background)]
+    assert abs(np.mean(thresholded) - threshold_jaccard) > 0.05
+
+
+# --- intervals and faults ---------------------------------------------------------------------------------------
+
+
+def test_bootstrap_of_two_values():
+    # The mean of two draws from {0, 1} is 0, 0.5, 1 with probability 1/4, 1/2, 1/4.
+    assert bootstrap_interval([0, 1], level=0.95) == (0, 1)
+    assert bootstrap_interval([0, 1], level=0.4) == (0.5, 0.5)
+    assert bootstrap_interval([0.25]) == (0.25, 0.25)
+
+
+def test_bootstrap_is_near_the_normal_interval_and_deterministic():
+    values = np.random.default_rng(0).normal(0.8, 0.1, 600)
+    low, high = bootstrap_interval(values)
+    assert (low, high) == bootstrap_interval(pd.Series(values)) != bootstrap_interval(values, seed=1)
+    half = 1.96 * values.std() / np.sqrt(values.size)
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
+    wider = bootstrap_interval(values, level=0.99)
+    assert wider[0] < low < values.mean() < high < wider[1]
+
+
+def test_bootstrap_memory_does_not_grow_with_resamples():
+    values = np.random.default_rng(0).random(100_000)
+    tracemalloc.start()
+    bootstrap_interval(values, resamples=100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40e6  # all indices at once would be 80 MB
+
+
+@pytest.mark.parametrize("level", [0, 1, 95])
+def test_bootstrap_refuses_levels(level):
+    with pytest.raises(ValueError, match="level"):
+        bootstrap_interval([0, 1], level=level)
+
+
+def test_bootstrap_refuses_values_that_are_not_numbers():
+    with pytest.raises(ValueError, match="finite"):
+        bootstrap_interval([0.5, np.nan])
+    with pytest.raises(ValueError, match=r"\[N\]"):
+        bootstrap_interval([[0.5, 0.5]])
+
+
+def test_no_images_is_an_error():
+    empty = SegmentationCounts()
+    for score in (empty.per_image, empty.official, empty.pooled):
+        with pytest.raises(ValueError, match="no images"):
+            score()
+    for score in (image_scores, official_scores, pooled_scores):
+        for counts in ([], np.empty((0, 4), int), pd.DataFrame(columns=list(COUNTS))):
+            with pytest.raises(ValueError, match="no images"):
+                score(counts)
+    with pytest.raises(ValueError, match="at least one image"):
+        bootstrap_interval([])
+
+
+@pytest.mark.parametrize("counts", [[1, 2, 3, 4], [[1, 2, 3]], [[1.5, 2, 3, 4]], [[-1, 2, 3, 4]], [[0, 0, 0, 0]]])
+def test_counts_that_cannot_be(counts):
+    with pytest.raises(ValueError, match="counts must"):
+        official_scores(counts)
+
+
+# --- the official scoring command -------------------------------------------------------------------------------
+
+
+def official_command(truth: Path, predictions: Path) -> dict[str, float]:
+    """The six macro averages of `isic-challenge-scoring`; -o belongs to the group and stands before the command."""
+    command = [sys.executable, "-m", "isic_challenge_scoring", "-o", "json", "segmentation", truth, predictions]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["macro_average"]
+
+
+def our_scores(truth: Path, predictions: Path) -> dict[str, float]:
+    counts = SegmentationCounts()
+    for path in sorted(truth.iterdir()):
+        masks = [read_mask(folder / path.name) for folder in (predictions, truth)]
+        counts.add(path.stem[:12], *masks)
+    return counts.official()
+
+
+def draw_mask(kind: str, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    mask = np.zeros(shape, np.uint8)
+    if kind == "full":
+        mask[:] = 255
+    elif kind == "pixel":
+        mask[rng.integers(shape[0]), rng.integers(shape[1])] = 255
+    elif kind == "noise":
+        mask[:] = 255 * rng.integers(0, 2, shape)
+    elif kind == "disc":
+        y, x = np.ogrid[: shape[0], : shape[1]]
+        centre, radius = rng.uniform(0.35, 0.65, 2) * shape, rng.uniform(0.3, 0.4) * min(shape)
+        mask[(y - centre[0]) ** 2 + (x - centre[1]) ** 2 <= radius**2] = 255
+    elif kind == "grey":
+        mask[:] = rng.integers(120, 137, shape)
+    return mask
+
+
+def test_agrees_with_the_official_command(tmp_path):
+    rng = np.random.default_rng(0)
+    kinds = ("empty", "full", "pixel", "noise", "disc", "grey")
+    sizes = [(1, 1), (1, 7), (37, 53), (203, 301)]
+    folders = tmp_path / "truth", tmp_path / "prediction"
+    for folder in folders:
+        folder.mkdir()
+    for number, (shape, truth, prediction) in enumerate(itertools.product(sizes, kinds, (*kinds, "near"))):
+        masks = [draw_mask(truth, shape, rng)]
+        flip = rng.random(shape) < rng.uniform(0, 0.3)
+        masks.append(masks[0] ^ (255 * flip).astype(np.uint8) if prediction == "near" else None)
+        if prediction != "near":
+            masks[1] = draw_mask(prediction, shape, rng)
+        for folder, mask in zip(folders, masks, strict=True):
+            Image.fromarray(mask).save(folder / f"ISIC_{number:07}_segmentation.png")
+    ours, official = our_scores(*folders), official_command(*folders)
+    assert tuple(official) == METRICS
+    assert ours == pytest.approx(official, abs=1e-12, rel=0)
+    assert 0.05 < ours["threshold_jaccard"] < ours["jaccard"] - 0.05  # both sides of the threshold took part
+
+
+def test_agrees_with_the_official_command_on_real_masks(isic2017_fullsize, tmp_path):
+    truth = isic2017_fullsize / "ISIC-2017_Validation_Part1_GroundTruth"
+    for number, path in enumerate(sorted(truth.iterdir())):
+        mask = np.asarray(Image.open(path))
+        height = mask.shape[0]
+        if number % 3 == 0:
+            mask = np.roll(mask, (height // 20, -(height // 15)), axis=(0, 1))
+        elif number % 3 == 1:
+            mask = cv2.dilate(mask, np.ones((height // 6, height // 6), np.uint8))
+        else:
+            mask = cv2.blur(mask, (height // 4, height // 4))  # grey borders, cut at the limit
+        Image.fromarray(mask).save(tmp_path / path.name)
+    ours, official = our_scores(truth, tmp_path), official_command(truth, tmp_path)
+    assert ours == pytest.approx(official, abs=1e-12, rel=0)
+    assert 0.5 < ours["jaccard"] < 0.99

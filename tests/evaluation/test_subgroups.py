@@ -1,0 +1,404 @@
+"""Facts about images against drawn and real files, groups against their bounds, scores against independent ones."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tests.evaluation.test_runs import IDS, classification_run, edit, labels_of, segmentation_run
+from utils import UserError
+from utils.config import EXPERIMENTS
+from utils.data.isic import CLASSES
+from utils.evaluation.classification import score_intervals
+from utils.evaluation.rows import Row, result_rows
+from utils.evaluation.runs import find_runs
+from utils.evaluation.segmentation import bootstrap_interval
+from utils.evaluation.subgroups import SEGMENTATION, classification_groups, image_facts, segmentation_groups, subgroups
+from utils.evaluation.tables import Score, classification_table, segmentation_table
+
+FACTORS = ["class", "lesion size", "lesion touches the border", "age", "sex"]
+FACTS = ["image_id", "class", "lesion_share", "touches_border", "age", "sex"]
+VALIDATION = "ISIC-2017_Validation"
+
+
+def add_image(root: Path, number: int, mask: np.ndarray | None = None) -> str:
+    """A photograph and its mask (bool [H, W]) in the validation folders."""
+    id_ = f"ISIC_{number:07}"
+    for folder in ("Data", "Part1_GroundTruth"):
+        (root / f"{VALIDATION}_{folder}").mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (10, 8)).save(root / f"{VALIDATION}_Data" / f"{id_}.jpg")
+    if mask is not None:
+        stored = Image.fromarray(mask.astype(np.uint8) * 255)
+        stored.save(root / f"{VALIDATION}_Part1_GroundTruth" / f"{id_}_segmentation.png")
+    return id_
+
+
+def add_labels(root: Path, rows: str) -> None:
+    (root / f"{VALIDATION}_Part3_GroundTruth.csv").write_text(f"image_id,melanoma,seborrheic_keratosis\n{rows}")
+
+
+def add_metadata(root: Path, rows: str) -> None:
+    (root / f"{VALIDATION}_Data_metadata.csv").write_text(f"image_id,age_approximate,sex\n{rows}")
+
+
+def lesion(*pixels: tuple[int, int], height: int = 8, width: int = 10) -> np.ndarray:
+    mask = np.zeros((height, width), dtype=bool)
+    for pixel in pixels:
+        mask[pixel] = True
+    return mask
+
+
+def facts_of(split: str, **columns) -> pd.DataFrame:
+    """Nothing is known but what `columns` say, of the images that `tests.evaluation.test_runs` draws."""
+    nothing = {"class": None, "lesion_share": math.nan, "touches_border": None, "age": math.nan, "sex": None}
+    return pd.DataFrame({"image_id": IDS[split], **nothing, **columns})
+
+
+def row_of(folder: Path, split: str) -> Row:
+    runs = find_runs(folder)
+    (row,) = [row for row in result_rows(runs, runs[0].task, split) if row.runs]
+    return row
+
+
+def line_of(table: pd.DataFrame, factor: str, group: str) -> pd.Series:
+    (number,) = np.flatnonzero((table["factor"] == factor) & (table["group"] == group))
+    return table.iloc[number]
+
+
+def assert_close(score: Score, mean: float, std: float | None, interval: tuple[float, float]) -> None:
+    assert score.mean == pytest.approx(mean, abs=1e-12)
+    assert score.std == (None if std is None else pytest.approx(std, abs=1e-12))
+    assert score.interval == pytest.approx(interval, abs=1e-12)
+
+
+# --- facts ------------------------------------------------------------------------------------------------------
+
+
+def test_facts_of_drawn_images(tmp_path):
+    inner = lesion(*((row, column) for row in range(2, 6) for column in range(1, 5)))
+    add_image(tmp_path, 1, inner)
+    add_image(tmp_path, 2, ~inner)
+    add_image(tmp_path, 3, lesion())
+    add_image(tmp_path, 4)
+    add_image(tmp_path, 5)  # neither label nor mask
+    add_labels(tmp_path, "ISIC_0000001,1,0\nISIC_0000002,0,1\nISIC_0000004,0,0\n")
+    add_metadata(tmp_path, "ISIC_0000001,55,female\nISIC_0000003,unknown,male\nISIC_0000004,30,unknown\n")
+    facts = image_facts(tmp_path, "validation")
+    assert list(facts) == FACTS
+    assert [[None if pd.isna(value) else value for value in line] for line in facts.to_numpy(dtype=object)] == [
+        ["ISIC_0000001", "melanoma", 0.2, False, 55.0, "female"],
+        ["ISIC_0000002", "seborrheic_keratosis", 0.8, True, None, None],
+        ["ISIC_0000003", None, 0.0, False, None, "male"],
+        ["ISIC_0000004", "nevus", None, None, 30.0, None],
+    ]
+    for name in ("class", "touches_border", "sex"):
+        assert not any(isinstance(value, float) for value in facts[name])  # None, not NaN
+    assert facts["lesion_share"].dtype == facts["age"].dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("pixel", "touches"),
+    [
+        ((0, 4), True),
+        ((7, 4), True),
+        ((3, 0), True),
+        ((3, 9), True),
+        ((0, 0), True),
+        ((7, 9), True),
+        ((1, 1), False),
+        ((6, 8), False),
+        ((1, 8), False),
+        ((6, 1), False),
+    ],
+)
+def test_a_lesion_touches_each_side_with_its_outermost_pixels(tmp_path, pixel, touches):
+    add_image(tmp_path, 1, lesion(pixel))
+    (found,) = image_facts(tmp_path, "validation")["touches_border"]
+    assert found is touches
+
+
+def test_facts_without_masks_labels_or_metadata(tmp_path):
+    assert list(image_facts(tmp_path, "validation")) == FACTS and subgroups(image_facts(tmp_path, "validation")) == {}
+    ids = [add_image(tmp_path, number) for number in (1, 2)]
+    assert image_facts(tmp_path, "validation").empty
+    add_labels(tmp_path, "ISIC_0000001,1,0\nISIC_0000002,0,0\nISIC_0000003,0,0\n")
+    assert subgroups(image_facts(tmp_path, "validation")) == {"class": {"melanoma": ids[:1], "nevus": ids[1:]}}
+    (tmp_path / f"{VALIDATION}_Part3_GroundTruth.csv").unlink()
+    add_image(tmp_path, 2, lesion((3, 3)))
+    assert subgroups(image_facts(tmp_path, "validation")) == {
+        "lesion size": {"under 10 %": ids[1:]},
+        "lesion touches the border": {"no": ids[1:]},
+    }
+
+
+def test_damaged_files_are_named(tmp_path):
+    for number in range(1, 20):
+        add_image(tmp_path, number, lesion((3, 3), height=64, width=64))
+    path = tmp_path / f"{VALIDATION}_Part1_GroundTruth/ISIC_0000007_segmentation.png"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"ISIC_0000007_segmentation.png: truncated or not an image"):
+        image_facts(tmp_path, "validation")
+    path.unlink()
+    assert len(image_facts(tmp_path, "validation")) == 18
+    add_metadata(tmp_path, "ISIC_0000001,old,female\n")
+    with pytest.raises(UserError, match=r"metadata.csv: row 2, ISIC_0000001: age_approximate is 'old'"):
+        image_facts(tmp_path, "validation")
+    with pytest.raises(UserError, match=r"nowhere: no such folder"):
+        image_facts(tmp_path / "nowhere", "validation")
+
+
+def test_facts_of_the_real_validation_images(isic2017):
+    facts = image_facts(isic2017, "validation")
+    groups = subgroups(facts)
+    assert len(facts) == 150 and list(groups) == FACTORS
+    assert {name: len(ids) for name, ids in groups["class"].items()} == {
+        "melanoma": 30,
+        "seborrheic keratosis": 42,
+        "nevus": 78,
+    }
+    assert {name: len(ids) for name, ids in groups["sex"].items()} == {"female": 59, "male": 90}
+    by_id = facts.set_index("image_id")
+    for id_, touches in (("ISIC_0001769", False), ("ISIC_0009995", True)):
+        image = Image.open(isic2017 / f"{VALIDATION}_Part1_GroundTruth/{id_}_segmentation.png")
+        black, *_, white = image.histogram()
+        assert by_id["lesion_share"][id_] == white / (black + white)
+        left, upper, right, lower = image.getbbox()
+        assert by_id["touches_border"][id_] is touches is (0 in (left, upper) or 256 in (right, lower))
+    assert list(by_id.loc["ISIC_0001769", ["class", "age", "sex"]]) == ["nevus", 15.0, "female"]
+    (unknown,) = facts.index[facts["age"].isna()]
+    assert facts["image_id"][unknown] == "ISIC_0014712" and facts["sex"][unknown] is None
+
+
+def test_the_test_images_without_truth_have_no_facts(isic2017):
+    assert image_facts(isic2017, "test").empty
+
+
+# --- groups -----------------------------------------------------------------------------------------------------
+
+
+def test_bounds_of_the_groups():
+    shares = [0.0, 0.0999, 0.1, 0.2, 0.3, 0.3001, 1.0, math.nan]
+    ages = [0, 39, 40, 59, 59.5, 60, 85, math.nan]
+    ids = [f"ISIC_{number}" for number in range(8)]
+    facts = pd.DataFrame({"image_id": ids, "lesion_share": shares, "age": ages})
+    facts["class"] = ["nevus", "melanoma", "nevus", None, "melanoma", None, "nevus", None]
+    facts["touches_border"] = [False, True, None, True, False, False, None, False]
+    facts["sex"] = ["male", None, "female", None, "male", "male", None, "female"]
+
+    def at(*places: int) -> list[str]:
+        return [ids[place] for place in places]
+
+    groups = subgroups(facts)
+    assert groups == {
+        "class": {"melanoma": at(1, 4), "nevus": at(0, 2, 6)},
+        "lesion size": {"under 10 %": at(0, 1), "10 to 30 %": at(2, 3, 4), "over 30 %": at(5, 6)},
+        "lesion touches the border": {"no": at(0, 4, 5, 7), "yes": at(1, 3)},
+        "age": {"under 40": at(0, 1), "40 to 59": at(2, 3, 4), "60 and over": at(5, 6)},
+        "sex": {"female": at(2, 7), "male": at(0, 4, 5)},
+    }
+    assert [list(names) for names in groups.values()] == [
+        ["melanoma", "nevus"],
+        ["under 10 %", "10 to 30 %", "over 30 %"],
+        ["no", "yes"],
+        ["under 40", "40 to 59", "60 and over"],
+        ["female", "male"],
+    ]
+    assert list(groups) == FACTORS
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_groups_of_the_real_images_part_those_with_the_fact(isic2017, split):
+    facts = image_facts(isic2017, split)
+    for (factor, groups), column in zip(subgroups(facts).items(), FACTS[1:], strict=True):
+        members = [id_ for ids in groups.values() for id_ in ids]
+        assert sorted(members) == sorted(facts["image_id"][facts[column].notna()]), factor
+        assert len(groups) == (2 if column in ("touches_border", "sex") else 3)
+
+
+# --- segmentation -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_all_images_have_the_segmentation_scores_of_the_table(tmp_path, seeds):
+    for seed in range(seeds):
+        segmentation_run(tmp_path / f"seed{seed}", seed=seed)
+    table = segmentation_table(find_runs(tmp_path), "test")
+    (expected,) = [line for _, line in table.iterrows() if line["seeds"]]
+    groups = segmentation_groups(row_of(tmp_path, "test"), "test", facts_of("test"))
+    assert list(groups) == ["factor", "group", "images", "jaccard", "threshold_jaccard", "dice"]
+    assert groups[["factor", "group", "images"]].to_numpy().tolist() == [["all", "all", 40]]
+    for name in SEGMENTATION:
+        assert_close(groups[name][0], expected[name].mean, expected[name].std, expected[name].interval)
+
+
+def test_segmentation_scores_of_groups_by_hand(tmp_path):
+    """Ten images with one Jaccard, fifteen with another: within a group no resample can differ."""
+    for seed, values in enumerate(([0.8, 0.4], [0.6, 0.4])):
+        path = segmentation_run(tmp_path / f"seed{seed}", seed=seed) / "per_image.csv"
+        scores = pd.read_csv(path)
+        scores.loc[scores["split"] == "validation", "jaccard"] = np.repeat(values, [10, 15])
+        scores.to_csv(path, index=False)
+    sexes = ["female"] * 10 + ["male"] * 14 + [None]
+    facts = facts_of("validation", sex=sexes).iloc[::-1]  # the order of the facts does not matter
+    table = segmentation_groups(row_of(tmp_path, "validation"), "validation", facts)
+    assert table[["factor", "group", "images"]].to_numpy().tolist() == [
+        ["all", "all", 25],
+        ["sex", "female", 10],
+        ["sex", "male", 14],
+    ]
+    assert_close(table["jaccard"][1], 0.7, math.sqrt(0.02), (0.7, 0.7))
+    assert_close(table["jaccard"][2], 0.4, 0.0, (0.4, 0.4))
+    both = bootstrap_interval(np.repeat([0.7, 0.4], [10, 15]))
+    assert_close(table["jaccard"][0], 0.52, math.sqrt(2 * 0.04**2), both)
+    assert str(table["jaccard"][1]) == ".700 ± .141 [.700, .700]"
+
+
+def test_segmentation_scores_of_groups_are_those_of_their_images(tmp_path):
+    segmentation_run(tmp_path)
+    shares = [0.05 if number % 3 else 0.5 for number in range(40)]
+    ages = [math.nan if number < 30 else 70 for number in range(40)]
+    facts = facts_of("test", lesion_share=shares, age=ages)
+    table = segmentation_groups(row_of(tmp_path, "test"), "test", facts)
+    scores = pd.read_csv(tmp_path / "per_image.csv").query("split == 'test'").set_index("image_id")
+    for factor, group, places in (
+        ("lesion size", "under 10 %", [number for number in range(40) if number % 3]),
+        ("lesion size", "over 30 %", list(range(0, 40, 3))),
+        ("age", "60 and over", list(range(30, 40))),
+    ):
+        line, those = line_of(table, factor, group), scores.loc[[IDS["test"][place] for place in places]]
+        assert line["images"] == len(places)
+        for name in SEGMENTATION:
+            values = those[name].tolist()
+            assert_close(line[name], sum(values) / len(values), None, bootstrap_interval(values))
+    assert len(table) == 4
+
+
+def test_images_without_facts_and_facts_without_scores(tmp_path):
+    segmentation_run(tmp_path)
+    known = facts_of("test", sex="male").iloc[:7]
+    others = pd.DataFrame({**known, "image_id": [f"ISIC_09{number:05}" for number in range(7)], "sex": "female"})
+    table = segmentation_groups(row_of(tmp_path, "test"), "test", pd.concat([others, known], ignore_index=True))
+    assert table[["factor", "group", "images"]].to_numpy().tolist() == [["all", "all", 40], ["sex", "male", 7]]
+
+
+# --- classification ---------------------------------------------------------------------------------------------
+
+
+def shares_won(scores: np.ndarray, positive: np.ndarray) -> float:
+    """AUC, pair by pair; NaN where there is no pair."""
+    pairs = [(a > b) + (a == b) / 2 for a in scores[positive] for b in scores[~positive]]
+    return float(np.mean(pairs)) if pairs else math.nan
+
+
+def resampled(statistic, images: int) -> tuple[float, float]:
+    """The percentile interval, one resample after the other, without those that leave the statistic undefined."""
+    rng = np.random.default_rng(0)
+    drawn = [statistic(rng.integers(images, size=images)) for _ in range(2000)]
+    return tuple(np.nanquantile(drawn, (0.025, 0.975)))
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_all_images_have_the_classification_scores_of_the_table(tmp_path, seeds):
+    for seed in range(seeds):
+        classification_run(tmp_path / f"seed{seed}", seed=seed)
+    if seeds == 1:  # the drawn run's own intervals are of fewer resamples
+        probabilities = pd.read_csv(tmp_path / "seed0/test_predictions.csv")[list(CLASSES)]
+        intervals = score_intervals(probabilities, labels_of("test"))
+        edit(tmp_path / "seed0/metrics.json", lambda metrics: metrics["test"].update(interval_95=intervals))
+    table = classification_table(find_runs(tmp_path), "test")
+    (expected,) = [line for _, line in table.iterrows() if line["seeds"]]
+    row = row_of(tmp_path, "test")
+    groups = classification_groups(row, "test", facts_of("test"))
+    assert list(groups) == [
+        *("factor", "group", "images", "melanoma", "seborrheic keratosis"),
+        *("MEL AUC", "SK AUC", "accuracy"),
+    ]
+    counts = [np.count_nonzero(labels_of("test") == number) for number in (0, 1)]
+    assert groups.iloc[0, :5].tolist() == ["all", "all", 40, *counts] and len(groups) == 1
+    for name in ("MEL AUC", "SK AUC"):
+        assert_close(groups[name][0], expected[name].mean, expected[name].std, expected[name].interval)
+    accuracies = [run.metrics["test"]["accuracy"] for run in row.runs]
+    assert groups["accuracy"][0].mean == pytest.approx(np.mean(accuracies))
+    if seeds == 1:
+        assert groups["accuracy"][0].interval == pytest.approx(intervals["accuracy"])
+
+
+def test_classification_scores_of_groups_are_those_of_their_images(tmp_path):
+    for seed in (0, 1):
+        classification_run(tmp_path / f"seed{seed}", seed=seed)
+    places = np.delete(np.arange(40), [1, 4, 6, 8, 9, 10, 14, 22, 23, 30])
+    sexes = ["female" if number in places else "male" for number in range(40)]
+    facts = facts_of("test", sex=sexes)
+    line = line_of(classification_groups(row_of(tmp_path, "test"), "test", facts), "sex", "female")
+    files = [pd.read_csv(tmp_path / f"seed{seed}/test_predictions.csv") for seed in (0, 1)]
+    probabilities = [file[list(CLASSES)].to_numpy()[places] for file in files]
+    labels = labels_of("test")[places]
+    assert line["images"] == len(places)
+    for number, (short, name) in enumerate((("MEL", "melanoma"), ("SK", "seborrheic keratosis"))):
+        positive = labels == number
+        assert line[name] == positive.sum() and isinstance(line[name], (int, np.integer))
+
+        def mean_auc(rows, number=number, positive=positive):
+            return np.mean([shares_won(one[rows, number], positive[rows]) for one in probabilities])
+
+        aucs = [shares_won(one[:, number], positive) for one in probabilities]
+        assert_close(
+            line[f"{short} AUC"], sum(aucs) / 2, abs(aucs[0] - aucs[1]) / math.sqrt(2), resampled(mean_auc, 30)
+        )
+    right = np.array([one.argmax(axis=1) == labels for one in probabilities])
+    shares = right.mean(axis=1)
+    assert_close(
+        line["accuracy"],
+        shares.mean(),
+        abs(shares[0] - shares[1]) / math.sqrt(2),
+        resampled(lambda rows: right[:, rows].mean(), 30),
+    )
+
+
+def test_within_a_class_the_accuracy_is_its_sensitivity_and_no_auc_is_defined(tmp_path):
+    (run,) = find_runs(classification_run(tmp_path))
+    facts = facts_of("test", **{"class": [CLASSES[label] for label in labels_of("test")]})
+    table = classification_groups(row_of(tmp_path, "test"), "test", facts)
+    matrix = np.array(run.metrics["test"]["confusion_matrix"])
+    assert list(table["group"]) == ["all", "melanoma", "seborrheic keratosis", "nevus"]
+    for number, name in enumerate(("melanoma", "seborrheic keratosis", "nevus")):
+        line = line_of(table, "class", name)
+        assert line["images"] == matrix[number].sum()
+        assert line["accuracy"].mean == pytest.approx(matrix[number, number] / matrix[number].sum())
+        assert line["melanoma"] == (line["images"] if number == 0 else 0)
+        assert line["seborrheic keratosis"] == (line["images"] if number == 1 else 0)
+        for undefined in (line["MEL AUC"], line["SK AUC"]):
+            assert str(undefined) == "–" and (undefined.std, undefined.interval) == (None, None)
+
+
+def test_an_auc_rests_on_five_of_either_side(tmp_path):
+    classification_run(tmp_path)
+    for positives in (4, 5):
+        sexes = np.where(labels_of("test") == 1, "female", "male")
+        sexes[np.flatnonzero(labels_of("test") == 0)[:positives]] = "female"  # melanomas among the keratoses
+        table = classification_groups(row_of(tmp_path, "test"), "test", facts_of("test", sex=sexes))
+        female, male = line_of(table, "sex", "female"), line_of(table, "sex", "male")
+        assert female["melanoma"] == positives
+        for name in ("MEL AUC", "SK AUC"):  # in this group the positives of one are the negatives of the other
+            assert (str(female[name]) == "–") == (positives == 4)
+        assert male["seborrheic keratosis"] == 0 and str(male["SK AUC"]) == "–" and male["MEL AUC"].mean > 0.5
+
+
+# --- errors -----------------------------------------------------------------------------------------------------
+
+
+def test_rows_without_scores_are_refused(tmp_path):
+    for make, name, groups in (
+        (segmentation_run, "seg-4", segmentation_groups),
+        (classification_run, "cls-2-4", classification_groups),
+    ):
+        with pytest.raises(ValueError, match=f"{name} has no runs"):
+            groups(Row(name), "test", facts_of("test"))
+        only = {"splits": ("validation",)} if name == "seg-4" else {"truth": ("validation",)}
+        row = row_of(make(tmp_path / name, EXPERIMENTS[name], **only), "validation")
+        assert groups(row, "validation", facts_of("validation"))["images"].tolist() == [25]
+        with pytest.raises(UserError, match=rf"{name}: no (scores of the test images|truth beside its predictions)"):
+            groups(row, "test", facts_of("test"))

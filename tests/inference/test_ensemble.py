@@ -1,0 +1,186 @@
+"""Seeds put together: the mean of probabilities, the majority of masks; in the form of a run's results."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.metrics import jaccard_score, roc_auc_score
+
+from tests.evaluation.test_runs import classification_run, edit, labels_of, segmentation_run
+from utils import UserError
+from utils.config import EXPERIMENTS
+from utils.data.isic import CLASSES, read_split
+from utils.data.synthetic import make_sample
+from utils.evaluation.rows import result_rows
+from utils.evaluation.runs import find_runs
+from utils.evaluation.segmentation import SegmentationCounts, confusion_counts
+from utils.evaluation.tables import segmentation_table
+from utils.inference import ensemble
+from utils.inference.segmentation import add_mask, mask_png, summarize
+
+
+def test_probabilities_are_averaged_and_scored(tmp_path):
+    for seed in (0, 1, 2):
+        classification_run(tmp_path / f"cls-2-4/seed{seed}", seed=seed, truth=("validation",))
+    ensemble.main(["cls-2-4", "--results", str(tmp_path)])
+    folder = tmp_path / "cls-2-4-ensemble/seed0"
+    for split in ("validation", "test"):
+        each = [pd.read_csv(tmp_path / f"cls-2-4/seed{seed}/{split}_predictions.csv") for seed in (0, 1, 2)]
+        got = pd.read_csv(folder / f"{split}_predictions.csv")
+        assert list(got["image_id"]) == list(each[0]["image_id"])
+        assert np.allclose(got[list(CLASSES)], np.mean([table[list(CLASSES)] for table in each], axis=0), atol=1e-6)
+        if split == "validation":
+            auc = roc_auc_score(labels_of(split) == 0, got["melanoma"])
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["validation"]["melanoma"]["auc"] == pytest.approx(auc) and metrics["test"] is None
+    assert metrics["views"] == "9"
+    (row,) = (
+        row for row in result_rows(find_runs(tmp_path), "classification", "validation") if "ens" in row.experiment
+    )
+    assert row.label == "cls-2-4-ensemble (ensemble of seeds 0 1 2)"
+    assert row.probabilities("validation")[0].shape == (1, 25, 3)
+
+
+@pytest.fixture
+def masks(tmp_path):
+    """Three runs that each get other images wrong, and the data folder."""
+    data = make_sample(tmp_path / "data", {"train": 3, "validation": 4, "test": 3}, (72, 64), seed=2)
+    for seed in (0, 1, 2):
+        folder = segmentation_run(tmp_path / f"results/seg-4/seed{seed}", seed=seed)
+        counts, rng = SegmentationCounts(), np.random.default_rng(seed)
+        for split in ("validation", "test"):
+            with zipfile.ZipFile(folder / f"{split}_masks.zip", "w") as archive:
+                for place, sample in enumerate(read_split(data, split)):
+                    truth = np.array(Image.open(sample.mask)) > 128 if sample.mask else rng.random((64, 72)) < 0.5
+                    mask = ~truth if place == seed else truth ^ (rng.random(truth.shape) < 0.1)
+                    add_mask(archive, sample.id, mask_png(mask))
+                    if split == "validation":
+                        counts.add_counts(sample.id, confusion_counts(mask, truth))
+        edit(folder / "metrics.json", lambda content, c=counts: content.update(validation=summarize(c), test=None))
+        counts.per_image().assign(split="validation").to_csv(folder / "per_image.csv", index=False)
+    return tmp_path / "results", data
+
+
+def test_masks_are_voted_on_and_scored(masks):
+    results, data = masks
+    ensemble.main(["seg-4", "--results", str(results), "--data", str(data)])
+    folder = results / "seg-4-ensemble/seed0"
+    scores = []
+    for sample in read_split(data, "validation"):
+        each = [read(results / f"seg-4/seed{seed}/validation_masks.zip", sample.id) for seed in (0, 1, 2)]
+        voted = read(folder / "validation_masks.zip", sample.id)
+        assert np.array_equal(voted, np.median(each, axis=0))
+        truth = np.array(Image.open(sample.mask)) > 128
+        scores.append(jaccard_score(truth.ravel(), voted.ravel() > 128))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["validation"]["official"]["jaccard"] == pytest.approx(np.mean(scores))
+    with zipfile.ZipFile(folder / "test_masks.zip") as archive:
+        assert len(archive.namelist()) == 3
+    table = segmentation_table(find_runs(results), "validation").set_index("experiment")["jaccard"]
+    assert table["seg-4-ensemble"].mean == pytest.approx(np.mean(scores))
+    assert table["seg-4-ensemble"].mean > table["seg-4"].mean
+    names = [row.experiment for row in result_rows(find_runs(results), "segmentation", "validation")]
+    assert names.index("seg-4-ensemble") == names.index("seg-4") + 1
+
+
+def read(path, image_id) -> np.ndarray:
+    with zipfile.ZipFile(path) as archive, archive.open(f"{image_id}_segmentation.png") as file:
+        return np.array(Image.open(file))
+
+
+def test_a_draw_is_no_lesion(masks):
+    results, data = masks
+    edit(results / "seg-4/seed2/config.json", lambda content: content["settings"].update(seed=2))
+    for path in (results / "seg-4/seed2").iterdir():
+        if path.is_file():
+            path.unlink()
+    ensemble.main(["seg-4", "--results", str(results), "--data", str(data)])
+    sample = read_split(data, "validation")[0]
+    each = [read(results / f"seg-4/seed{seed}/validation_masks.zip", sample.id) for seed in (0, 1)]
+    assert np.array_equal(read(results / "seg-4-ensemble/seed0/validation_masks.zip", sample.id), np.minimum(*each))
+
+
+def test_what_does_not_belong_together_is_refused(masks, tmp_path):
+    results, _ = masks
+    with pytest.raises(UserError, match=r"seg-2: 0 finished runs; an ensemble takes two or more seeds"):
+        ensemble.find_members(results / "seg-2")
+    with pytest.raises(UserError, match=r"none: true masks of 0 of the validation images; choose the folder by --data"):
+        ensemble.main(["seg-4", "--results", str(results), "--data", str(tmp_path / "none")])
+    assert not (results / "seg-4-ensemble/seed0/metrics.json").exists()
+    edit(results / "seg-4/seed1/metrics.json", lambda content: content.update(flips=True))
+    edit(results / "seg-4/seed1/config.json", lambda content: content["settings"].update(lr=0.5))
+    with pytest.raises(UserError, match=r"seed1 and .*seed0 differ in flips, lr: leave one out"):
+        ensemble.find_members(results / "seg-4")
+    edit(results / "seg-4/seed1/metrics.json", lambda content: content.update(flips=False))
+    again = {"lr": EXPERIMENTS["seg-4"].lr, "seed": 0}
+    edit(results / "seg-4/seed1/config.json", lambda content: content["settings"].update(again))
+    with pytest.raises(UserError, match=r"seed0 and .*seed1 are both of seed 0: leave one out"):
+        ensemble.find_members(results / "seg-4")
+
+
+def test_a_split_that_nobody_predicted_is_left_out(masks, tmp_path):
+    results, data = masks
+    for seed in (0, 1, 2):
+        classification_run(results / f"cls-2-4/seed{seed}", seed=seed, truth=("validation",))
+        (results / f"cls-2-4/seed{seed}/test_predictions.csv").unlink()
+        (results / f"seg-4/seed{seed}/test_masks.zip").unlink()
+    ensemble.main(["cls-2-4", "seg-4", "--results", str(results), "--data", str(data)])
+    for row in ("cls-2-4", "seg-4"):
+        assert not list((results / f"{row}-ensemble/seed0").glob("test_*"))
+        assert json.loads((results / f"{row}-ensemble/seed0/metrics.json").read_text())["test"] is None
+    # of some of the seeds only, or no probabilities: refused, and what was there is as it was
+    before = {path: path.read_bytes() for path in (results / "cls-2-4-ensemble/seed0").iterdir()}
+    classification_run(results / "cls-2-4/seed1", seed=1, truth=("validation",))
+    with pytest.raises(UserError, match=r"seed0/test_predictions.csv: no such file"):
+        ensemble.main(["cls-2-4", "--results", str(results)])
+    path = results / "cls-2-4/seed1/validation_predictions.csv"
+    table = pd.read_csv(path)
+    table.assign(melanoma=table["melanoma"] + 1).to_csv(path, index=False)
+    with pytest.raises(UserError, match=r"seed1/validation_predictions.csv: not probabilities"):
+        ensemble.main(["cls-2-4", "--results", str(results)])
+    assert before == {path: path.read_bytes() for path in (results / "cls-2-4-ensemble/seed0").iterdir()}
+    assert len(before) == 4
+
+
+def test_scores_by_image_are_kept_of_both_splits(masks):
+    results, data = masks
+    truth = data / "ISIC-2017_Test_v2_Part1_GroundTruth"
+    truth.mkdir(exist_ok=True)
+    for sample in read_split(data, "test"):
+        blank = Image.new("L", Image.open(sample.image).size)
+        blank.paste(255, (10, 10, 40, 40))
+        blank.save(truth / f"{sample.id}_segmentation.png")
+    for seed in (0, 1, 2):
+        metrics = results / f"seg-4/seed{seed}/metrics.json"
+        edit(metrics, lambda content: content.update(test=content["validation"] | {"images": 3}))
+    ensemble.main(["seg-4", "--results", str(results), "--data", str(data)])
+    table = pd.read_csv(results / "seg-4-ensemble/seed0/per_image.csv")
+    assert table["split"].value_counts().to_dict() == {"validation": 4, "test": 3}
+
+
+@pytest.mark.fault("a kill while an ensemble takes the place of an older one", "the older one is there, or comes back")
+def test_an_ensemble_cut_off_leaves_the_older_one(masks, monkeypatch):
+    results, data = masks
+    command, folder = ["seg-4", "--results", str(results), "--data", str(data)], results / "seg-4-ensemble/seed0"
+    ensemble.main(command)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    rename = Path.rename
+
+    def cut_off(path, target):
+        if path.name == "seed0.partial":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        ensemble.main(command)
+    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(ensemble, "_write_ensemble", lambda *_: (_ for _ in ()).throw(UserError("refused")))
+    with pytest.raises(UserError, match="refused"):
+        ensemble.main(command)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert sorted(path.name for path in folder.parent.iterdir() if path.is_dir()) == ["seed0"]

@@ -1,0 +1,141 @@
+"""From a network's output to a mask at the photograph's own size: interpolation, threshold, flips, what is written."""
+
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+import seg_main
+from utils.data.cache import prepare
+from utils.data.isic import read_mask
+from utils.data.loader import to_input
+from utils.data.synthetic import make_sample
+from utils.data.transforms import FLIPS
+from utils.device import Precision
+from utils.evaluation.segmentation import SegmentationCounts, confusion_counts
+from utils.inference.segmentation import TrueMasks, lesion_mask, predict_lesions, score, write_masks
+
+FLOAT32 = Precision(torch.device("cpu"), None)
+SIZE = (48, 32)
+
+
+def uneven() -> nn.Module:
+    """A network that tells left from right and up from down: its answer changes with a flip."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 5, padding=2), nn.Tanh(), nn.Conv2d(4, 2, 5, padding=2)).eval()
+
+
+@pytest.mark.parametrize("size", [(48, 32), (96, 64), (151, 87), (31, 17)])
+def test_a_probability_is_enlarged_bilinearly_over_the_whole_frame(size):
+    """And lesion is what is above one half; torch's interpolation is the reference (shrinking: without smoothing)."""
+    probability = torch.rand(1, 1, 8, 12, generator=torch.Generator().manual_seed(1))
+    probability = F.interpolate(probability, (32, 48), mode="bicubic").clamp(0, 1)
+    expected = F.interpolate(probability, size[::-1], mode="bilinear", align_corners=False)[0, 0].numpy()
+    mask, clear = lesion_mask(probability[0, 0].numpy(), size), np.abs(expected - 0.5) > 1e-4
+    assert mask.shape == size[::-1] and clear.mean() > 0.99
+    assert np.array_equal(mask[clear], expected[clear] > 0.5)
+
+
+def test_flips_are_undone_before_they_are_averaged(samples, tmp_path):
+    model, store = uneven(), prepare(samples, SIZE, tmp_path / "cache")
+    found = dict(predict_lesions(model, store, FLOAT32, 3, flips=True))
+    once = dict(predict_lesions(model, store, FLOAT32, 3))
+    for index, pixels in enumerate(store.pixels()[..., :3]):
+        x = to_input(torch.from_numpy(pixels[None].copy()), FLOAT32.device)
+        each = []
+        for rows, columns in FLIPS:
+            axes = [axis for axis, step in ((2, rows), (3, columns)) if step < 0]
+            with torch.no_grad():
+                each.append(model(x.flip(axes)).softmax(1).flip(axes)[0, 1])
+        assert np.allclose(found[index], torch.stack(each).mean(0), atol=1e-6)
+        assert np.allclose(once[index], each[0], atol=1e-6)
+        assert np.abs(found[index] - once[index]).max() > 0.01
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_what_is_written_is_what_is_scored(samples, tmp_path, flips):
+    """Each mask at its image's own size; images without a true mask are written and not counted."""
+    store = prepare([*samples[:3], replace(samples[3], mask=None)], SIZE, tmp_path / "cache")
+    model, path = uneven(), tmp_path / "masks.zip"
+    counts = write_masks(model, store, FLOAT32, 3, path, flips)
+    expected = SegmentationCounts()
+    with zipfile.ZipFile(path) as archive:
+        assert len(archive.namelist()) == 4
+        for sample in store.samples:
+            mask = np.array(Image.open(archive.open(f"{sample.id}_segmentation.png")))
+            assert mask.shape == (64, 96) and set(np.unique(mask)) <= {0, 255}
+            if sample.mask:
+                expected.add_counts(sample.id, confusion_counts(mask > 128, read_mask(sample.mask).astype(bool)))
+    assert len(counts) == 3 and counts.per_image().equals(expected.per_image())
+    masks = TrueMasks()
+    for _ in range(2):
+        assert score(model, store, FLOAT32, 3, flips, masks).per_image().equals(counts.per_image())
+
+
+@pytest.mark.parametrize("content", [(7, 5), (1, 9), (64, 96), "empty", "full"])
+def test_true_masks_are_kept_to_the_pixel_and_decoded_once(tmp_path, content, monkeypatch):
+    shape = content if isinstance(content, tuple) else (13, 11)
+    mask = (
+        np.random.default_rng(0).random(shape) < 0.5
+        if isinstance(content, tuple)
+        else np.full(shape, content == "full")
+    )
+    path = tmp_path / "mask.png"
+    Image.fromarray(mask.astype(np.uint8) * 255).save(path)
+    masks = TrueMasks()
+    assert np.array_equal(masks.read(path), mask)
+    monkeypatch.setattr("utils.inference.segmentation.read_mask", lambda path: pytest.fail("decoded again"))
+    assert np.array_equal(masks.read(path), mask) and masks.read(path).dtype == bool
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture
+def command(tmp_path):
+    make_sample(tmp_path / "data", {"train": 8, "validation": 3}, (80, 64))
+    folders = ["--data", tmp_path / "data", "--output", tmp_path / "model", "--cache", tmp_path / "cache"]
+    quick = ["--experiment", "seg-4", "-p", "0", "--size", "32", "32", "--batch-size", "4", "--epochs", "4"]
+    return [*quick, *map(str, folders)]
+
+
+def test_the_best_epoch_is_that_of_the_best_jaccard(command, monkeypatch):
+    jaccards, dices = iter([0.2, 0.5, 0.4, 0.3]), iter([0.9, 0.1, 0.2, 0.3])
+
+    class Scores:
+        def official(self):
+            others = dict.fromkeys(("accuracy", "sensitivity", "specificity", "threshold_jaccard"), 0.5)
+            return {"jaccard": next(jaccards), "dice": next(dices), **others}
+
+    monkeypatch.setattr(seg_main, "score", lambda *args, **options: Scores())
+    run = seg_main.main(command)
+    assert run.read_json("metrics.json")["best_epoch"] == 2
+
+
+@pytest.mark.parametrize(("flags", "loss"), [([], "dice_ce"), (["--loss", "focal"], "focal")])
+def test_the_loss_that_is_asked_for_is_used(command, flags, loss, monkeypatch):
+    seen = []
+
+    def build(args, row, model, criterion, *rest):
+        seen.append(type(criterion).__name__)
+        raise Stop
+
+    monkeypatch.setattr(seg_main, "build_training", build)
+    with pytest.raises(Stop):
+        seg_main.main([*command, *flags])
+    assert seen == [{"dice_ce": "DiceCELoss", "focal": "FocalLoss"}[loss]]
+
+
+def test_the_seed_is_that_of_the_loader(command, monkeypatch):
+    def loader(store, views, batch_size, seed, *rest):
+        raise Stop(seed)
+
+    monkeypatch.setattr("utils.command_line.train_loader", loader)
+    with pytest.raises(Stop, match="7"):
+        seg_main.main([*command, "--seed", "7"])

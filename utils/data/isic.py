@@ -1,0 +1,409 @@
+"""Reading ISIC 2017 from disk: which files belong together, and each of them as an array.
+
+Known are the official folder names and those of the project before this one (`Aug_Training_Data`,
+`ISIC-2017_Test_Data`); folders nested under their own name are read too. Images and masks are paired by id.
+Pillow decodes (it refuses truncated files, OpenCV reads them as if they were whole), OpenCV resizes.
+
+Nothing here is trusted: what a file holds is read right or refused by a UserError, whatever it is (`docs/faults.md`).
+"""
+
+import csv
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+
+from utils import UserError
+
+SPLITS = ("train", "validation", "test")
+CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
+
+# The same photograph in two splits: (split, id, split, id). The first six are widely known. The others were found by
+# content (`utils.data.check`, and a search for shared keypoints) and each was looked at: one lesion, in most pairs
+# with other colours, contrast and frame, in some turned around.
+KNOWN_COPIES = (
+    ("train", "ISIC_0012271", "test", "ISIC_0016018"),
+    ("train", "ISIC_0012175", "test", "ISIC_0015982"),
+    ("train", "ISIC_0012887", "test", "ISIC_0012989"),
+    ("train", "ISIC_0013163", "test", "ISIC_0013109"),
+    ("train", "ISIC_0012970", "validation", "ISIC_0012127"),
+    ("validation", "ISIC_0012221", "test", "ISIC_0016002"),
+    ("validation", "ISIC_0012222", "test", "ISIC_0016003"),
+    ("train", "ISIC_0000157", "validation", "ISIC_0014946"),
+    ("train", "ISIC_0000171", "validation", "ISIC_0015124"),
+    ("train", "ISIC_0000215", "validation", "ISIC_0015313"),
+    *(
+        ("train", f"ISIC_0000{train}", "test", f"ISIC_00{test}")
+        for train, test in (
+            (160, 14963), (162, 14826), (169, 15132), (174, 15071), (179, 14765), (182, 15395), (184, 15310),
+            (185, 15155), (186, 14698), (189, 15161), (191, 14907), (193, 15436), (196, 14957), (201, 15023),
+            (209, 15016), (212, 14927), (213, 15201), (217, 14973), (218, 15241), (220, 15202), (226, 14949),
+            (227, 15034), (231, 15146),
+        )
+    ),
+)  # fmt: skip
+LEFT_OUT = frozenset(copy[1] for copy in KNOWN_COPIES if copy[0] == "train")
+
+# split: (image folders, mask folders, label files), each in order of preference.
+_NAMES = {
+    "train": (
+        ("Aug_Training_Data", "ISIC-2017_Training_Data"),
+        ("ISIC-2017_Training_Part1_GroundTruth",),
+        ("ISIC-2017_Training_Aug_Part3_GroundTruth.csv", "ISIC-2017_Training_Part3_GroundTruth.csv"),
+    ),
+    "validation": (
+        ("ISIC-2017_Validation_Data",),
+        ("ISIC-2017_Validation_Part1_GroundTruth",),
+        ("ISIC-2017_Validation_Part3_GroundTruth.csv",),
+    ),
+    "test": (
+        ("ISIC-2017_Test_Data", "ISIC-2017_Test_v2_Data"),
+        ("ISIC-2017_Test_v2_Part1_GroundTruth", "ISIC-2017_Test_Part1_GroundTruth"),
+        ("ISIC-2017_Test_v2_Part3_GroundTruth.csv", "ISIC-2017_Test_Part3_GroundTruth.csv"),
+    ),
+}
+_ID = re.compile(r"ISIC_[0-9]+")
+_IMAGE = re.compile(r"(ISIC_[0-9]+)\.(?:jpe?g|png)", re.IGNORECASE | re.ASCII)
+_MASK = re.compile(r"(ISIC_[0-9]+)_segmentation\.png", re.IGNORECASE | re.ASCII)
+
+MAX_PIXELS = 89_478_485  # where Pillow starts to warn of bombs; the largest image of ISIC 2017 has a third of it
+MIN_SIDE = 8  # pixels; what is narrower is no photograph
+_SIGNATURES = {b"\xff\xd8\xff": JpegImageFile, b"\x89PNG\r\n\x1a\n": PngImageFile}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One photograph and what is known about it; `label` is an index into CLASSES."""
+
+    id: str
+    image: Path
+    mask: Path | None
+    label: int | None
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """The files of one split by id, paired or not."""
+
+    images: dict[str, Path]
+    masks: dict[str, Path]
+    labels: Path | None
+    metadata: Path | None
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What the challenge tells about the patient of one image: approximate age in years, "female" or "male"."""
+
+    age: float | None = None
+    sex: str | None = None
+
+
+def find_files(root: str | Path, split: str) -> SplitFiles:
+    """Every image, mask, label and metadata file of `split`; of an id in two folders, the one first in _NAMES wins.
+
+    The metadata file lies in `root`, or in an image folder as the official archives have it.
+
+    Raises UserError when `root` is no folder, `split` is none of SPLITS, or a folder has two files for one id.
+    """
+    if split not in SPLITS:
+        raise UserError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
+    if not Path(root).is_dir():
+        raise UserError(
+            f"{root}: no such folder; put the challenge's data there (Data/README.md), "
+            "or draw the embedded sample (python -m utils.data.synthetic) and take --data Data/sample"
+        )
+    here = _entries(Path(root))
+    images, masks, labels = _NAMES[split]
+    image_folders = list(_folders(here, images))
+    return SplitFiles(
+        images=_by_id(image_folders, _IMAGE),
+        masks=_by_id(_folders(here, masks), _MASK),
+        labels=_first([here], labels),
+        metadata=_first([here, *image_folders], [f"{name}_metadata.csv" for name in images]),
+    )
+
+
+def read_split(
+    root: str | Path, split: str, *, leave_out_copies: bool = True, with_labels: bool = True
+) -> list[Sample]:
+    """Every image of `split` ("train", "validation" or "test"), sorted by id, with what truth lies beside it.
+
+    Empty when the split's folder is absent. From "train", the known copies of validation and test images are
+    left out unless `leave_out_copies` is False. With `with_labels` False the label file is not opened, so that
+    a fault in it does not keep segmentation from starting. Images and masks are paired by name, not opened.
+
+    Raises UserError when `root` is no folder or the label file is faulty (see `read_labels`).
+    """
+    files = find_files(root, split)
+    labels = read_labels(files.labels) if with_labels and files.labels else {}
+    left_out = LEFT_OUT if split == "train" and leave_out_copies else frozenset()
+    return [
+        Sample(id_, files.images[id_], files.masks.get(id_), labels.get(id_))
+        for id_ in sorted(files.images.keys() - left_out)
+    ]
+
+
+def read_labels(csv_path: str | Path) -> dict[str, int]:
+    """Index into CLASSES by image id, from an official `Part3_GroundTruth.csv`.
+
+    Columns image_id, melanoma, seborrheic_keratosis in any order, 0/1 or 0.0/1.0; both 0 means nevus.
+    Raises UserError naming file and row: missing column, no ISIC id, value not 0 or 1, both 1, id twice, more cells
+    than columns.
+    """
+    labels = {}
+    for where, id_, row in _rows(csv_path, CLASSES[:2]):
+        values = [_zero_or_one(row[name], where, name) for name in CLASSES[:2]]
+        if all(values):
+            raise UserError(f"{where}: both {' and '.join(CLASSES[:2])} are 1, expected one at most")
+        labels[id_] = values.index(True) if any(values) else CLASSES.index("nevus")
+    return labels
+
+
+def read_metadata(root: str | Path, split: str) -> dict[str, Metadata]:
+    """Age and sex by image id, from the `…_metadata.csv` of `split`; empty where there is none.
+
+    Columns image_id, age_approximate, sex in any order; "unknown" or nothing where it is not recorded.
+    Raises UserError as `find_files` does, and naming file and row: missing column, no ISIC id, id twice, age that is
+    no number of years (0 to 199), other sex than female or male.
+    """
+    path, found = find_files(root, split).metadata, {}
+    for where, id_, row in _rows(path, ("age_approximate", "sex")) if path else ():
+        age = _recorded(row, "age_approximate", r"1?[0-9]?[0-9](\.[0-9]*)?", where, "years")
+        found[id_] = Metadata(age and float(age), _recorded(row, "sex", "female|male", where, "female, male"))
+    return found
+
+
+def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The photograph as uint8 [H, W, 3], RGB, 0 to 255, upright by its EXIF orientation.
+
+    `size` = (width, height) is reached exactly and keeps the whole frame (the aspect ratio is squashed): area
+    averaging when shrinking, else linear. JPEGs are then decoded at 1/2, 1/4 or 1/8 where that leaves at least
+    twice the wanted size. Grey, palette and CMYK become RGB, transparency is dropped, 16-bit values lose their
+    low byte. Raises UserError when the file is absent, truncated, no JPEG or PNG, or has more than MAX_PIXELS or a
+    side below MIN_SIDE.
+    """
+    array = decode_image(path, size)
+    return array if size is None else resized(array, size)
+
+
+def decode_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """As `read_image`, but at the file's own size, or at 1/2, 1/4 or 1/8 of it where that leaves twice `size`."""
+    with _opened(path, size, min_side=MIN_SIDE) as image:
+        if image.mode.startswith("I"):
+            return np.repeat(_high_byte(np.asarray(image))[:, :, None], 3, axis=2)
+        # By way of RGBA, because Pillow warns about palettes with transparency.
+        return np.array((image.convert("RGBA") if image.mode == "P" else image).convert("RGB"))
+
+
+def resized(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """An image uint8 [H, W, 3] at `size` = (width, height): area averaging when shrinking, else linear."""
+    if array.shape[1::-1] == tuple(size):
+        return array
+    shrinks = size[0] <= array.shape[1] and size[1] <= array.shape[0]
+    return cv2.resize(array, tuple(size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The lesion mask as uint8 [H, W] of 0 and 1: 1 where the stored value is above 128 (challenge rule).
+
+    A mask that holds no value but 0 and 1 counts 1 as lesion (some mirrors). Resized to `size` = (width,
+    height) by the nearest pixel centre. Raises UserError as `read_image` does.
+    """
+    grey = read_grey(path)
+    mask = (grey > (0 if grey.max() <= 1 else 128)).astype(np.uint8)
+    # Not INTER_NEAREST, which shifts the mask by up to half a pixel against the image.
+    return mask if size is None else cv2.resize(mask, tuple(size), interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def read_grey(path: str | Path) -> np.ndarray:
+    """A mask's values as stored, uint8 [H, W]; equal channels become grey.
+
+    Raises UserError as `read_image` does, and for colours or transparency: what is lesion there depends on the reader.
+    """
+    with _opened(path) as image:
+        if image.mode.startswith("I"):
+            return _high_byte(np.asarray(image))
+        if image.mode in ("1", "L") and not image.has_transparency_data:
+            return np.array(image.convert("L"))
+        transparent = image.has_transparency_data
+        channels = np.asarray(image.convert("RGBA" if transparent else "RGB"))
+        if transparent and channels[..., 3].min() < 255:
+            raise UserError(f"{path}: a mask with transparent pixels; save it as opaque grey, 0 and 255")
+        if np.ptp(channels[..., :3], axis=2).max() > 64:  # less is the noise of a JPEG
+            raise UserError(f"{path}: a mask in colours, of which lesion is not known; save it as grey, 0 and 255")
+        return np.array(image.convert("L"))
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) from the header alone, upright. Raises UserError when the header cannot be read."""
+    with _opened(path, decode=False) as image:
+        return image.size[::-1] if _lies_on_its_side(image) else image.size
+
+
+def check_file(path: str | Path) -> Path:
+    """The path when a regular file lies there (reading a pipe waits for ever, a device never ends), else UserError."""
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError) as error:
+        absent = isinstance(error, FileNotFoundError)
+        reason = "no such file" if absent else f"not readable ({getattr(error, 'strerror', None) or error})"
+        raise UserError(f"{path}: {reason}") from error
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path}: not readable ({'a folder' if stat.S_ISDIR(mode) else 'no regular file'})")
+    return Path(path)
+
+
+def _entries(folder: Path) -> dict[str, Path]:
+    """By name in lower case. UserError where two names differ in nothing but case: one of them would be passed over."""
+    found: dict[str, Path] = {}
+    try:
+        for path in sorted(folder.iterdir()):
+            other = found.setdefault(path.name.lower(), path)
+            if other is not path and path.name.lower().startswith(("isic", "aug_")):
+                raise UserError(f"{path}: differs only in case from {other.name}; keep one of them")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
+    return found
+
+
+def _folders(here: dict[str, Path], names: tuple[str, ...]) -> Iterator[dict[str, Path]]:
+    """The entries of each folder of these names, and of those nested in it: some mirrors have X/X/…"""
+    for name in names:
+        folder, seen = here.get(name.lower()), set()
+        while folder is not None and folder.is_dir() and folder.resolve() not in seen:  # a link may lead back
+            seen.add(folder.resolve())
+            inside = _entries(folder)
+            yield inside
+            folder = inside.get(name.lower())
+
+
+def _by_id(folders: Iterable[dict[str, Path]], pattern: re.Pattern) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for inside in folders:
+        here: dict[str, Path] = {}
+        for path in inside.values():
+            if match := pattern.fullmatch(path.name):
+                id_ = match[1].upper()
+                if id_ in here:
+                    raise UserError(f"{path}: {here[id_].name} has the same id; keep one of them")
+                here[id_] = path
+        found |= {id_: path for id_, path in here.items() if id_ not in found}
+    return found
+
+
+def _first(folders: Iterable[dict[str, Path]], names: Iterable[str]) -> Path | None:
+    return next((folder[name.lower()] for folder in folders for name in names if name.lower() in folder), None)
+
+
+def _rows(csv_path: str | Path, columns: tuple[str, ...]) -> Iterator[tuple[str, str, dict[str, str | None]]]:
+    """Where it is (for messages), image_id and cells of every row; UserError for what no table of ours may have."""
+    csv_path, seen = check_file(csv_path), set()
+    try:
+        with csv_path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            if missing := {"image_id", *columns} - set(names):
+                raise UserError(f"{csv_path}: no column {', '.join(sorted(missing))} in {_shown(names)}")
+            if twice := [name for name in ("image_id", *columns) if names.count(name) > 1]:
+                raise UserError(f"{csv_path}: column {twice[0]} is there a second time; keep one of them")
+            for row in reader:
+                where = f"{csv_path}: row {reader.line_num}"
+                id_ = (row["image_id"] or "").strip().upper()
+                if not _ID.fullmatch(id_):
+                    raise UserError(f"{where}: image_id is {_shown(row['image_id'])}, expected one like ISIC_0000000")
+                if id_ in seen:
+                    raise UserError(f"{where}: {_shown(id_, str)} is there a second time; keep one row an image")
+                if any(cell.strip() for cell in row.get(None) or ()):
+                    raise UserError(f"{where}, {_shown(id_, str)}: more cells than columns; take the commas away")
+                seen.add(id_)
+                yield f"{where}, {_shown(id_, str)}", id_, row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{csv_path}: not readable as a comma-separated text file ({error})") from error
+
+
+def _shown(value: Any, form: Callable[[Any], str] = repr) -> str:
+    """A value from a file as a message may quote it: on one line and not too long."""
+    text = " ".join(form(value).split())
+    return text if len(text) <= 120 else f"{text[:119]}…"
+
+
+def _zero_or_one(text: str | None, where: str, column: str) -> bool:
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = None
+    if value not in (0, 1):
+        raise UserError(f"{where}: {column} is {_shown(text)}, expected 0 or 1")
+    return value == 1
+
+
+def _recorded(row: dict[str, str | None], column: str, pattern: str, where: str, expected: str) -> str | None:
+    """The cell in lower case; None where it says that nothing is recorded. UserError where it is not like `pattern`."""
+    text = row[column]
+    value = (text or "").strip().lower()
+    if text is not None and value in ("", "unknown"):  # None: the row ends before this cell
+        return None
+    if not re.fullmatch(pattern, value):
+        raise UserError(f"{where}: {column} is {_shown(text)}, expected {expected} or unknown")
+    return value
+
+
+@contextmanager
+def _opened(
+    path: str | Path, size: tuple[int, int] | None = None, decode: bool = True, min_side: int = 1
+) -> Iterator[Image.Image]:
+    """The file as a Pillow image, decoded and upright; what Pillow cannot read becomes a UserError."""
+    check_file(path)
+    try:
+        with _by_signature(path) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise UserError(f"{path}: too many pixels ({width}x{height}); shrink it or take it away")
+            if min(width, height) < min_side:
+                raise UserError(f"{path}: too few pixels for a photograph ({width}x{height}); take it away")
+            if decode:
+                if image.format == "PNG":
+                    with _by_signature(path) as other:
+                        other.verify()  # decoding overlooks a damaged chunk or a missing end
+                if size is not None:
+                    wanted = size[::-1] if _lies_on_its_side(image) else size
+                    image.draft(None, (2 * wanted[0], 2 * wanted[1]))  # does nothing but to a JPEG
+                image.load()
+                ImageOps.exif_transpose(image, in_place=True)
+            yield image
+    except UserError:
+        raise
+    except Exception as error:  # of bytes that nobody wrote on purpose, decoders raise nearly anything
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(f"{path}: not readable ({error.strerror})") from error
+        reason = _shown(error, str) or type(error).__name__
+        raise UserError(f"{path}: truncated or not an image ({reason}); fetch this file again") from error
+
+
+def _by_signature(path: str | Path) -> Image.Image:
+    """A JPEG or PNG by its first bytes. Not by Image.open, which warns of large images where we refuse them."""
+    with Path(path).open("rb") as file:
+        start = file.read(16)
+    for signature, kind in _SIGNATURES.items():
+        if start.startswith(signature):
+            return kind(path)
+    raise ValueError(f"no JPEG or PNG, its first bytes are {start!r}" if start else "it is empty")
+
+
+def _lies_on_its_side(image: Image.Image) -> bool:
+    return image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # 0x0112: EXIF orientation
+
+
+def _high_byte(values: np.ndarray) -> np.ndarray:
+    """16-bit grey, which Pillow gives as "I;16" or "I", to uint8; a mask of 0 and 1 stays one."""
+    return (values if values.max() <= 1 else np.clip(values, 0, 65535) >> 8).astype(np.uint8)

@@ -1,0 +1,191 @@
+"""Which runs make one row of a results table, and in what they differ from the experiment they are named after."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from utils import UserError
+from utils.config import DEFAULTS, EXPERIMENTS, Experiment, default_attention, experiments
+from utils.data.isic import CLASSES
+from utils.evaluation.runs import IMAGES, RunResult
+from utils.model.weights import PRETRAINED
+
+# By what `utils.model.run.digest` says of the challenge's images, each without labels (segmentation) and with them.
+_TRAIN = {"b2eebcf001ee3ca1", "5cc1395c5e7c5f0e"}  # the 2,000 less `utils.data.isic.LEFT_OUT`
+_TRAIN_WITH_COPIES = {"6c9fe817e0e7cca8", "e207a8a3f1179450"}
+_EXTRA, _EXTRA_WITH_COPIES = {"04d780f6fd6f49b4"}, {"4019f43efcbd443f"}  # and the 1,320 of the ISIC Archive
+_VALIDATION = {"bd160fd18a14af16", "cf672a04da0db6dc"}
+_VIEWS = {"9": "scored by nine patches", "center9": "scored by nine central patches", "1": "scored by the whole frame"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: the runs of an experiment that differ in nothing but the seed. Without one, not run yet."""
+
+    experiment: str
+    runs: tuple[RunResult, ...] = ()
+    note: str = ""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.runs[0].settings if self.runs else asdict(EXPERIMENTS[self.experiment])
+
+    @property
+    def label(self) -> str:
+        return f"{self.experiment} ({self.note})" if self.note else self.experiment
+
+    def per_image(self, split: str) -> list[pd.DataFrame]:
+        """Each run's predictions (classification) or scores (segmentation), sorted by image_id.
+
+        UserError when they are of different images, or of different labels.
+        """
+        tables = []
+        for run in self.runs:
+            table = run.predictions(split) if run.task == "classification" else run.per_image(split)
+            tables.append(table.sort_values("image_id", ignore_index=True))
+            known = [name for name in ("image_id", "label") if name in table and name in tables[0]]
+            if not tables[0][known].equals(tables[-1][known]):
+                raise UserError(
+                    f"{run.folder} and {self.runs[0].folder} were scored on different images: leave one out"
+                )
+        return tables
+
+    def probabilities(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Classification: float64 [S, N, 3] by seed and image, columns as CLASSES, and class indices [N].
+
+        UserError as in `per_image`, and when a run does not keep the truth.
+        """
+        tables = self.per_image(split)
+        for run, table in zip(self.runs, tables, strict=True):
+            if "label" not in table:
+                raise UserError(f"{run.folder}: no truth beside its predictions (…_truth_official.csv); copy it there")
+        return np.stack([table[list(CLASSES)] for table in tables]), tables[0]["label"].to_numpy()
+
+    def scores(self, split: str, metric: str) -> np.ndarray:
+        """Segmentation: float64 [S, N] by seed and image, of one of `utils.evaluation.segmentation.METRICS`. Errors: `per_image`."""
+        return np.stack([table[metric] for table in self.per_image(split)])
+
+
+def result_rows(runs: Sequence[RunResult], task: str, split: str) -> list[Row]:
+    """The rows of a task's table: those of EXPERIMENTS in their order, each also without a run and followed by its
+    ensemble; then other names.
+
+    Of the runs, those with scores of the split. Runs of one experiment with other deviations are rows of their own; so
+    is a run that repeats another one's seed with another result (with the same result it is a copy, and left out).
+    """
+    found: dict[str, dict[tuple, list[RunResult]]] = {name: {} for name in experiments(task)}
+    scored = [run for run in runs if run.task == task and run.metrics[split]]
+    for run in sorted(scored, key=lambda run: (run.seed, run.folder.as_posix())):
+        images = run.metrics[split]["images"]
+        note = deviations(run)
+        if split == "test" and images != IMAGES[split]:
+            note.append(f"scored on {images} images")
+        groups = found.setdefault(run.experiment, {})
+        for repeats in range(len(scored)):
+            told = [*note, f"seed {run.seed} again ({repeats})"] if repeats else note
+            group = groups.setdefault(tuple(told), [])
+            before = [other for other in group if other.seed == run.seed]
+            if not before:
+                group.append(run)
+            if not before or before[0].metrics == run.metrics:
+                break
+    rows = []
+    order = experiments(task)
+
+    def place(name: str) -> tuple[int, str]:
+        row = name.removesuffix("-ensemble")
+        return (order.index(row) if row in order else len(order), name)
+
+    for name in sorted(found, key=place):
+        groups = sorted(found[name].items(), key=lambda item: (len(item[0]), item[0]))
+        rows += [Row(name, tuple(group), ", ".join(note)) for note, group in groups] or [Row(name)]
+    return rows
+
+
+def row_names(rows: Sequence[Row]) -> list[str]:
+    """Short names that tell rows apart: "seg-4"; "seg-4*" where it has a note; the whole label if two share it."""
+    experiments_of = [row.experiment for row in rows]
+    return [
+        row.label if experiments_of.count(row.experiment) > 1 else row.experiment + ("*" if row.note else "")
+        for row in rows
+    ]
+
+
+def deviations(run: RunResult) -> list[str]:
+    """How a run differs from the row of EXPERIMENTS that it is named after, in words for a table; empty if it does not.
+
+    A run with a name of its own is held against its task's defaults. A setting that the run's config does not have is
+    passed over. Not told: the seed, the device and its precision.
+    """
+    settings, row = run.settings, _row_of(run)
+
+    def differs(name: str) -> bool:
+        value = settings.get(name)
+        return name in settings and (tuple(value) if isinstance(value, list) else value) != getattr(row, name)
+
+    weights = settings.get("weights") or {}
+    source = PRETRAINED.get(settings["net"])
+    other_weights = weights and not (settings["pretrained"] and source and weights["file"] in source.files)
+    words = {
+        "net": "network {net}",
+        "pretrained": "pretrained" if settings["pretrained"] else "not pretrained",
+        "size": "{size[0]}×{size[1]} px",
+        "epochs": f"{{epochs}} of {row.epochs} epochs" if settings.get("epochs", 0) < row.epochs else "{epochs} epochs",
+        "batch_size": "batch {batch_size}",
+        "optimizer": "{optimizer}",
+        "lr": f"lr {_power(settings.get('lr', 0))}",
+        "weight_decay": f"weight decay {_power(settings.get('weight_decay', 0))}",
+        "patience": "patience {patience}",
+        "loss": "{loss} loss",
+        "class_weights": f"class weights {' '.join(f'{weight:g}' for weight in settings.get('class_weights') or ())}",
+        "attention": "attention {attention}",
+        "alpha": "alpha {alpha}" if settings.get("alpha") else "",
+        "train_views": "trained on {train_views}",
+    }
+    told = [text.format(**settings) for name, text in words.items() if text and differs(name)]
+    if other_weights:
+        told.append(f"weights {weights['file']}")
+    if ensemble := settings.get("ensemble"):
+        told.insert(0, f"ensemble of seeds {' '.join(map(str, ensemble['seeds']))}")
+    return [*told, *_other_images(run), *_other_views(run.metrics, row)]
+
+
+def _row_of(run: RunResult) -> Experiment:
+    name = run.settings.get("ensemble", {}).get("of", run.experiment)
+    if name in EXPERIMENTS:
+        return EXPERIMENTS[name]
+    net, pretrained = run.settings["net"], run.settings["pretrained"]
+    return replace(DEFAULTS[run.task], name=run.experiment, net=net, pretrained=pretrained, **default_attention(net))
+
+
+def _other_images(run: RunResult) -> list[str]:
+    told = []
+    for part, known in (
+        ("train", _TRAIN | _TRAIN_WITH_COPIES | _EXTRA | _EXTRA_WITH_COPIES),
+        ("validation", _VALIDATION),
+    ):
+        count, _, sha256 = (run.settings.get(f"{part}_images") or "").partition(" images, sha256 ")
+        if not count:
+            told.append(f"{part} images not recorded")
+        elif sha256 not in known:
+            told.append(f"{count} other {part} images ({sha256[:6]})")  # tells apart what must not be averaged
+        elif run.task == "classification" and sha256 in _TRAIN | _TRAIN_WITH_COPIES:
+            told.append("without the 1320 extra training images")
+        if sha256 in _TRAIN_WITH_COPIES | _EXTRA_WITH_COPIES:
+            told.append("copies of scored images in training")
+    return told
+
+
+def _other_views(metrics: Mapping[str, Any], row: Experiment) -> list[str]:
+    views, flips = metrics.get("views", row.views), metrics.get("flips", False)
+    told = [] if views == row.views else [_VIEWS.get(views, f"views {views}")]
+    return told if flips == row.flips else [*told, "flips averaged" if flips else "flips not averaged"]
+
+
+def _power(value: float) -> str:
+    """0.00025 as 2.5e-4."""
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}" if value else "0"

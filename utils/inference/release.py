@@ -1,0 +1,123 @@
+"""Pass a trained network on: its weights in half precision and a model card, beside the results of its run.
+
+    python -m utils.inference.release model/seg-b1/run2 results/seg-b1/seed2 --data Data/ISIC2017
+
+The first folder is the run's, with best.pth; the second is where `reproduce.py` has copied its results. Written are
+weights.safetensors, which `predict` takes, and README.md, the card. The scores on the card are those of the file
+itself, over the validation images: the weights are read back and scored.
+"""
+
+import argparse
+from pathlib import Path
+
+from utils import UserError
+from utils.data.cache import CACHE
+from utils.data.isic import read_split
+from utils.device import find_device, find_precision
+from utils.evaluation.rows import deviations
+from utils.evaluation.runs import RunResult, read_run
+from utils.inference.classification import format_scores as format_classification
+from utils.inference.classification import labels_of
+from utils.inference.classification import summarize as summarize_classification
+from utils.inference.segmentation import format_scores, score, summarize
+from utils.inference.trained import RELEASED, classify, load_network, prepare_for, write_released
+from utils.logger import log, run_script
+from utils.model.run import read_config, written_whole
+
+CARD = "README.md"
+_VIEWS = {"1": "the whole frame, squeezed", "9": "nine patches", "center9": "nine central patches"}
+_TASKS = {
+    "segmentation": "Outlines the skin lesion in a dermoscopic photograph: a mask of the photograph's own size.",
+    "classification": "Gives a dermoscopic photograph probabilities of melanoma, seborrheic keratosis and nevus, which "
+    "add up to 1.",
+}
+
+
+def score_again(run: RunResult, data: Path, cache: Path) -> str:
+    """The validation scores of the weights in the run's folder, as lines of text."""
+    device = find_device(None)
+    precision = find_precision(device)
+    model = load_network(run, device)
+    samples = read_split(data, "validation", with_labels=run.task == "classification")
+    samples = [
+        sample for sample in samples if (sample.mask if run.task == "segmentation" else sample.label is not None)
+    ]
+    if len(samples) != run.metrics["validation"]["images"]:
+        raise UserError(
+            f"{data}: {len(samples)} validation images with truth, the run was scored on "
+            f"{run.metrics['validation']['images']}; choose the folder by --data"
+        )
+    store = prepare_for(run, samples, cache)
+    if run.task == "classification":
+        summary = summarize_classification(classify(run, model, store, precision), labels_of(samples))
+        return format_classification("validation", summary)
+    counts = score(model, store, precision, run.settings["batch_size"], run.metrics["flips"])
+    return format_scores("validation", summarize(counts))
+
+
+def model_card(run: RunResult, scores: str, size: int) -> str:
+    """Markdown: what the weights do, what they were trained on and how, how good they are, what they are not for."""
+    settings, config = run.settings, read_config(run.folder)
+    weights = settings.get("weights") or {}
+    start = weights.get("source") or weights.get("file") or "random weights"
+    width, height = settings["size"]
+    attention = f" (attention {settings['attention']}, α {settings['alpha']})" if settings.get("attention") else ""
+    views = _VIEWS[run.metrics.get("views", "1")]
+    views += ", the four flips averaged" if run.metrics.get("flips") else ""
+    images = settings["train_images"].partition(",")[0]
+    differs = "".join(f"; {text}" for text in deviations(run))
+    return f"""# {run.experiment}, seed {run.seed}
+
+{_TASKS[run.task]} **Not a medical device: for research on methods, never for a decision about a patient.**
+
+    python predict.py {Path(*run.folder.parts[-3:])} photo.jpg
+
+| | |
+|---|---|
+| network | `{settings["net"]}`{attention} |
+| input | {width}×{height} pixels: {views} |
+| starts from | {start} |
+| trained on | ISIC 2017, {images}{differs} |
+| schedule | {run.metrics["epochs"]} epochs, of which number {run.metrics["best_epoch"]} was the best; \
+{settings["optimizer"]}, learning rate {settings["lr"]:g}, batch {settings["batch_size"]}, loss `{settings["loss"]}` |
+| made with | commit {config["git_commit"]}, {config["precision"]} |
+| file | `{RELEASED}`, {size / 1e6:.1f} MB, half precision |
+
+Scores of this file on the 150 validation images, which also chose the best epoch and so flatter it a little:
+
+```
+{scores}
+```
+
+**Limits.** Dermoscopic photographs only, of the kinds of devices and patients in ISIC 2017 (mostly fair skin): other
+photographs get an answer too, and nothing warns that it means nothing. Ink, hair, rulers and coloured patches mislead
+it. The probabilities are not calibrated for the clinic, where melanoma is far rarer than in this set. Classes that the
+challenge leaves out are called one of the three. Photographs: ISIC Archive, CC-0 (arXiv:1710.05006).
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.inference.release",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("run", type=Path, help="the run's folder, with best.pth")
+    add("results", type=Path, help="the folder of its results")
+    add("--data", type=Path, default=Path("Data/ISIC2017"), help="data folder (%(default)s)")
+    add("--cache", type=Path, default=CACHE, help="where prepared images go (Data/cache)")
+    args = parser.parse_args(argv)
+    run, results = read_run(args.run), read_run(args.results)
+    if run.settings != results.settings or run.metrics != results.metrics:
+        raise UserError(f"{args.results} does not hold the results of {args.run}: reproduce.py copies them")
+    path = args.results / RELEASED
+    write_released(load_network(run, find_device("cpu")), path)
+    scores = score_again(results, args.data, args.cache)
+    with written_whole(args.results / CARD) as file:
+        file.write(model_card(results, scores, path.stat().st_size).encode())
+    log.info("%s\n%s: %.1f MB", scores, path, path.stat().st_size / 1e6)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,155 @@
+"""Where a classifier looks: class activation maps, Grad-CAM, and the attention that an ARL network computes itself.
+
+For the ResNets and ARL networks of `nets`. Every function computes in float32 and eval mode whatever the surrounding
+autocast and gradient state, and leaves modes, hooks, gradients and `requires_grad` of the model as they were. Images
+are normalised, float [B, 3, H, W], on the model's device (`utils.data.loader.to_input`); the maps lie there too.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from nets.arl import ARLAttention
+
+Classes = int | Sequence[int] | Tensor | None  # one for all images, one an image, or None: the predicted ones
+
+
+def class_activation_maps(model: nn.Module, images: Tensor, classes: Classes = None) -> Tensor:
+    """Class activation maps, Σ_k w_ck · f_k(x, y): what each position adds to the class's logit.
+
+    Zhou, Khosla, Lapedriza, Oliva, Torralba, CVPR 2016 (arXiv:1512.04150). The mean of a map over its positions plus
+    the class's bias is the logit.
+
+    Returns:
+        float32 [B, h, w], positive and negative, at the size of the last feature map (H/32, W/32).
+
+    Raises:
+        ValueError: a class that the model does not have, or not one an image; a model without a linear layer `fc`.
+    """
+    if getattr(model, "fc", None) is None:
+        raise ValueError("class activation maps need a classifier: this model has no linear layer `fc`")
+    with _evaluation(model, images):
+        features = model.features(images.float())[-1]  # [B, C, h, w]
+        classes = _class_of_each(model.fc(features.mean((2, 3))), classes)
+        return torch.einsum("bc,bchw->bhw", model.fc.weight[classes], features)
+
+
+def grad_cam(model: nn.Module, images: Tensor, layer: str, classes: Classes = None) -> Tensor:
+    """Grad-CAM: the ReLU of a layer's channels, each weighted by the mean gradient of the class's logit.
+
+    Selvaraju et al., ICCV 2017 (arXiv:1610.02391). At the last layer of a network that ends in global average pooling
+    and one linear layer it is the positive part of the class activation map, times 1/(h·w).
+
+    Args:
+        model: images → logits [B, classes]; its parameters need not require gradients.
+        layer: name of a module (`model.named_modules()`) that puts out [B, C, h, w], such as "layer4", "layer2.0"
+            or "conv1". The last output counts if it runs more than once in a pass, as a block's ReLU does.
+
+    Returns:
+        float32 [B, h, w] ≥ 0, at the size of the layer's output.
+
+    Raises:
+        ValueError: a layer that puts out no such map, named with those that do; a class as for CAM.
+    """
+    outputs: dict[str, Tensor | None] = {}  # by layer, in the order they ran; only the chosen one is kept
+
+    def cut(name: str, _module: nn.Module, _inputs: tuple, output: object) -> Tensor | None:
+        if not isinstance(output, Tensor) or output.ndim != 4:
+            return None
+        outputs[name] = output.detach().requires_grad_() if name == layer else None
+        # The graph starts at the chosen layer, as nothing before it needs a gradient. What follows gets a copy,
+        # because an in-place ReLU would overwrite the values.
+        return outputs[name].clone() if name == layer else None
+
+    with _evaluation(model, images, gradients=True), ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_hook(partial(cut, name)))
+        logits = model(images.float().clone())  # a copy: inference tensors cannot be saved for a gradient
+        if layer not in outputs:
+            names = ", ".join(name for name in outputs if name.count(".") < 2)
+            raise ValueError(f"layer {layer!r} puts out no [B, C, h, w]: choose one of {names}, or a module inside one")
+        classes = _class_of_each(logits, classes)
+        total = logits.gather(1, classes[:, None]).sum()  # in eval mode images do not mix: one pass for all
+        (gradients,) = torch.autograd.grad(total, outputs[layer])
+        return torch.einsum("bc,bchw->bhw", gradients.mean((2, 3)), outputs[layer].detach()).relu()
+
+
+def attention_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """The attention R(F(x)) of every ARL block by the block's name ("layer1.0"), in order; empty for a plain ResNet.
+
+    float32 [B, h, w] each. Softmax over positions: the mean over channels, which sums to 1 over the positions.
+    Softmax over channels: the largest over channels, as their mean is the same everywhere.
+    """
+    maps = {}
+
+    def keep(block: str, attention: ARLAttention, inputs: tuple[Tensor, Tensor]) -> None:
+        weights = attention.weights(inputs[0])  # [B, C, h, w]
+        maps[block] = weights.amax(1) if attention.over == "channel" else weights.mean(1)
+
+    with _evaluation(model, images), ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if isinstance(module, ARLAttention):
+                block = name.rpartition(".")[0]
+                hooks.enter_context(module.register_forward_pre_hook(partial(keep, block)))
+        model.features(images.float())
+    return maps
+
+
+def to_image_size(maps: Tensor, size: tuple[int, int], scaled: bool = True) -> np.ndarray:
+    """Maps [B, h, w], enlarged bilinearly over an image of size = (width, height): float32 [B, height, width].
+
+    `scaled` stretches each map to [0, 1] by its own minimum and maximum, for drawing (a flat map becomes 0); False
+    keeps the values, for `mass_inside`.
+    """
+    maps = maps.detach().float()
+    if scaled:  # before they are enlarged: rounding must not become the contrast of a flat map
+        low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+        maps = (maps - low) / torch.where(high > low, high - low, 1)
+    maps = interpolate(maps[:, None], size[::-1], mode="bilinear", align_corners=False)[:, 0]
+    return (maps.clamp(0, 1) if scaled else maps).cpu().numpy()
+
+
+def mass_inside(heat: np.ndarray, mask: np.ndarray) -> float:
+    """Share of a map's mass that lies in the mask, in [0, 1]; chance gives `mask.mean()`.
+
+    heat [h, w]: negative values count as 0 (what speaks against a class has no mass). mask [h, w]: bool or 0/1.
+    NaN for a map without mass. ValueError when the shapes differ.
+    """
+    if heat.shape != mask.shape:
+        raise ValueError(f"heat is {heat.shape}, mask is {mask.shape}: expected one size (see to_image_size)")
+    mass = np.clip(heat.astype(np.float64), 0, None)
+    return float(mass[mask.astype(bool)].sum() / mass.sum()) if mass.any() else float("nan")
+
+
+@contextmanager
+def _evaluation(model: nn.Module, images: Tensor, gradients: bool = False) -> Iterator[None]:
+    """Eval mode and float32, gradients on or off; afterwards every module is in the mode it was in.
+
+    What `torch.compile` has compiled is left aside: hooks would have it compiled anew for each layer.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    float32 = torch.autocast(images.device.type, enabled=False)
+    as_written = torch.compiler.set_stance("force_eager")
+    try:
+        model.eval()
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients), float32, as_written:
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _class_of_each(logits: Tensor, classes: Classes) -> Tensor:
+    """int64 [B], indices into logits [B, classes]."""
+    batch, count = logits.shape
+    chosen = logits.argmax(1) if classes is None else torch.as_tensor(classes, device=logits.device)
+    if chosen.ndim == 0:
+        chosen = chosen.expand(batch)
+    if chosen.is_floating_point() or chosen.shape != (batch,) or not ((chosen >= 0) & (chosen < count)).all():
+        raise ValueError(f"classes {classes}: expected None, or one or {batch} whole numbers from 0 to {count - 1}")
+    return chosen.long()

@@ -1,0 +1,202 @@
+"""The segmentation task: masks from a network, at the size of the originals, scored and written."""
+
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+
+from utils import distributed
+from utils.data.cache import Store, in_order
+from utils.data.isic import Sample, image_size, read_image, read_mask
+from utils.data.transforms import FLIPS
+from utils.device import Precision, cores
+from utils.evaluation.segmentation import METRICS, SegmentationCounts, bootstrap_interval, confusion_counts
+from utils.model.run import written_whole
+from utils.model.trainer import predict
+from utils.visualize.figures import Panel, best_median_worst, plot_contours
+
+LESION = 1  # index of the lesion among the classes background, lesion
+
+
+def lesion_mask(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Lesion probability float [h, w] → bool mask [height, width] of size = (width, height).
+
+    The probability is interpolated bilinearly over the whole frame, then compared with 0.5.
+    """
+    if probability.shape[::-1] != tuple(size):
+        probability = cv2.resize(probability, size, interpolation=cv2.INTER_LINEAR)
+    return probability > 0.5
+
+
+def predict_lesions(
+    model: nn.Module,
+    store: Store,
+    precision: Precision,
+    batch_size: int,
+    flips: bool = False,
+    indices: Sequence[int] | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (index, lesion probability float32 [h, w] at the network's size), whole frames, for all or `indices`.
+
+    flips: average over the frame flipped in all four ways.
+    """
+    pixels = store.pixels()
+    indices = range(len(pixels)) if indices is None else indices
+    steps = FLIPS if flips else FLIPS[:1]
+    frames = (pixels[index][::rows, ::columns, :3] for index in indices for rows, columns in steps)
+    predictions = predict(model, frames, precision, batch_size)
+    for index in indices:
+        each = [next(predictions)[LESION][::rows, ::columns] for rows, columns in steps]
+        yield index, np.mean(each, axis=0)  # a copy: the whole batch would live as long as a view of it
+
+
+class TrueMasks:
+    """True masks at their own size, read once and kept as compressed bits (tens of KB for millions of pixels)."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Path, tuple[tuple[int, int], bytes]] = {}
+
+    def read(self, path: Path) -> np.ndarray:
+        """The mask as bool [H, W]. Raises UserError as `utils.data.isic.read_mask`."""
+        if path not in self._kept:
+            mask = read_mask(path)
+            self._kept[path] = mask.shape, zlib.compress(np.packbits(mask), 1)
+        (height, width), content = self._kept[path]
+        bits = np.unpackbits(np.frombuffer(zlib.decompress(content), np.uint8), count=height * width)
+        return bits.reshape(height, width).view(bool)
+
+
+def score(
+    model: nn.Module,
+    store: Store,
+    precision: Precision,
+    batch_size: int,
+    flips: bool = False,
+    masks: TrueMasks | None = None,
+) -> SegmentationCounts:
+    """Compare the predicted with the true masks at the true masks' own size; images without one are passed over.
+
+    Only counts are kept; a full-size mask lives as long as its comparison, and few images are ahead of theirs. Of
+    several processes each scores its share, and all get all counts. `masks` spares decoding the same masks next time.
+    """
+    with_mask = [index for index, sample in enumerate(store.samples) if sample.mask]
+    indices = [with_mask[place] for place in distributed.share(len(with_mask))]
+
+    def compare(item: tuple[int, np.ndarray]) -> tuple[str, tuple[int, int, int, int]]:
+        index, probability = item
+        sample = store.samples[index]
+        truth = masks.read(sample.mask) if masks else read_mask(sample.mask).astype(bool)
+        return sample.id, _compare(probability, truth)
+
+    with ThreadPoolExecutor(cores()) as pool:
+        probabilities = predict_lesions(model, store, precision, batch_size, flips, indices)
+        found = dict(distributed.gather(list(in_order(pool, compare, probabilities))))
+    counts = SegmentationCounts()
+    for index in with_mask:
+        counts.add_counts(store.samples[index].id, found[store.samples[index].id])
+    return counts
+
+
+def _compare(probability: np.ndarray, truth: np.ndarray) -> tuple[int, int, int, int]:
+    """Pixel counts of a prediction against a true mask, at that mask's own size."""
+    return confusion_counts(lesion_mask(probability, truth.shape[::-1]), truth)
+
+
+def summarize(counts: SegmentationCounts) -> dict[str, Any]:
+    """Official scores with 95 % bootstrap intervals over images, and pooled ones, as plain values for JSON."""
+    per_image = counts.per_image()
+    return {
+        "images": len(counts),
+        "official": counts.official(),
+        "official_interval_95": {name: list(bootstrap_interval(per_image[name])) for name in METRICS},
+        "pooled": counts.pooled(),
+    }
+
+
+def format_scores(split: str, summary: Mapping[str, Any]) -> str:
+    """The official scores as lines of text: value and 95 % interval."""
+    lines = [f"{split}, {summary['images']} images: official scores (mean over images at mask size) [95 % interval]"]
+    for name, value in summary["official"].items():
+        low, high = summary["official_interval_95"][name]
+        lines.append(f"  {name:<18} {value:.4f}  [{low:.4f}, {high:.4f}]")
+    return "\n".join(lines)
+
+
+def write_masks(
+    model: nn.Module, store: Store, precision: Precision, batch_size: int, path: Path, flips: bool = False
+) -> SegmentationCounts:
+    """Write `<id>_segmentation.png` (0 and 255, at each image's own size) of every image into a zip.
+
+    Returns the counts of the images that have a true mask, as `score` does, from the same predictions.
+    """
+    counts = SegmentationCounts()
+
+    def finish(item: tuple[int, np.ndarray]) -> tuple[Sample, bytes, tuple[int, int, int, int] | None]:
+        index, probability = item
+        sample = store.samples[index]
+        mask = mask_png(lesion_mask(probability, image_size(sample.image)))
+        return sample, mask, _compare(probability, read_mask(sample.mask).astype(bool)) if sample.mask else None
+
+    with (
+        ThreadPoolExecutor(cores()) as pool,
+        written_whole(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,  # PNG is compressed
+    ):
+        probabilities = predict_lesions(model, store, precision, batch_size, flips)
+        for sample, mask, compared in in_order(pool, finish, probabilities):
+            add_mask(archive, sample.id, mask)
+            if compared:
+                counts.add_counts(sample.id, compared)
+    return counts
+
+
+def add_mask(archive: zipfile.ZipFile, image_id: str, mask: bytes) -> None:
+    """A mask as `mask_png` makes it, named `<id>_segmentation.png`; the same masks give the same archive."""
+    archive.writestr(zipfile.ZipInfo(f"{image_id}_segmentation.png", (2017, 1, 1, 0, 0, 0)), mask)
+
+
+def mask_png(mask: np.ndarray) -> bytes:
+    """A mask bool [H, W] as a PNG file of 0 and 255."""
+    content = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(content, "PNG", optimize=True)
+    return content.getvalue()
+
+
+def plot_examples(
+    model: nn.Module,
+    store: Store,
+    counts: SegmentationCounts,
+    precision: Precision,
+    flips: bool = False,
+    width: int = 480,
+) -> Figure:
+    """The best, median and worst scored images with the true and the predicted outline, drawn `width` pixels wide."""
+    per_image = counts.per_image()
+    position = {sample.id: index for index, sample in enumerate(store.samples)}
+    panels = []
+    for group, rows in best_median_worst(per_image["jaccard"].to_numpy()).items():
+        indices = [position[per_image["image_id"][row]] for row in rows]
+        predicted = predict_lesions(model, store, precision, 4, flips, indices)
+        for row, (index, probability) in zip(rows, predicted, strict=True):
+            sample = store.samples[index]
+            columns, lines = image_size(sample.image)
+            size = (width, max(1, round(width * lines / columns)))
+            panels.append(
+                Panel(
+                    f"{group}: {sample.id}, Jaccard {per_image['jaccard'][row]:.3f}",
+                    read_image(sample.image, size),
+                    read_mask(sample.mask, size),
+                    lesion_mask(probability, size),
+                )
+            )
+    title = f"Best, median and worst of {len(counts)} images by Jaccard (mean {per_image['jaccard'].mean():.3f})"
+    return plot_contours(panels, title, columns=len(panels) // 3 if len(panels) >= 3 else len(panels))

@@ -1,0 +1,365 @@
+"""The run folder: what a training run keeps, and finding it again."""
+
+import csv
+import errno
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from matplotlib.figure import Figure
+
+from utils import UserError, distributed
+from utils.data.isic import Sample
+from utils.logger import log
+
+OWN = ("config.json", "history.csv", "last.pth", "best.pth")  # tell that a folder is a run's
+MAX_DEPTH = 50  # of JSON; Python's own limit depends on its version
+PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "albumentations", "segmentation-models-pytorch")
+
+
+class Run:
+    """A run's folder: config.json, history.csv, metrics.json, per_image.csv, checkpoints, figures/, tensorboard/.
+
+    As a context manager it ends with the lock on its folder given back; one process at a time may hold it. Of several
+    that train together (`utils.distributed`) the first one writes, and on the others nothing is written.
+
+    Args:
+        folder: e.g. `model/seg-2/run0`. It is made when absent. A run that lies there is continued when `resume`,
+            else moved aside to `run0.old1`, `run0.old2`, … and never written to again.
+        settings: what defines the run, plain values by name; a continuation must have the same.
+        facts: what the run is made with (`environment`, a note …); a continuation adds its own to a list.
+
+    Raises:
+        UserError: the folder holds something that is no run, or a checkpoint of a run with other settings that
+            shall be continued; another process has it in use; it cannot be written.
+    """
+
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any] | None = None, *, resume: bool
+    ) -> None:
+        self.folder = folder
+        self._events, self._lock = None, None
+        if distributed.is_main():
+            self._start(settings, facts or {}, resume)
+        distributed.wait_for_all()
+
+    def _start(self, settings: Mapping[str, Any], facts: Mapping[str, Any], resume: bool) -> None:
+        folder = self.folder
+        self._lock = _locked(folder)
+        settings = json.loads(json.dumps(dict(settings)))  # as they will be read back
+        config = {"settings": settings, **facts}
+        if folder.is_dir() and any(path.suffix != ".partial" for path in folder.iterdir()):  # left by a kill
+            if not any((folder / name).is_file() for name in OWN):
+                raise UserError(f"{folder} is not empty and holds no run of this program; choose another -i")
+            if resume and (folder / "last.pth").is_file():  # without a checkpoint there is nothing to continue
+                config = self._continued(settings, facts)
+            elif not resume:
+                old = next(p for n in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old{n}")).exists())
+                folder.rename(old)
+                log.info("%s: the run that lay here is now %s", folder, old.name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob("*.partial"):  # by a kill
+                left.unlink()
+            self.write_json("config.json", config)
+            (folder / "figures").mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written ({error.strerror}); choose --output DIR") from error
+
+    def _continued(self, settings: dict[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+        """The config that is there, with the facts of this continuation added. UserError when settings differ."""
+        config = read_config(self.folder)
+        before = config["settings"]
+        changed = [
+            " ".join(f"{name} {before.get(name)} (now {settings.get(name)})".split())
+            for name in sorted(before.keys() | settings.keys())
+            if before.get(name) != settings.get(name)
+        ]
+        if changed:
+            raise UserError(
+                f"{self.folder} was started with {', '.join(changed)}: repeat those settings to continue it, "
+                "choose another -i, or start afresh with -c 0 (the old run is kept)"
+            )
+        pixels = config.get("prepared", {})
+        if differ := [split for split, key in facts.get("prepared", {}).items() if pixels.get(split, key) != key]:
+            raise UserError(
+                f"{self.folder} was started with other {' and '.join(differ)} images or masks: files were changed, or "
+                "this version prepares them in another way; put them back, or start afresh with -c 0 (the old run is "
+                "kept)"
+            )
+        before = [config, *config.get("continued", [])][-1]
+        told = before.keys() & {"precision", "cpu_threads", "versions", "arl_kernel"}
+        other = sorted(name for name in told if before[name] != facts.get(name))
+        if other:
+            log.warning("%s goes on with other %s: not to the same bits", self.folder, " and ".join(other))
+        return config | {"continued": [*config.get("continued", []), dict(facts)]}
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        self._write(name, json.dumps(content, indent=2) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        return read_json(self.path(name))
+
+    def history(self) -> list[dict[str, float]]:
+        """One row an epoch, numbers by column name; empty before the first epoch. UserError when it is damaged."""
+        path = self.path("history.csv")
+        if not path.is_file():
+            return []
+        try:
+            with path.open(newline="") as file:
+                rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            if [row["epoch"] for row in rows] != [*range(1, len(rows) + 1)]:
+                raise ValueError("its epochs are not 1, 2, 3 …")
+            rows = [row | {"epoch": epoch} for epoch, row in enumerate(rows, start=1)]
+        except (AttributeError, KeyError, OSError, TypeError, ValueError, csv.Error) as error:
+            raise UserError(f"{path}: damaged ({error}); start afresh with -c 0 (the old run is kept)") from error
+        return rows
+
+    def write_history(self, rows: list[dict[str, float]]) -> None:
+        """Replace history.csv by `rows` (an epoch that was cut off before its checkpoint drops out this way).
+
+        A column that a row lacks, of an epoch that another version trained, is nan there.
+        """
+        columns = dict.fromkeys(name for row in rows for name in row)
+        lines = [",".join(columns)] + [",".join(str(row.get(name, math.nan)) for name in columns) for row in rows]
+        self._write("history.csv", "\n".join(lines) + "\n")
+
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        self._write(name, table.to_csv(index=False, lineterminator="\n"))
+
+    def _write(self, name: str, text: str) -> None:
+        if not distributed.is_main():
+            return
+        with written_whole(self.path(name)) as file:
+            file.write(text.encode())
+
+    def write_events(self, row: Mapping[str, float], epoch: int) -> None:
+        """Add an epoch's numbers to the TensorBoard events below tensorboard/."""
+        if not distributed.is_main():
+            return
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # a dry run does without
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        now = time.time()
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items() if name != "epoch"]
+        events = [Event(wall_time=now, step=epoch, summary=Summary(value=values))]
+        folder = self.path("tensorboard")
+        if self._events is None:
+            self._events = folder / f"events.out.tfevents.{now:.0f}.{socket.gethostname()}.{os.getpid()}"
+            start = SessionLog(status=SessionLog.START)  # what was written of later epochs no longer counts
+            first = Event(wall_time=now, file_version="brain.Event:2")
+            events = [first, Event(wall_time=now, step=epoch, session_log=start), *events]
+        # Not by SummaryWriter, whose thread prints a traceback when the disk is full.
+        with _named(self._events):
+            folder.mkdir(exist_ok=True)
+            with self._events.open("ab") as file:
+                for event in events:
+                    RecordWriter(file).write(event.SerializeToString())
+
+    def save_figure(self, figure: Figure, name: str) -> Path:
+        path = self.path("figures") / name
+        path.parent.mkdir(exist_ok=True)
+        with written_whole(path) as file:
+            figure.savefig(file, format=path.suffix[1:], dpi=150, bbox_inches="tight")
+        return path
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _locked(folder: Path) -> ExitStack:
+    """The lock on a run's folder, which lies beside it; the system takes it back when the process ends, however.
+
+    Of a link there are two: beside where it leads, since other links may lead there, and beside itself, since it may
+    be moved aside. Where nobody may write beside a link's target, the other one has to do.
+    """
+    if not is_one_line(str(folder)):
+        raise UserError(f"{str(folder)!r}: a line break or control character in a name; choose another --output DIR")
+    own = Path(os.path.realpath(folder.parent)) / folder.name
+    try:
+        with ExitStack() as locks:
+            for place in dict.fromkeys((own, Path(os.path.realpath(folder)))):
+                try:
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    # One object for all of this process: a notebook's cell may be run again.
+                    lock = FileLock(place.parent / f".{place.name}.lock", is_singleton=True)
+                    locks.enter_context(lock.acquire(timeout=0))
+                except OSError as error:
+                    if place == own or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                        raise
+            return locks.pop_all()
+    except Timeout:
+        raise UserError(
+            f"{folder} is in use by another process; wait for it, stop it, or choose another run number (-i)"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); choose --output DIR") from error
+
+
+def is_one_line(text: str) -> bool:
+    """Whether it can stand in a message: no line break or control character."""
+    return not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", text)
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. OSError or ValueError when there is none, or it nests too deeply to be worked with."""
+    if path.exists() and not path.is_file():
+        raise ValueError("no regular file")  # reading a pipe waits for ever
+    text = path.read_text(encoding="utf-8")
+    brackets = re.sub(r'"(?:\\.|[^"\\])*"', "", text)  # but for those in strings
+    if max(accumulate((sign in "[{") - (sign in "]}") for sign in brackets), default=0) > MAX_DEPTH:
+        raise ValueError("nested too deeply")
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("no JSON object")
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a run wrote there. UserError when it cannot be read."""
+    try:
+        return load_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); start afresh with -c 0") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A run's config.json, whose "settings" are a dict. UserError when it cannot be read, or is damaged."""
+    path = folder / "config.json"
+    config = read_json(path)
+    settings, continued = config.get("settings"), config.get("continued", [])
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} holds no settings; start afresh with -c 0")
+    dicts = [
+        settings.get("weights") or {},
+        config.get("prepared", {}),
+        *(continued if isinstance(continued, list) else [0]),
+    ]
+    if not all(isinstance(each, dict) for each in dicts):
+        raise UserError(f"{path}: weights, prepared or continued is damaged; start afresh with -c 0")
+    return config
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """The system's errors within name the file; those of writing to an open one do not by themselves."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that is at `path` whole or not at all: temporary name, flush to disk, rename.
+
+    UserError when its folder is not there.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # two processes may write one file
+    if not path.parent.is_dir():
+        raise UserError(
+            f"{path.parent} is no longer there: {path.name} could not be written; put it back, or start again"
+        )
+    try:
+        partial.unlink(missing_ok=True)
+        with _named(path), partial.open("xb") as file:  # through no link
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _to_disk(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _to_disk(folder: Path) -> None:
+    """The names in a folder survive a power cut, where the system can promise it."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError as error:  # some network file systems cannot
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
+        finally:
+            os.close(handle)
+
+
+def digest(samples: Iterable[Sample]) -> str:
+    """How many samples and a hash of their ids and labels: tells whether two runs used the same."""
+    ids = sorted(sample.id if sample.label is None else f"{sample.id}:{sample.label}" for sample in samples)
+    return f"{len(ids)} images, sha256 {hashlib.sha256(' '.join(ids).encode()).hexdigest()[:16]}"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the run was made with: command, git commit, device, library versions."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # OpenCV comes in packages of several names
+            versions[name] = "not found"
+    return {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": shlex.join(["python", *_program(), *sys.argv[1:]]),
+        "git_commit": _git_commit(),
+        "device": device_name(device),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu_threads": torch.get_num_threads(),
+        "versions": versions,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.processor() or platform.machine()})"
+
+
+def _program() -> list[str]:
+    """What follows "python" on the command line: -m and the module, or the script's name without its folders."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None:
+        return [Path(sys.argv[0]).name]
+    return ["-m", spec.name.removesuffix(".__main__")]
+
+
+def _git_commit() -> str | None:
+    """The checkout's commit, with "+changes" where tracked files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

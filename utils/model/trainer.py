@@ -1,0 +1,536 @@
+"""Training on any device: the loop that both tasks share, its checkpoints, and running a model over images."""
+
+import math
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
+from torch.utils.data import DataLoader
+
+from nets.arl import ARLAttention
+from utils import UserError, distributed
+from utils.data.loader import to_input
+from utils.device import Precision, keep_freed_memory
+from utils.logger import log, progress
+from utils.model.run import Run, written_whole
+from utils.model.weights import load_file
+from utils.signals import StopRequested, StopSignals, stop_signals
+
+HALVED_EVERY = 30  # epochs, of the ARL-CNN paper's schedule
+MOMENTS = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}  # of each weight, by optimizer
+LEAST_SCALE = 1e-4  # of a float16 loss; halved at each gradient that is not finite, from 65536 on
+ON_NAN = ("stop", "skip")
+_LOADER_FAILURES = ("DataLoader worker", "shared memory", "shm_open")  # in torch's messages
+GO_ON = "the same command (without -c 0) goes on from there"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the learning rate falls from `lr`, and when training ends.
+
+    Attributes:
+        epochs: of the whole schedule.
+        patience: epochs without a better validation score after which training stops.
+        optimizer: "adamw", its rate falling to 0 along a half cosine over all steps; or "sgd" with momentum 0.9, its
+            rate halved every 30 epochs.
+    """
+
+    epochs: int
+    lr: float
+    weight_decay: float
+    patience: int
+    optimizer: str = "adamw"
+
+    def build(self, model: nn.Module, steps: int, device: torch.device) -> tuple[Optimizer, LRScheduler]:
+        """The optimizer over the model's parameters and its scheduler, to be stepped `steps` times an epoch."""
+        options = {
+            "lr": self.lr,
+            "weight_decay": self.weight_decay,
+            "fused": device.type in ("cpu", "cuda"),  # one pass over the parameters in place of a dozen
+        }
+        if self.optimizer == "sgd":
+            optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, **options)
+            for parameter in model.parameters():  # torch leaves them unset when the first step is skipped on a GPU
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+            return optimizer, StepLR(optimizer, HALVED_EVERY * steps, gamma=0.5)
+        optimizer = torch.optim.AdamW(model.parameters(), **options)
+        return optimizer, CosineAnnealingLR(optimizer, steps * self.epochs)
+
+
+@dataclass
+class Progress:
+    """How far a run has come; goes into its checkpoint and back. ValueError for what no run comes to.
+
+    Attributes:
+        epoch: epochs done.
+        step, loss, lr: steps done of the next epoch, the sum of their losses, and the learning rate of the first.
+        best_epoch, best_score: counted from 1, 0 before the first.
+        skipped: steps left out because a gradient was not finite.
+        uncounted: those of the next epoch, whose losses are not in `loss`.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    lr: float = 0.0
+    best_epoch: int = 0
+    best_score: float = float("-inf")
+    skipped: int = 0
+    uncounted: int = 0
+
+    def __post_init__(self) -> None:
+        counts = (self.epoch, self.step, self.best_epoch, self.skipped, self.uncounted)
+        if any(type(count) is not int for count in counts) or min(counts) < 0:
+            raise ValueError("epochs and steps are not whole numbers")
+        if self.best_epoch > self.epoch or self.uncounted > min(self.step, self.skipped):
+            raise ValueError("more epochs or steps are told of than were done")
+        if not all(isinstance(value, float) and math.isfinite(value) for value in (self.loss, self.lr)):
+            raise ValueError("loss or lr is not finite")
+        if not self.best_score < math.inf:
+            raise ValueError("best_score is not finite")
+
+    def finished(self, schedule: Schedule) -> bool:
+        return self.epoch >= schedule.epochs or self.epoch - self.best_epoch >= schedule.patience
+
+
+class NotFinite(Exception):
+    """The loss or gradient of a step is not finite; its images are `indices` of the training set."""
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        super().__init__("the loss or its gradient is not finite")
+        self.indices = indices
+
+
+class _LateFlags:
+    """Flags of steps on a GPU, looked at two steps later: asking for one at once would wait for the GPU to finish."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[int, Tensor, torch.cuda.Event]] = deque()
+
+    def add(self, step: int, flag: Tensor) -> Iterator[tuple[int, bool]]:
+        """Yields the (step, flag) that are due."""
+        host, event = torch.empty((), dtype=torch.bool, pin_memory=True), torch.cuda.Event()
+        host.copy_(flag, non_blocking=True)
+        event.record()
+        self._waiting.append((step, host, event))
+        while len(self._waiting) > 2:
+            yield self._next()
+
+    def rest(self) -> Iterator[tuple[int, bool]]:
+        while self._waiting:
+            yield self._next()
+
+    def _next(self) -> tuple[int, bool]:
+        step, host, event = self._waiting.popleft()
+        event.synchronize()
+        return step, bool(host)
+
+
+Piece = tuple[Tensor, Tensor]  # images uint8 [B, H, W, 3], targets [B, …]
+
+
+class Trainer:
+    """A model with all that its training carries along: optimizer, schedule, scaler, progress.
+
+    The optimizer is built once, over the parameters of the very model that is trained; a checkpoint is loaded into
+    both, so that a continued run goes on as if it had never stopped. Several processes (`utils.distributed`) hold the
+    same weights and average their gradients.
+
+    Args:
+        model: images → logits.
+        criterion: (logits, targets) → mean loss, over images or over what its `mass(targets)` says (`utils.loss`).
+        schedule: learning rate and length.
+        steps: of an epoch.
+        precision: device and number type.
+        on_nan: "stop" raises NotFinite at a gradient that is not finite, "skip" leaves its step out and counts it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        schedule: Schedule,
+        steps: int,
+        precision: Precision,
+        on_nan: str = "stop",
+    ) -> None:
+        if precision.device.type == "cpu":
+            keep_freed_memory()
+        elif not torch.are_deterministic_algorithms_enabled():
+            torch.backends.cudnn.benchmark = True  # all batches are of one size; does nothing without CUDA
+        self.precision, self.schedule, self.on_nan = precision, schedule, on_nan
+        self.model = model.to(precision.device, memory_format=torch.channels_last)
+        self.criterion = criterion.to(precision.device)
+        self.optimizer, self.scheduler = schedule.build(self.model, steps, precision.device)
+        self.scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.dtype == torch.float16)
+        self.progress, self.steps = Progress(), steps
+        self.splits = 1  # of each piece, more when the GPU's memory did not hold it
+        self._parallel = distributed.parallel(self.model, precision.device)
+        self._late = _LateFlags() if precision.device.type == "cuda" else None
+        self._ahead: tuple[int, Iterator[Piece]] | None = None  # an epoch whose batches are under way
+
+    def train_one_epoch(self, loader: DataLoader, should_stop: Callable[[], bool] = lambda: False) -> float | None:
+        """The rest of this epoch's pass over the loader; returns the mean of the steps' losses.
+
+        `should_stop` is asked after each step; None is returned when it says so, and the same call goes on from there.
+
+        Raises:
+            NotFinite: as `on_nan` says.
+            UserError: a step does not fit into the GPU's memory.
+        """
+        self.model.train()
+        done, batches = self.progress, loader.batch_sampler
+        if done.step == 0:
+            done.lr = self.scheduler.get_last_lr()[0]
+        total = torch.tensor(done.loss, device=self.precision.device)
+        batches.epoch, batches.start = done.epoch, done.step
+        ahead, self._ahead = self._ahead, None
+        begun = ahead[1] if ahead and (ahead[0], 0) == (done.epoch, done.step) else iter(loader)
+        pieces = iter(progress(begun, f"epoch {done.epoch + 1}/{self.schedule.epochs}", len(loader)))
+
+        def look(flags: Iterable[tuple[int, bool]]) -> None:
+            for step, finite in flags:
+                if not finite and self.on_nan == "stop":
+                    raise NotFinite(batches.indices(step))
+                done.skipped += not finite
+                done.uncounted += not finite
+
+        for step in range(done.step, batches.steps):
+            loss, finite = self.step(list(islice(pieces, batches.parts)))
+            total += torch.where(finite, loss, 0)
+            done.step = step + 1
+            look([(step, bool(finite))] if self._late is None else self._late.add(step, finite))
+            if distributed.any_process(should_stop()):
+                break
+        if self._late is not None:
+            look(self._late.rest())
+        done.loss = distributed.mean(float(total))
+        if done.step < batches.steps:
+            return None
+        counted = batches.steps - done.uncounted
+        return done.loss / counted if counted else float("nan")
+
+    def begin_next_epoch(self, loader: DataLoader) -> None:
+        """Between two epochs: the loader's processes, if any, make the first batches of the next while this one is
+        validated."""
+        if loader.num_workers and self.progress.epoch + 1 < self.schedule.epochs:
+            loader.batch_sampler.epoch, loader.batch_sampler.start = self.progress.epoch + 1, 0
+            self._ahead = self.progress.epoch + 1, iter(loader)
+
+    def step(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
+        """One update of the weights by the gradient of a batch that comes in pieces.
+
+        Returns the mean loss and whether it and the gradient are finite (bool), both on the device; where they are not,
+        the weights and running statistics stay as they are.
+        """
+        try:
+            return self._step([part for piece in pieces for part in _split(piece, self.splits)])
+        except ValueError as error:
+            if not str(error).startswith("Expected more than 1 value per channel"):
+                raise
+            raise UserError(
+                "batch norm has nothing to average over in one image of this size at a time: a larger --batch-size or "
+                "--size, a smaller --accumulate"
+            ) from error
+        except torch.OutOfMemoryError as error:
+            images = len(pieces[0][0]) // self.splits
+            if self.splits > 1 or images < 2 or distributed.processes() > 1:
+                raise UserError(
+                    f"{images} images at a time do not fit into the memory of {self.precision.device}: try "
+                    f"--accumulate {2 * len(pieces) * self.splits}, --recompute, or a smaller --batch-size or --size"
+                ) from error
+        self.splits = 2
+        torch.cuda.empty_cache()  # does nothing without CUDA
+        log.warning("%d images at a time do not fit into the GPU's memory: %d from here on", images, images // 2)
+        return self.step(pieces)
+
+    def _step(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
+        self.optimizer.zero_grad(set_to_none=True)
+        passes_over = self.on_nan == "skip" or self.scaler.is_enabled()
+        before = [buffer.clone() for buffer in self.model.buffers()] if passes_over else []
+        device = self.precision.device
+        loss = torch.zeros((), device=device)
+        pieces = [(images, targets.to(device, non_blocking=True)) for images, targets in pieces]
+        masses = torch.stack([_mass(self.criterion, targets) for _, targets in pieces])
+        shares = masses / distributed.mean_tensor(masses.sum())  # gradients are averaged over processes, not added
+        for number, (images, targets) in enumerate(pieces, start=1):
+            with self._gradients_averaged(number == len(pieces)):
+                with self.precision.autocast():
+                    logits = self._parallel(to_input(images, device))
+                of_piece = self.criterion(logits, targets) * shares[number - 1]
+                self.scaler.scale(of_piece).backward()
+            loss += of_piece.detach()
+        finite = loss.isfinite()
+        if self.scaler.is_enabled():  # which looks at the gradients itself, and leaves steps out while it finds a scale
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+            finite = finite & torch.nn.utils.get_total_norm(gradients).isfinite()
+            self._update_if(finite)
+        if before:  # running statistics: one that is not finite would never be again
+            for buffer, old in zip(self.model.buffers(), before, strict=True):
+                buffer.copy_(torch.where(finite, buffer, old))
+        self.scheduler.step()
+        return loss, finite
+
+    def _update_if(self, finite: Tensor) -> None:
+        """On a GPU the optimizer's kernel decides, so that nobody has to wait for the flag."""
+        if self.precision.device.type == "cuda":
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, (~finite).float()
+            self.optimizer.step()
+        elif finite:
+            self.optimizer.step()
+        else:
+            self.optimizer._opt_called = True  # the scheduler would take the order of the two for wrong
+
+    def _gradients_averaged(self, last: bool) -> AbstractContextManager:
+        """Over the processes, once a step: with the last piece."""
+        return nullcontext() if last or self._parallel is self.model else self._parallel.no_sync()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that continuing needs; tensors and plain values only."""
+        cuda = torch.cuda.get_rng_state_all() if self.precision.device.type == "cuda" else []
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": vars(self.progress).copy(),
+            "random": {"torch": torch.get_rng_state(), "cuda": cuda},
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned. ValueError when it is another model's or schedule's."""
+        done = Progress(**state["progress"])
+        steps = done.epoch * self.steps + done.step
+        if done.epoch > self.schedule.epochs or done.step > self.steps or state["scheduler"]["last_epoch"] != steps:
+            raise ValueError(f"epoch {done.epoch}, step {done.step}: not of this schedule")
+        rates = [group["lr"] for group in state["optimizer"]["param_groups"]]
+        if not all(isinstance(rate, float) and 0 <= rate < math.inf for rate in rates):
+            raise ValueError(f"learning rates {rates}")
+        self.model.load_state_dict(state["model"])
+        for number, parameter in enumerate(self.model.parameters()):  # nobody else looks
+            moments = state["optimizer"]["state"].get(number, {})
+            if moments and moments.keys() != MOMENTS[self.schedule.optimizer]:
+                raise ValueError(f"not the moments of {self.schedule.optimizer}: {', '.join(moments)}")
+            for name, moment in moments.items():
+                if moment.shape not in (parameter.shape, ()):
+                    raise ValueError(f"{name} of shape {list(moment.shape)} for weights {list(parameter.shape)}")
+        # The schedule's own settings stay: a file could hold anything in their place.
+        groups = zip(self.optimizer.state_dict()["param_groups"], rates, strict=True)
+        groups = [group | {"lr": rate} for group, rate in groups]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        self.scheduler.load_state_dict({"last_epoch": steps, "_step_count": steps + 1, "_last_lr": rates})
+        if state["scaler"]:  # empty from a machine that trained without one
+            self.scaler.load_state_dict(state["scaler"])
+        self.progress = done
+        torch.set_rng_state(state["random"]["torch"])
+        if self.precision.device.type == "cuda" and len(state["random"]["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+
+
+def _mass(criterion: nn.Module, targets: Tensor) -> Tensor:
+    """Of a piece in its batch, float32 []: its share of what the criterion is a mean over."""
+    if hasattr(criterion, "mass"):
+        return criterion.mass(targets)
+    return targets.new_full((), len(targets), dtype=torch.float32)
+
+
+def _split(piece: Piece, count: int) -> Iterable[Piece]:
+    return zip(*(tensor.chunk(count) for tensor in piece), strict=True) if count > 1 else [piece]
+
+
+def fit(
+    trainer: Trainer, loader: DataLoader, validate: Callable[[nn.Module], tuple[float, dict[str, float]]], run: Run
+) -> None:
+    """Train until the schedule ends or the validation score stops rising, continuing from the run's checkpoint.
+
+    A signal that asks to stop is followed after the step under way: a checkpoint is written from which the same run
+    goes on, to the same weights, history and scores as if it had not stopped.
+
+    Args:
+        trainer: the model and what belongs to it.
+        loader: of `utils.data.loader.train_loader`.
+        validate: scores the model: (score to select the best weights by, columns for the history). The first three
+            columns are printed. Of several processes each calls it and gets the same.
+        run: where history, events, `last.pth` (everything) and `best.pth` (weights of the best epoch) go.
+
+    Raises:
+        UserError: a gradient or the weights are no longer finite, or the checkpoint cannot be read.
+        StopRequested: by a signal, after the checkpoint is written.
+    """
+    last, done = run.path("last.pth"), trainer.progress
+    if last.is_file():
+        with _of_this_run(last):
+            trainer.load_state(load_file(last))
+        done = trainer.progress
+        log.info("continuing %s after epoch %d, step %d", run.folder, done.epoch, done.step)
+        if done.step == 0:  # killed after last.pth was written and before best.pth
+            _keep_best(trainer, run)
+    history = [row for row in run.history() if row["epoch"] <= done.epoch]
+    if len(history) < done.epoch or (done.best_epoch and not run.path("best.pth").is_file()):
+        raise UserError(
+            f"{run.folder}: last.pth is of epoch {done.epoch}, but history.csv or best.pth is not there or shorter; "
+            "put them back, or start afresh with -c 0 (what is there is kept)"
+        )
+    distributed.wait_for_all()  # before the first writes what others have yet to read
+    with stop_signals() as stop:
+        while not done.finished(trainer.schedule):
+            try:
+                with _loader_failures_explained():
+                    row, score = _epoch(trainer, loader, validate, run, stop)
+            except StopRequested as request:
+                _save(trainer.state(), last)
+                kept = f"in epoch {done.epoch + 1} after step {done.step}; {GO_ON}"
+                raise StopRequested(request.number, kept) from None
+            done.epoch, done.step, done.loss, done.uncounted = done.epoch + 1, 0, 0.0, 0
+            if score > done.best_score:
+                done.best_score, done.best_epoch = score, done.epoch
+            history.append(row)
+            run.write_history(history)
+            run.write_events(row, done.epoch)
+            _save(trainer.state(), last)
+            _keep_best(trainer, run)
+            shown = "  ".join(f"{name.removeprefix('train_')} {value:.4f}" for name, value in [*row.items()][2:6])
+            star = "*" if done.best_epoch == done.epoch else ""
+            length = trainer.schedule.epochs
+            log.info("epoch %d/%d  %s  %.0f s  %s", done.epoch, length, shown, row["train_seconds"], star)
+        if stop.number is not None:
+            raise StopRequested(stop.number, "after the last epoch; the same command (without -c 0) scores it")
+    if done.epoch < trainer.schedule.epochs:
+        log.info("stopped early: best epoch was %d", done.best_epoch)
+
+
+def _epoch(
+    trainer: Trainer,
+    loader: DataLoader,
+    validate: Callable[[nn.Module], tuple[float, dict[str, float]]],
+    run: Run,
+    stop: StopSignals,
+) -> tuple[dict[str, float], float]:
+    """Train the (rest of the) next epoch and validate; returns its row of the history and its score."""
+    done, first, skipped = trainer.progress, trainer.progress.step, trainer.progress.skipped
+    start = time.perf_counter()
+    try:
+        loss = trainer.train_one_epoch(loader, lambda: stop.number is not None)
+    except NotFinite as problem:
+        ids = ", ".join(loader.dataset.store.samples[index].id for index in problem.indices)
+        raise UserError(f"{problem} {_way_out(trainer, run)}; the images of this step: {ids}") from problem
+    if loss is None:
+        raise StopRequested(stop.number or signal.SIGTERM)
+    seconds = time.perf_counter() - start
+    distributed.share_buffers(trainer.model)
+    tensors = chain(trainer.model.parameters(), trainer.model.buffers())
+    if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():  # one wait for a GPU, not one a tensor
+        raise UserError(f"the weights or running statistics are not finite {_way_out(trainer, run)}")
+    if trainer.scaler.is_enabled() and trainer.scaler.get_scale() < LEAST_SCALE:
+        raise UserError(f"the gradient is not finite at any scale {_way_out(trainer, run)}")
+    if done.skipped > skipped:
+        count = done.skipped - skipped
+        log.warning("epoch %d: %d steps left out, their gradient was not finite", done.epoch + 1, count)
+    trainer.begin_next_epoch(loader)
+    with stop.at_once():
+        score, columns = validate(trainer.model)
+    images = (done.step - first) * loader.batch_sampler.batch_size
+    row = {"epoch": done.epoch + 1, "lr": done.lr, "train_loss": loss, **columns, **alphas(trainer.model)}
+    row |= {"train_seconds": round(seconds, 3), "images_per_second": round(images / seconds, 2)}
+    return row, score
+
+
+@contextmanager
+def _loader_failures_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as problem:
+        if not any(sign in str(problem) for sign in _LOADER_FAILURES):
+            raise
+        raise UserError(
+            f"a loader process failed ({str(problem).splitlines()[0][:160]}): take fewer --workers (0 for none), or "
+            f"allow more shared memory (docker --shm-size); {GO_ON}"
+        ) from problem
+
+
+def _keep_best(trainer: Trainer, run: Run) -> None:
+    """best.pth, where the epoch just done is the best one. After last.pth, from which it can be made again."""
+    if trainer.progress.best_epoch == trainer.progress.epoch:
+        state = {"model": trainer.model.state_dict(), "progress": vars(trainer.progress).copy()}
+        _save(state, run.path("best.pth"))
+
+
+def _way_out(trainer: Trainer, run: Run) -> str:
+    done, last = trainer.progress, run.path("last.pth")
+    kept = f"; {last} holds the weights after epoch {done.epoch}" if last.is_file() else ""
+    return f"in epoch {done.epoch + 1}: start afresh (-c 0) with a lower --lr or --amp off, or --on-nan skip{kept}"
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    if distributed.is_main():
+        save_checkpoint(state, path)
+
+
+def alphas(model: nn.Module) -> dict[str, float]:
+    """α of every ARL block in order, e.g. {"alpha_layer1.0": 0.001, …}; empty where there is none or it is off."""
+    modules = model.named_modules()
+    blocks = {name: module for name, module in modules if isinstance(module, ARLAttention) and not module.off}
+    values = torch.stack([block.alpha.detach() for block in blocks.values()]).tolist() if blocks else []
+    return {f"alpha_{name.removesuffix('.attention')}": value for name, value in zip(blocks, values, strict=True)}
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write tensors and plain values so that `path` holds the old checkpoint or the whole new one at any moment."""
+    with written_whole(path) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch closes its archive after Ctrl-C or on a full disk, and fails at that
+            if isinstance(error.__context__, (KeyboardInterrupt, OSError)):
+                raise error.__context__ from None
+            raise
+
+
+def load_best(model: nn.Module, folder: Path) -> int:
+    """Put the weights of a run's best epoch into the model; returns that epoch, counted from 1."""
+    path = folder / "best.pth"
+    with _of_this_run(path):
+        checkpoint = load_file(path)
+        model.load_state_dict(checkpoint["model"])
+        return Progress(**checkpoint["progress"]).best_epoch
+
+
+@contextmanager
+def _of_this_run(path: Path) -> Iterator[None]:
+    """Turns what loading raises for content that no training of this model wrote into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, IndexError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is no checkpoint of this run ({reason[:200]}); start afresh with -c 0") from error
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, images: Iterable[np.ndarray], precision: Precision, batch_size: int
+) -> Iterator[np.ndarray]:
+    """Probabilities for images uint8 [H, W, 3] of one size, in their order.
+
+    Yields float32 arrays of the logits' shape without the batch axis, softmax over classes.
+    """
+    model.eval()
+    images = iter(images)
+    while batch := list(islice(images, batch_size)):
+        with precision.autocast():
+            logits = model(to_input(torch.from_numpy(np.stack(batch)), precision.device))
+        yield from logits.float().softmax(dim=1).cpu().numpy()
