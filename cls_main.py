@@ -27,11 +27,11 @@ from utils.command_line import (
     start_run,
 )
 from utils.config import Experiment
-from utils.data.cache import Store, prepare
+from utils.data.cache import ImageCache, prepare
 from utils.data.copies import copies_between
 from utils.data.isic import CLASSES
 from utils.data.splits import Data, classification_data, refuse_copies
-from utils.data.transforms import TRAIN_VIEWS, VIEWS
+from utils.data.transforms import TEST_PATCHES, TRAIN_TRANSFORMS
 from utils.device import Precision, find_device, find_precision
 from utils.evaluation.classification import (
     TASKS,
@@ -42,18 +42,18 @@ from utils.evaluation.classification import (
 )
 from utils.inference.classification import (
     balanced_weights,
+    cache_sizes,
     class_probabilities,
     format_scores,
     labels_of,
-    plot_explanations,
-    stored_sizes,
     summarize,
 )
 from utils.logger import log, run_script
 from utils.loss import create_loss
+from utils.model.fit import fit, load_best
 from utils.model.run import Run
-from utils.model.trainer import fit, load_best
 from utils.model.weights import export_arl18
+from utils.visualize.examples import plot_saliency
 from utils.visualize.figures import plot_classification, plot_history
 
 NETS = {
@@ -70,9 +70,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "balanced: each class the same share of the loss")  # fmt: skip
     add("--recipe", choices=("repo", "paper"), default="repo", help="repo: AdamW, half cosine; paper: SGD, learning "
         "rate 0.01 (pretrained 1e-4), halved every 30 epochs")  # fmt: skip
-    add("--train-views", choices=TRAIN_VIEWS, help="what it is trained on: patches of four scales from the middle, or "
+    add("--train-views", choices=TRAIN_TRANSFORMS, help="what it is trained on: patches of four scales from the middle, or "
         "crops of half to all of the frame (the experiment's, else patches)")  # fmt: skip
-    add("--views", choices=VIEWS, help="what the scores average: nine fixed patches, nine around the centre, or the "
+    add("--views", choices=TEST_PATCHES, help="what the scores average: nine fixed patches, nine around the centre, or the "
         "whole frame (9; 1 with --train-views frame)")  # fmt: skip
     add("--require-all", action="store_true", help="stop when images are not there whose labels are")
     args = parser.parse_args(argv)
@@ -99,23 +99,25 @@ def choose(args: argparse.Namespace) -> Experiment:
     return row
 
 
-def prepare_all(data: Data, size: tuple[int, int], center: tuple[int, int] | None, cache: Path) -> dict[str, Store]:
+def prepare_all(
+    data: Data, size: tuple[int, int], center: tuple[int, int] | None, cache: Path
+) -> dict[str, ImageCache]:
     """Every split decoded before training starts, so that an unreadable file shows now and not after it."""
     return {split: prepare(data[split], size, cache, masks=False, center=center) for split in data if data[split]}
 
 
-def evaluate(model: nn.Module, stores: dict[str, Store], row: Experiment, precision: Precision, run: Run) -> None:
+def evaluate(model: nn.Module, caches: dict[str, ImageCache], row: Experiment, precision: Precision, run: Run) -> None:
     """Score the best weights where there is truth, predict the test images, then draw the figures."""
     best_epoch, history = load_best(model, run.folder), run.history()
     metrics = {"validation": None, "test": None, "best_epoch": best_epoch, "epochs": len(history)}
     metrics |= {"views": row.views, "flips": row.flips}
     scored = {}
     for split in ("validation", "test"):
-        if split not in stores:
+        if split not in caches:
             continue
-        samples = stores[split].samples
+        samples = caches[split].samples
         probabilities = class_probabilities(
-            model, stores[split], precision, row.size, row.batch_size, VIEWS[row.views], row.flips
+            model, caches[split], precision, row.size, row.batch_size, TEST_PATCHES[row.views], row.flips
         )
         table = predictions_table([sample.id for sample in samples], probabilities)
         run.write_table(f"{split}_predictions.csv", table)
@@ -130,10 +132,15 @@ def evaluate(model: nn.Module, stores: dict[str, Store], row: Experiment, precis
 
     run.save_figure(plot_history(history, best_epoch), "history.png")
     for split, probabilities in scored.items():
-        labels = labels_of(stores[split].samples)
+        labels = labels_of(caches[split].samples)
         figures = {"scores": plot_classification(probabilities, labels, f"{row.name}, {len(labels)} {split} images")}
-        figures |= plot_explanations(
-            model, stores[split], probabilities, row.size, precision.device, TRAIN_VIEWS[row.train_views].frame_scale
+        figures |= plot_saliency(
+            model,
+            caches[split],
+            probabilities,
+            row.size,
+            precision.device,
+            TRAIN_TRANSFORMS[row.train_views].frame_scale,
         )
         for name, figure in figures.items():
             log.info("figure: %s", run.save_figure(figure, f"{split}_{name}.png"))
@@ -165,22 +172,22 @@ def main(argv: list[str] | None = None) -> Run:
 
 
 def _main(args: argparse.Namespace, row: Experiment, precision: Precision) -> Run:
-    kind = TRAIN_VIEWS[row.train_views]
+    kind = TRAIN_TRANSFORMS[row.train_views]
     with distributed.main_first():
         data, absent = classification_data(args.data, keep_copies=args.keep_copies, require_all=args.require_all)
         if row.class_weights == "balanced":
             row = replace(row, class_weights=balanced_weights(labels_of(data["train"])))
         torch.manual_seed(args.seed)
         model, weights = build_model(args, row)
-        stored, center = stored_sizes(data["train"], row.size, kind)
-        stores = prepare_all(data, stored, center, args.cache)
-        refuse_copies(copies_between(stores), data, keep_copies=args.keep_copies)
+        stored, center = cache_sizes(data["train"], row.size, kind)
+        caches = prepare_all(data, stored, center, args.cache)
+        refuse_copies(copies_between(caches), data, keep_copies=args.keep_copies)
     truth = labels_of(data["validation"])
 
     def validate(model: nn.Module) -> tuple[float, dict[str, float]]:
         """By the same views of the same images every epoch, whatever `--views`."""
         probabilities = class_probabilities(
-            model, stores["validation"], precision, row.size, row.batch_size, kind.selection, kind.selection_flips
+            model, caches["validation"], precision, row.size, row.batch_size, kind.selection, kind.selection_flips
         )
         scores = classification_scores(probabilities, truth)
         columns = {"val_mean_auc": scores["mean_auc"]} | {f"val_{task}_auc": scores[task]["auc"] for task in TASKS}
@@ -189,12 +196,12 @@ def _main(args: argparse.Namespace, row: Experiment, precision: Precision) -> Ru
 
     not_there = {split: len(ids) for split, ids in absent.items()}
     criterion, views = create_loss(row.loss, class_weights=row.class_weights), kind.build(row.size)
-    trainer, loader = build_training(args, row, model, criterion, stores["train"], views, precision)
-    with start_run(args, row, data, weights, precision, stores, {"images_not_there": not_there}) as run:
+    trainer, loader = build_training(args, row, model, criterion, caches["train"], views, precision)
+    with start_run(args, row, data, weights, precision, caches, {"images_not_there": not_there}) as run:
         fit(trainer, loader, validate, run)
         if distributed.is_main():
             with distributed.alone():
-                evaluate(model, stores, row, precision, run)
+                evaluate(model, caches, row, precision, run)
                 leave_arl18(model, args, row, run)
         distributed.wait_for_all()
     log.info("run folder: %s", run.folder)

@@ -16,15 +16,16 @@ from pathlib import Path
 from torch import nn
 
 from utils import UserError
-from utils.data.cache import Store
-from utils.data.isic import Sample, image_size
+from utils.data.cache import ImageCache
+from utils.data.images import image_size
+from utils.data.isic import Sample
 from utils.device import AMP, Precision, find_device, find_precision
 from utils.evaluation.classification import predictions_table
 from utils.evaluation.runs import RunResult, read_run
+from utils.files import written_whole
 from utils.inference.segmentation import lesion_mask, mask_png, predict_lesions
 from utils.inference.trained import classify, load_network, prepare_for
 from utils.logger import log, run_script
-from utils.model.run import written_whole
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 NO_PHOTOGRAPHS = ("_segmentation", "_superpixels")  # ends of names of PNG files that lie among photographs
@@ -54,12 +55,12 @@ def find_photographs(paths: Sequence[Path]) -> list[Sample]:
 
 
 def write_masks(
-    run: RunResult, model: nn.Module, store: Store, precision: Precision, output: Path
+    run: RunResult, model: nn.Module, cache: ImageCache, precision: Precision, output: Path
 ) -> Iterator[tuple[Path, float]]:
     """Writes the masks; yields (file, share of the frame that is lesion) of each."""
-    predicted = predict_lesions(model, store, precision, run.settings["batch_size"], run.metrics.get("flips", False))
+    predicted = predict_lesions(model, cache, precision, run.settings["batch_size"], run.metrics.get("flips", False))
     for index, probability in predicted:
-        sample = store.samples[index]
+        sample = cache.samples[index]
         mask = lesion_mask(probability, image_size(sample.image))
         path = output / f"{sample.id}_segmentation.png"
         with written_whole(path) as file:
@@ -88,12 +89,12 @@ def main(argv: list[str] | None = None) -> None:
     model = load_network(run, precision.device)
     args.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        store = prepare_for(run, samples, Path(folder))
+        cache = prepare_for(run, samples, Path(folder))
         if masks:
-            for path, share in write_masks(run, model, store, precision, args.output):
+            for path, share in write_masks(run, model, cache, precision, args.output):
                 log.info("%s: lesion on %.1f %% of the frame", path, 100 * share)
             return
-        table = predictions_table([sample.id for sample in samples], classify(run, model, store, precision))
+        table = predictions_table([sample.id for sample in samples], classify(run, model, cache, precision))
     with written_whole(args.output / names[0]) as file:
         file.write(table.to_csv(index=False, lineterminator="\n").encode())
     log.info("%s\n%s", args.output / names[0], table.head(20).to_string(index=False, float_format="{:.3f}".format))

@@ -36,8 +36,9 @@ from utils import UserError
 from utils.command_line import at_least
 from utils.config import EXPERIMENTS
 from utils.device import cores
+from utils.files import written_whole
 from utils.logger import log, run_script
-from utils.model.run import read_config, read_json, written_whole
+from utils.model.run import read_config, read_json
 from utils.model.weights import MODEL, PRETRAINED
 
 ROOT = Path(__file__).resolve().parent

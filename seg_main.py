@@ -19,16 +19,17 @@ from torch import nn
 from utils import distributed
 from utils.command_line import Task, build_model, build_training, choose_experiment, make_parser, start_run
 from utils.config import Experiment
-from utils.data.cache import Store, prepare
+from utils.data.cache import ImageCache, prepare
 from utils.data.copies import copies_between
-from utils.data.loader import MaskViews, stored_size
 from utils.data.splits import Data, refuse_copies, segmentation_data
+from utils.data.transforms import SegmentationTransforms, cache_size
 from utils.device import Precision, find_device, find_precision
-from utils.inference.segmentation import TrueMasks, format_scores, plot_examples, score, summarize, write_masks
+from utils.inference.segmentation import TrueMasks, format_scores, score, summarize, write_masks
 from utils.logger import log, run_script
 from utils.loss import LOSSES, create_loss
+from utils.model.fit import fit, load_best
 from utils.model.run import Run
-from utils.model.trainer import fit, load_best
+from utils.visualize.examples import plot_examples
 from utils.visualize.figures import plot_history
 
 NETS = {"dense": "dense_unet", "res": "res_unet", "unet": "unet", "arl": "arl_unet", "mobilenet": "mobilenet_unet"}
@@ -43,23 +44,23 @@ def choose(args: argparse.Namespace) -> Experiment:
     return choose_experiment(args, TASK)
 
 
-def prepare_all(data: Data, size: tuple[int, int], cache: Path) -> dict[str, Store]:
+def prepare_all(data: Data, size: tuple[int, int], cache: Path) -> dict[str, ImageCache]:
     """Every split decoded before training starts, so that an unreadable file shows now and not after it."""
-    sizes = {"train": stored_size(size), "validation": size, "test": size}
+    sizes = {"train": cache_size(size), "validation": size, "test": size}
     return {split: prepare(data[split], sizes[split], cache) for split in data if data[split]}
 
 
-def evaluate(model: nn.Module, stores: dict[str, Store], row: Experiment, precision: Precision, run: Run) -> None:
+def evaluate(model: nn.Module, caches: dict[str, ImageCache], row: Experiment, precision: Precision, run: Run) -> None:
     """Score the best weights where there is truth, write the predicted masks, draw the figures."""
     best_epoch, history = load_best(model, run.folder), run.history()
     metrics = {"validation": None, "test": None, "best_epoch": best_epoch, "epochs": len(history), "flips": row.flips}
     tables, scored = [], {}
     for split in ("validation", "test"):
-        if split not in stores:
+        if split not in caches:
             continue
         masks = run.path(f"{split}_masks.zip")
-        counts = write_masks(model, stores[split], precision, row.batch_size, masks, row.flips)
-        log.info("masks of the %d %s images: %s", len(stores[split].samples), split, masks)
+        counts = write_masks(model, caches[split], precision, row.batch_size, masks, row.flips)
+        log.info("masks of the %d %s images: %s", len(caches[split].samples), split, masks)
         if not counts:
             continue
         metrics[split] = summarize(counts)
@@ -71,7 +72,7 @@ def evaluate(model: nn.Module, stores: dict[str, Store], row: Experiment, precis
 
     run.save_figure(plot_history(history, best_epoch), "history.png")
     for split, counts in scored.items():
-        figure = plot_examples(model, stores[split], counts, precision, row.flips)
+        figure = plot_examples(model, caches[split], counts, precision, row.flips)
         log.info("figure: %s", run.save_figure(figure, f"{split}.png"))
 
 
@@ -88,23 +89,23 @@ def _main(args: argparse.Namespace, row: Experiment, precision: Precision) -> Ru
         data = segmentation_data(args.data, keep_copies=args.keep_copies)
         torch.manual_seed(args.seed)
         model, weights = build_model(args, row)
-        stores = prepare_all(data, row.size, args.cache)
-        refuse_copies(copies_between(stores), data, keep_copies=args.keep_copies)
+        caches = prepare_all(data, row.size, args.cache)
+        refuse_copies(copies_between(caches), data, keep_copies=args.keep_copies)
 
     masks = TrueMasks()
 
     def validate(model: nn.Module) -> tuple[float, dict[str, float]]:
-        scores = score(model, stores["validation"], precision, row.batch_size, masks=masks).official()
+        scores = score(model, caches["validation"], precision, row.batch_size, masks=masks).official()
         first = {name: scores.pop(name) for name in ("jaccard", "threshold_jaccard", "dice")}
         return first["jaccard"], {f"val_{name}": value for name, value in (first | scores).items()}
 
-    criterion, views = create_loss(row.loss), MaskViews(row.size)
-    trainer, loader = build_training(args, row, model, criterion, stores["train"], views, precision)
-    with start_run(args, row, data, weights, precision, stores) as run:
+    criterion, views = create_loss(row.loss), SegmentationTransforms(row.size)
+    trainer, loader = build_training(args, row, model, criterion, caches["train"], views, precision)
+    with start_run(args, row, data, weights, precision, caches) as run:
         fit(trainer, loader, validate, run)
         if distributed.is_main():
             with distributed.alone():
-                evaluate(model, stores, row, precision, run)
+                evaluate(model, caches, row, precision, run)
         distributed.wait_for_all()
     log.info("run folder: %s", run.folder)
     return run

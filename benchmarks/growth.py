@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.timing import peak_private, rate, timed
-from benchmarks.workload import Bench, Store, described, load_all, prepare, repeat_rows, row_flops, row_model, tidy
+from benchmarks.workload import Bench, ImageCache, described, load_all, prepare, repeat_rows, row_flops, row_model, tidy
 from utils.inference.segmentation import predict_lesions, score
 
 ROW = "cls-2-4"  # whose image size is varied
@@ -52,8 +52,8 @@ def image_count(bench: Bench) -> dict[str, Any]:
     return {"side": side, **result}
 
 
-def _memory_of_epoch(store: Store) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.memory", store.path, str(len(store.samples))]
+def _memory_of_epoch(cache: ImageCache) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.memory", cache.path, str(len(cache.samples))]
     root = Path(__file__).parents[1]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=root).stdout)
 
@@ -71,11 +71,11 @@ def evaluation(bench: Bench) -> dict[str, Any]:
             many = repeat_rows(few, count, Path(folder))
             # Counts are kept by id.
             samples = tuple(replace(sample, id=f"ISIC_{index:07}") for index, sample in enumerate(many.samples))
-            store, measured = Store(samples, many.path), {}
+            cache, measured = ImageCache(samples, many.path), {}
             if count == bench.scale.scored[0]:
-                network = partial(_pass_over, predict_lesions(model, store, bench.precision, row.batch_size))
+                network = partial(_pass_over, predict_lesions(model, cache, bench.precision, row.batch_size))
                 measured["network"] = rate([timed(network, bench.device)], count)
-            scoring = partial(score, model, store, bench.precision, row.batch_size)
+            scoring = partial(score, model, cache, bench.precision, row.batch_size)
             measured["scored"] = {}
             with peak_private(measured["scored"]):
                 seconds = timed(scoring, bench.device)

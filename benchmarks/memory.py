@@ -3,7 +3,7 @@
     python -m benchmarks.memory STORE COUNT
 
 Prints JSON: start and peak of the private (anonymous) memory in MB, from before the samples are made to the end of the
-epoch, so without the store's pages, which the system takes back when it likes; the peak of everything; images a second.
+epoch, so without the cache's pages, which the system takes back when it likes; the peak of everything; images a second.
 """
 
 import argparse
@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import memory_mb, peak_private
-from utils.data.cache import Store
+from utils.data.cache import ImageCache
 from utils.data.isic import Sample
 from utils.data.loader import train_loader
 from utils.data.samples import Samples
-from utils.data.transforms import PatchViews
+from utils.data.transforms import PatchTransforms
 
 BATCH_SIZE = 32
 
@@ -32,14 +32,14 @@ def make_samples(count: int) -> Sequence[Sample]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("store", type=Path, help="file of a prepared store of images without masks")
+    parser.add_argument("cache", type=Path, help="file of a prepared cache of images without masks")
     parser.add_argument("count", type=int, help="images in it")
     args = parser.parse_args()
     before, grown = memory_mb("RssAnon"), {}
     with peak_private(grown):
-        store = Store(make_samples(args.count), args.store)
-        _, height, width, _ = store.pixels().shape
-        loader = train_loader(store, PatchViews((width, height)), BATCH_SIZE, 0, torch.device("cpu"), workers=0)
+        cache = ImageCache(make_samples(args.count), args.cache)
+        _, height, width, _ = cache.pixels().shape
+        loader = train_loader(cache, PatchTransforms((width, height)), BATCH_SIZE, 0, torch.device("cpu"), workers=0)
         start = time.perf_counter()
         for _ in loader:
             pass

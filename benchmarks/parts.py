@@ -33,7 +33,7 @@ SMP_ENCODERS = {"seg-4": "resnet18", "seg-2": "densenet121"}
 
 
 def decode(bench: Bench) -> dict[str, Any]:
-    """Originals into a store that is not there yet, all at once as at the start of a first run."""
+    """Originals into a cache that is not there yet, all at once as at the start of a first run."""
     result = {}
     for name in EPOCH_ROWS:
         row = bench.scale.row(name)
@@ -133,7 +133,7 @@ def _repeat(action: Callable[[], Any], count: int) -> None:
 
 
 def plain(bench: Bench) -> dict[str, Any]:
-    """An epoch of ours, its store already there, in turn with one of the plain pipeline; images/s over images/s."""
+    """An epoch of ours, its cache already there, in turn with one of the plain pipeline; images/s over images/s."""
     result = {}
     for name in PLAIN_ROWS:
         row = bench.scale.row(name)

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from nets.arl import ARLAttention
 from utils.config import Experiment
 from utils.data.isic import Sample
-from utils.data.loader import MEAN, STD, Views
+from utils.data.loader import MEAN, STD
+from utils.data.transforms import Transforms
 from utils.device import cores
 from utils.loss import create_loss
 
@@ -35,12 +36,16 @@ def plain_mask(sample: Sample) -> np.ndarray:
 class PlainSet(Dataset):
     """Originals, read anew each time: an image float32 [3, H, W], normalised, and mask [H, W] or class index.
 
-    views: the project's training views (with masks, `MaskViews`); None leaves the originals whole and as they are, and
+    views: the project's training views (with masks, `SegmentationTransforms`); None leaves the originals whole and as they are, and
     size resizes them to (width, height).
     """
 
     def __init__(
-        self, samples: Sequence[Sample], masks: bool, views: Views | None = None, size: tuple[int, int] | None = None
+        self,
+        samples: Sequence[Sample],
+        masks: bool,
+        views: Transforms | None = None,
+        size: tuple[int, int] | None = None,
     ) -> None:
         self.samples, self.masks, self.views, self.size = samples, masks, views, size
         self.drawn = 0
@@ -128,7 +133,7 @@ class Plain:
 
 
 def plain_training(
-    row: Experiment, model: nn.Module, samples: Sequence[Sample], views: Views, device: torch.device
+    row: Experiment, model: nn.Module, samples: Sequence[Sample], views: Transforms, device: torch.device
 ) -> Plain:
     """The row's network, loss, batch size and optimizer, over originals that the training process reads."""
     loader = DataLoader(

@@ -5,7 +5,7 @@
     python benchmarks/run.py --only step,networks      some parts
     python benchmarks/run.py --quick                   all parts, too small to mean anything
 
-The first run draws the originals (a minute) into Data/benchmark, where the prepared stores are kept too.
+The first run draws the originals (a minute) into Data/benchmark, where the prepared caches are kept too.
 """
 
 import argparse
@@ -27,10 +27,12 @@ from benchmarks.parts import PARTS
 from benchmarks.timing import memory_mb, processor
 from benchmarks.workload import CUDA, FOLDER, QUICK, Bench, Scale, draw_originals
 from utils import UserError
-from utils.data.isic import Sample, image_size, read_split
+from utils.data.images import image_size
+from utils.data.isic import Sample, read_split
 from utils.device import AMP, find_device, find_precision
+from utils.files import written_whole
 from utils.logger import run_script
-from utils.model.run import environment, written_whole
+from utils.model.run import environment
 
 # ratio: (bar on a CPU, bar on a GPU, whether it is a least value); None: no bar there
 BARS = {
@@ -49,7 +51,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--only", default=",".join(PARTS), metavar="PART,…", help=f"of {', '.join(PARTS)}")
     add("--quick", action="store_true", help="tiny networks' inputs and few images: whether it runs, not how fast")
     add("--data", type=Path, help="challenge data to take the originals from (an embedded sample of its sizes)")
-    add("--folder", type=Path, default=FOLDER, help="for originals and stores (Data/benchmark)")
+    add("--folder", type=Path, default=FOLDER, help="for originals and caches (Data/benchmark)")
     add("--device", help="cuda, cuda:1, cpu … (the first of these that is there)")
     add("--amp", choices=AMP, default="auto", help="mixed precision (auto: where the hardware gains by it)")
     args = parser.parse_args(argv)
@@ -80,9 +82,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     scale = choose_scale(args, precision.device)
     args.folder.mkdir(parents=True, exist_ok=True)
     samples = find_originals(args.data, scale.originals) if args.data else draw_originals(args.folder, scale)
-    stores = args.folder / "stores"
-    stores.mkdir(exist_ok=True)
-    bench = Bench(scale, samples, precision, stores)
+    caches = args.folder / "caches"
+    caches.mkdir(exist_ok=True)
+    bench = Bench(scale, samples, precision, caches)
     facts = environment(precision.device) | {
         "command": " ".join(["python benchmarks/run.py", *(sys.argv[1:] if argv is None else argv)]),
         "processor": processor(),

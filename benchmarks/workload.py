@@ -1,4 +1,4 @@
-"""What is measured: originals, stores and training as the scripts build them from a row of the experiments table."""
+"""What is measured: originals, caches and training as the scripts build them from a row of the experiments table."""
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader
 import nets
 from benchmarks.timing import interleave, peak_private, training_flops
 from utils.config import EXPERIMENTS, Experiment
-from utils.data.cache import CACHE, Store, prepare
+from utils.data.cache import CACHE, ImageCache, prepare
 from utils.data.isic import Sample, read_split
-from utils.data.loader import MaskViews, Views, stored_size, train_loader
-from utils.data.synthetic import make_sample
-from utils.data.transforms import TRAIN_VIEWS
+from utils.data.loader import train_loader
+from utils.data.synthetic import make_synthetic
+from utils.data.transforms import TRAIN_TRANSFORMS, SegmentationTransforms, Transforms, cache_size
 from utils.device import Precision
-from utils.inference.classification import stored_sizes
+from utils.inference.classification import cache_sizes
 from utils.loss import create_loss
 from utils.model.trainer import Progress, Schedule, Trainer
 
@@ -96,30 +96,32 @@ def draw_originals(folder: Path, scale: Scale) -> list[Sample]:
     """The embedded sample's training images with mask and label, drawn into the folder unless they lie there."""
     size = scale.original_size
     name = size if isinstance(size, str) else "{}x{}".format(*size)
-    root = make_sample(folder / f"originals_{name}_{scale.originals}", {"train": scale.originals}, size, ORIGINALS_SEED)
+    root = make_synthetic(
+        folder / f"originals_{name}_{scale.originals}", {"train": scale.originals}, size, ORIGINALS_SEED
+    )
     return read_split(root, "train", leave_out_copies=False)
 
 
 def store_sizes(row: Experiment, samples: Sequence[Sample]) -> tuple[tuple[int, int], tuple[int, int] | None]:
     """(width, height) at which the row's training images are stored, and their center."""
     if row.task == "classification":
-        return stored_sizes(samples, row.size, TRAIN_VIEWS[row.train_views])
-    return stored_size(row.size), None
+        return cache_sizes(samples, row.size, TRAIN_TRANSFORMS[row.train_views])
+    return cache_size(row.size), None
 
 
-def training_store(row: Experiment, samples: Sequence[Sample], folder: Path, rows: int) -> Store:
+def training_store(row: Experiment, samples: Sequence[Sample], folder: Path, rows: int) -> ImageCache:
     """The row's training images, decoded into the folder and repeated (or cut) to so many rows."""
     size, center = store_sizes(row, samples)
-    store = prepare(samples, size, folder, masks=row.task == "segmentation", center=center)
-    return store if rows == len(store.samples) else repeat_rows(store, rows, folder)
+    cache = prepare(samples, size, folder, masks=row.task == "segmentation", center=center)
+    return cache if rows == len(cache.samples) else repeat_rows(cache, rows, folder)
 
 
-def repeat_rows(store: Store, rows: int, folder: Path) -> Store:
-    """A store of that many rows, the given one's over and over; its file holds them all. Kept in the folder."""
+def repeat_rows(cache: ImageCache, rows: int, folder: Path) -> ImageCache:
+    """A cache of that many rows, the given one's over and over; its file holds them all. Kept in the folder."""
     path, count, pixels = (
-        folder / f"{store.path.stem}x{rows}.npy",
-        len(store.samples),
-        np.load(store.path, mmap_mode="r"),
+        folder / f"{cache.path.stem}x{rows}.npy",
+        len(cache.samples),
+        np.load(cache.path, mmap_mode="r"),
     )
     if not path.is_file():
         partial = path.with_suffix(".partial")
@@ -128,11 +130,15 @@ def repeat_rows(store: Store, rows: int, folder: Path) -> Store:
             repeated[start : start + count] = pixels[: rows - start]
         repeated.flush()
         partial.replace(path)
-    return Store(tuple(store.samples[index % count] for index in range(rows)), path, store.sizes)
+    return ImageCache(tuple(cache.samples[index % count] for index in range(rows)), path, cache.sizes)
 
 
-def row_views(row: Experiment) -> Views:
-    return TRAIN_VIEWS[row.train_views].build(row.size) if row.task == "classification" else MaskViews(row.size)
+def row_views(row: Experiment) -> Transforms:
+    return (
+        TRAIN_TRANSFORMS[row.train_views].build(row.size)
+        if row.task == "classification"
+        else SegmentationTransforms(row.size)
+    )
 
 
 def row_model(row: Experiment) -> nn.Module:
@@ -155,15 +161,15 @@ class Training:
     batch: tuple[Tensor, Tensor]
 
     @classmethod
-    def build(cls, row: Experiment, store: Store, precision: Precision, workers: int | None = None) -> "Training":
+    def build(cls, row: Experiment, cache: ImageCache, precision: Precision, workers: int | None = None) -> "Training":
         torch.manual_seed(0)
         views, device = row_views(row), precision.device
-        loader = train_loader(store, views, row.batch_size, 0, device, workers)
+        loader = train_loader(cache, views, row.batch_size, 0, device, workers)
         schedule = Schedule(row.epochs, row.lr, row.weight_decay, row.patience, row.optimizer)
         criterion = create_loss(row.loss, class_weights=row.class_weights)
         trainer = Trainer(row_model(row), criterion, schedule, loader.batch_sampler.steps, precision)
         trainer.model.train()
-        images, targets = next(iter(train_loader(store, views, row.batch_size, 0, device, workers=0)))
+        images, targets = next(iter(train_loader(cache, views, row.batch_size, 0, device, workers=0)))
         return cls(row, trainer, loader, (images.to(device), targets.to(device)))
 
     @property
@@ -202,7 +208,7 @@ class Bench:
 
     Attributes:
         samples: the originals.
-        folder: for stores; kept.
+        folder: for caches; kept.
         ratios: filled by the parts.
     """
 
@@ -224,8 +230,8 @@ class Bench:
     def loader(self, row: Experiment, workers: int | None = None) -> DataLoader:
         """The row's training images without a training: the scale's `loader_rows`, in whole batches."""
         rows = max(1, self.scale.loader_rows // row.batch_size) * row.batch_size
-        store = training_store(row, self.samples, self.folder, rows)
-        return train_loader(store, row_views(row), row.batch_size, 0, self.device, workers)
+        cache = training_store(row, self.samples, self.folder, rows)
+        return train_loader(cache, row_views(row), row.batch_size, 0, self.device, workers)
 
     def time(
         self, actions: dict[str, Callable], warm_up: Iterable[Callable], at_most: int = 100

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.data.synthetic import make_sample
+from utils.data.synthetic import make_synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
 # A network without batch norm: every image counts by itself, so that sharing a batch changes nothing but rounding.
@@ -33,26 +33,26 @@ class SmallClassifier(Small):
         return super().forward(x).mean((2, 3))
 
 nets.NETS["unet"], nets.NETS["resnet18"] = Small, lambda num_classes=3: SmallClassifier(num_classes)
-cls_main.plot_explanations = lambda *args: {}
+cls_main.plot_saliency = lambda *args: {}
 run_script(lambda: {"seg": seg_main, "cls": cls_main}[sys.argv[1]].main(sys.argv[2:]))
 """
 
 
 STOPS = """
 import os, signal, utils.model.trainer
-save = utils.model.trainer.save_checkpoint
+save = utils.model.fit.save_checkpoint
 def save_and_kill(state, path):
     save(state, path)
     if path.name == "last.pth" and state["progress"]["epoch"] == 1:
         os.kill(os.getpid(), signal.SIGTERM)
-utils.model.trainer.save_checkpoint = save_and_kill
+utils.model.fit.save_checkpoint = save_and_kill
 """
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
-    make_sample(folder / "data", {"train": 16, "validation": 5, "test": 3}, (72, 64), seed=2)
+    make_synthetic(folder / "data", {"train": 16, "validation": 5, "test": 3}, (72, 64), seed=2)
     (folder / "program.py").write_text(PROGRAM)
     return folder
 

@@ -17,10 +17,11 @@ from nets.arl import ALPHA, ATTENTION
 from nets.fast import kernel
 from utils import UserError, distributed
 from utils.config import DEFAULTS, EXPERIMENTS, Experiment, experiments, find_experiment
-from utils.data.cache import CACHE, Store
+from utils.data.cache import CACHE, ImageCache
 from utils.data.isic import SPLITS
-from utils.data.loader import Views, to_input, train_loader
+from utils.data.loader import to_input, train_loader
 from utils.data.splits import Data
+from utils.data.transforms import Transforms
 from utils.device import AMP, Precision, compile_network, recompute_activations, use_deterministic_kernels
 from utils.logger import log
 from utils.model.run import Run, digest, environment, read_config
@@ -185,8 +186,8 @@ def build_training(
     row: Experiment,
     model: nn.Module,
     criterion: nn.Module,
-    store: Store,
-    views: Views,
+    cache: ImageCache,
+    views: Transforms,
     precision: Precision,
 ) -> tuple[Trainer, DataLoader]:
     """What `fit` takes: the model's trainer as the flags want it, and the loader of the training images.
@@ -202,7 +203,7 @@ def build_training(
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if args.recompute:
         log.info("recomputing the activations of %d blocks", recompute_activations(model))
-    loader = train_loader(store, views, row.batch_size, args.seed, device, args.workers, args.accumulate)
+    loader = train_loader(cache, views, row.batch_size, args.seed, device, args.workers, args.accumulate)
     model.to(device, memory_format=torch.channels_last)
     if args.compile:
         images = row.batch_size // (args.accumulate * distributed.processes())
@@ -224,18 +225,18 @@ def start_run(
     data: Data,
     weights: Mapping[str, Any] | None,
     precision: Precision,
-    stores: Mapping[str, Store],
+    caches: Mapping[str, ImageCache],
     facts: Mapping[str, Any] | None = None,
 ) -> Run:
     """The run's folder, with its settings and what it is made with written to config.json."""
-    stored = stores["train"]
+    stored = caches["train"]
     settings = {**asdict(row), "seed": args.seed, "amp": args.amp, "weights": weights, "stored_size": stored.size}
     settings |= {"stored_center": stored.center} if stored.center else {}
     for name in ("published", "views", "flips"):  # not ours; and how it is scored, which metrics.json tells
         del settings[name]
     settings |= {f"{split}_images": digest(data[split]) for split in SPLITS if split != "test"}
     facts = {"data": str(args.data), "test_images": digest(data["test"]), "message": args.message, **(facts or {})}
-    facts |= {"prepared": {split: stores[split].path.stem for split in SPLITS if split in stores}}
+    facts |= {"prepared": {split: caches[split].path.stem for split in SPLITS if split in caches}}
     if row.net in nets.ATTENTIVE and precision == Precision(torch.device("cpu"), torch.bfloat16):
         facts |= {"arl_kernel": kernel.load() is not None}
     facts |= {"precision": str(precision), "processes": distributed.processes(), "accumulate": args.accumulate}

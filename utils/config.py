@@ -21,8 +21,8 @@ class Experiment:
         loss: name for `utils.loss.create_loss`.
         class_weights: one for each of `utils.data.isic.CLASSES` in the loss; None where there are no such classes.
         attention, alpha: of ARL networks, as for `nets.arl.arl`; None for others.
-        train_views: of classification: what it is trained on, a name of `utils.data.transforms.TRAIN_VIEWS`.
-        views, flips: what scores average: names of `utils.data.transforms.VIEWS` (classification), the four flips.
+        train_views: of classification: what it is trained on, a name of `utils.data.transforms.TRAIN_TRANSFORMS`.
+        views, flips: what scores average: names of `utils.data.transforms.TEST_PATCHES` (classification), the four flips.
         size: (width, height) of the network's input, pixels.
         epochs: of the whole schedule.
         optimizer, lr, weight_decay, patience: as for `utils.model.trainer.Schedule`.

@@ -37,9 +37,10 @@ import seg_main
 from tests.conftest import ROOT
 from utils import UserError
 from utils.data import check as inspect_data
-from utils.data.cache import Store, prepare
-from utils.data.isic import image_size, read_image, read_labels, read_mask, read_metadata, read_split
-from utils.data.synthetic import make_sample
+from utils.data.cache import ImageCache, prepare
+from utils.data.images import image_size, read_image, read_mask
+from utils.data.isic import read_labels, read_metadata, read_split
+from utils.data.synthetic import make_synthetic
 from utils.logger import log
 from utils.model.weights import load_file, load_pretrained, read_state_dict
 
@@ -219,7 +220,7 @@ def read(root: Path) -> list[tuple]:
     return [(s, read_image(s.image), None if s.mask is None else read_mask(s.mask)) for s in samples]
 
 
-def store(root: Path) -> Store:
+def prepared(root: Path) -> ImageCache:
     return prepare(read_split(root, "train", with_labels=False), (WIDTH, HEIGHT), root.parent / "cache")
 
 
@@ -260,7 +261,7 @@ def encoder() -> torch.nn.Module:
 
 ENTRIES: dict[str, tuple[Callable[..., Any], str]] = {
     "read": (read, "reading the split"),
-    "prepare": (store, "preparing the store"),
+    "prepare": (cache, "preparing the cache"),
     "seg": (partial(main, seg_main, "res"), "`seg_main.py`"),
     "seg-keep": (lambda root: main(seg_main, "res", root, "--keep-copies"), "`seg_main.py --keep-copies`"),
     "cls": (partial(main, cls_main, "arl14"), "`cls_main.py`"),
@@ -284,7 +285,7 @@ class Case:
         says: what happens. Refused or warned: part of the one line; `…` stands for anything, and the part before
             the first colon must be the name of the file at fault. Read: said in words, and `check` tells whether so.
         check: of what the entry point returned (an Outcome), for "read".
-        whole: stores that are rightly complete after a refusal: those of splits without a fault.
+        whole: caches that are rightly complete after a refusal: those of splits without a fault.
     """
 
     what: str
@@ -338,12 +339,12 @@ def original() -> np.ndarray:
 def first(outcome: Outcome) -> np.ndarray:
     """Image 0 as it was read or prepared, int."""
     result = outcome.result
-    return (result.pixels()[0, ..., :3] if isinstance(result, Store) else result[0][1]).astype(int)
+    return (result.pixels()[0, ..., :3] if isinstance(result, ImageCache) else result[0][1]).astype(int)
 
 
 def first_mask(outcome: Outcome) -> np.ndarray:
     result = outcome.result
-    return result.pixels()[0, ..., 3] if isinstance(result, Store) else result[0][2]
+    return result.pixels()[0, ..., 3] if isinstance(result, ImageCache) else result[0][2]
 
 
 def same(outcome: Outcome) -> bool:
@@ -881,7 +882,7 @@ def sample_folder() -> Path:
     """The small good folder: 8 training, 8 validation and 3 test images; never changed."""
     folder = Path(tempfile.mkdtemp(prefix="bad_inputs_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return make_sample(folder / "data", COUNTS, (WIDTH, HEIGHT), seed=3)
+    return make_synthetic(folder / "data", COUNTS, (WIDTH, HEIGHT), seed=3)
 
 
 @pytest.fixture
@@ -935,10 +936,10 @@ def start(*_: Any) -> None:
 
 
 def assert_nothing_half_written(folder: Path, whole: int) -> None:
-    """No unfinished file, `whole` stores (of splits without a fault, and complete), no run."""
+    """No unfinished file, `whole` caches (of splits without a fault, and complete), no run."""
     assert list(folder.glob("cache/*.partial")) == []
-    stores = list(folder.glob("cache/*.npy"))
-    assert len(stores) == whole and all(image.any() for path in stores for image in np.load(path))
+    caches = list(folder.glob("cache/*.npy"))
+    assert len(caches) == whole and all(image.any() for path in caches for image in np.load(path))
     assert not (folder / "model").exists()
 
 
@@ -952,7 +953,7 @@ def test_the_table_is_large_and_no_row_is_there_twice():
 def test_the_good_folder_is_good(root, lines, monkeypatch):
     monkeypatch.setattr(seg_main, "fit", start)
     monkeypatch.setattr(cls_main, "fit", start)
-    assert everything(Outcome(read(root), lines)) and store(root).pixels().shape == (8, HEIGHT, WIDTH, 4)
+    assert everything(Outcome(read(root), lines)) and prepared(root).pixels().shape == (8, HEIGHT, WIDTH, 4)
     main(seg_main, "res", root)
     main(cls_main, "arl14", root)
     assert inspection(root) == 0 and "problems: none" in lines and lines[-1] == "training can start"
@@ -1128,7 +1129,7 @@ def test_any_bytes_are_an_image_or_refused(tmp_path, which, flips, keep, reach):
     path = tmp_path / "ISIC_0000001.jpg"
     path.write_bytes(damaged(sound_images()[which], flips, keep, reach))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("utils.data.isic.MAX_PIXELS", 2_000_000)  # so that no example takes long
+        patch.setattr("utils.data.images.MAX_PIXELS", 2_000_000)  # so that no example takes long
         found = attempt(read_image, path, (32, 24), name=path.name)
         assert found is None or (found.shape, found.dtype) == ((24, 32, 3), np.uint8)
         whole = attempt(read_image, path, name=path.name)

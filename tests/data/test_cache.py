@@ -19,11 +19,12 @@ import pytest
 from PIL import Image
 
 from utils import UserError
-from utils.data import cache as store
+from utils.data import cache as cache
 from utils.data.cache import in_order, pair_fault, prepare
-from utils.data.isic import Sample, image_size, read_image, read_mask, read_split
-from utils.data.transforms import CENTER, TRAIN_VIEWS, VIEWS, Patch, take
-from utils.inference.classification import stored_sizes
+from utils.data.images import image_size, read_image, read_mask
+from utils.data.isic import Sample, read_split
+from utils.data.transforms import CENTER, TEST_PATCHES, TRAIN_TRANSFORMS, Patch, take
+from utils.inference.classification import cache_sizes
 from utils.logger import log
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,17 +34,17 @@ POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps no tim
 BUILDER = """
 import pickle, sys, time
 from pathlib import Path
-from utils import store
+from utils.data import cache
 from utils.logger import start_logging
-decode, decoded = store.read_image, []
+decode, decoded = cache.read_image, []
 def slow(path, size):
     time.sleep(0.1)
     decoded.append(path)
     return decode(path, size)
-store.read_image = slow
+cache.read_image = slow
 start_logging()
 {before}
-made = store.prepare(pickle.loads(Path(sys.argv[1]).read_bytes()), (48, 32), Path(sys.argv[2]))
+made = cache.prepare(pickle.loads(Path(sys.argv[1]).read_bytes()), (48, 32), Path(sys.argv[2]))
 print("decoded", len(decoded), made.path.name, flush=True)
 """
 
@@ -70,7 +71,7 @@ def decoded(monkeypatch) -> list[Path]:
         found.append(path)
         return read_image(path, size)
 
-    monkeypatch.setattr(store, "read_image", recorded)
+    monkeypatch.setattr(cache, "read_image", recorded)
     return found
 
 
@@ -108,7 +109,7 @@ def names(folder: Path, suffix: str) -> list[str]:
 
 
 def recorded(folder: Path) -> int:
-    """How many of ten images the unfinished store in `folder` has, pixels and checksum; -1 without one."""
+    """How many of ten images the unfinished cache in `folder` has, pixels and checksum; -1 without one."""
     for path in folder.glob("v*.partial"):
         checksums = path.read_bytes()[-32 - 4 * 10 : -32]
         return int(np.count_nonzero(np.frombuffer(checksums, "<u4")))
@@ -146,7 +147,7 @@ def test_patches_of_a_fifth_are_as_sharp_as_those_of_originals(isic2017_fullsize
     """Their finest octave keeps its energy; from the whole image alone, at 2.5 × the network's size, a third does."""
     samples = read_split(isic2017_fullsize, "train", leave_out_copies=False)
     samples = [sample for sample in samples if image_size(sample.image)[0] > 1120]
-    size, center = stored_sizes(samples, (224, 224), TRAIN_VIEWS["patches"])
+    size, center = cache_sizes(samples, (224, 224), TRAIN_TRANSFORMS["patches"])
     assert (size, center) == ((560, 560), (448, 448))
     made = prepare(samples, size, tmp_path, masks=False, center=center)
 
@@ -154,7 +155,7 @@ def test_patches_of_a_fifth_are_as_sharp_as_those_of_originals(isic2017_fullsize
         grey = cv2.cvtColor(take(pixels, patch, (224, 224)), cv2.COLOR_RGB2GRAY).astype(np.float32)
         return float((grey - cv2.pyrUp(cv2.pyrDown(grey)))[8:-8, 8:-8].var())
 
-    patches = [patch for patch in VIEWS["9"] if patch[2] == 0.2]
+    patches = [patch for patch in TEST_PATCHES["9"] if patch[2] == 0.2]
     originals = [[finest(read_image(sample.image), patch) for patch in patches] for sample in samples]
     with_center = [[finest(made.image(index), patch) for patch in patches] for index in range(len(samples))]
     without = [[finest(made.pixels()[index], patch) for patch in patches] for index in range(len(samples))]
@@ -220,7 +221,7 @@ def test_what_makes_another_store(samples, tmp_path):
 @pytest.mark.parametrize("which", ["image", "mask"])
 def test_a_file_changed_in_place_is_noticed(samples, tmp_path, monkeypatch, settled, which):
     """Same path, inode, size and time of modification: the time of change tells, or the content."""
-    monkeypatch.setattr(store, "SETTLED", settled)
+    monkeypatch.setattr(cache, "SETTLED", settled)
     path = getattr(samples[3], which)
     with Image.open(path) as image:
         pixels = np.array(image)
@@ -239,7 +240,7 @@ def test_a_file_changed_in_place_is_noticed(samples, tmp_path, monkeypatch, sett
 
 
 def test_the_index_is_believed_of_unchanged_files_and_of_no_others(samples, tmp_path, monkeypatch, decoded):
-    monkeypatch.setattr(store, "SETTLED", 0)
+    monkeypatch.setattr(cache, "SETTLED", 0)
     time.sleep(0.02)
     folder = tmp_path / "cache"
     first = prepare(samples, SIZE, folder)
@@ -268,7 +269,7 @@ def test_files_that_have_just_changed_are_hashed_again(samples, tmp_path):
 
 
 def test_the_index_forgets_files_that_are_gone(samples, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "SETTLED", 0)
+    monkeypatch.setattr(cache, "SETTLED", 0)
     time.sleep(0.02)
     prepare(samples[:5], SIZE, tmp_path / "cache")
     samples[0].image.unlink()
@@ -301,7 +302,7 @@ def test_moved_or_copied_data_finds_its_store(samples, tmp_path, decoded, move):
 def test_a_killed_build_goes_on_where_it_was(samples, tmp_path, builders, decoded, lines, moment):
     cache = tmp_path / "c"
     if moment == "whole":  # all is written, and nothing renamed
-        process = builders("import os; store.os.fsync = lambda file: os.kill(os.getpid(), 9)")
+        process = builders("import os; cache.os.fsync = lambda file: os.kill(os.getpid(), 9)")
     else:
         process = builders()
         least = 4 if moment == "long ago" else moment
@@ -422,7 +423,7 @@ def test_old_versions_and_leftovers_go_and_the_rest_stays(samples, tmp_path):
 
 def test_another_version_of_the_pipeline_makes_its_own_store(samples, tmp_path, monkeypatch):
     first = prepare(samples, SIZE, tmp_path / "cache").path
-    monkeypatch.setattr(store, "STORE_VERSION", store.STORE_VERSION + 1)
+    monkeypatch.setattr(cache, "STORE_VERSION", cache.STORE_VERSION + 1)
     second = prepare(samples, SIZE, tmp_path / "cache").path
     assert second.is_file() and not first.exists()
     assert second.name.split("-")[1] != first.name.split("-")[1]
@@ -445,7 +446,7 @@ def test_a_disk_that_fills_up_keeps_neither_store_nor_leftover(samples, full_soo
                     file.write(bytes(4096))
         return read_image(path, size)
 
-    monkeypatch.setattr(store, "read_image", fill)
+    monkeypatch.setattr(cache, "read_image", fill)
     with pytest.raises(UserError, match=r"no room for the prepared images, 0\.2 MB"):
         prepare(samples, (80, 64), full_soon)
     assert {path.name for path in full_soon.iterdir()} <= {"lock", "hashes.json", "filler"}
@@ -454,7 +455,7 @@ def test_a_disk_that_fills_up_keeps_neither_store_nor_leftover(samples, full_soo
 
 
 def test_an_index_that_finds_no_room_is_done_without(samples, full_soon, monkeypatch):
-    monkeypatch.setattr(store, "SETTLED", 0)
+    monkeypatch.setattr(cache, "SETTLED", 0)
     time.sleep(0.02)
     first = prepare(samples, SIZE, full_soon)
     (full_soon / "hashes.json").unlink()
@@ -527,7 +528,7 @@ def test_a_file_that_changes_while_it_is_decoded_makes_no_store(samples, tmp_pat
             Image.new("RGB", (96, 64)).save(path)
         return read_image(path, size)
 
-    monkeypatch.setattr(store, "read_image", changing)
+    monkeypatch.setattr(cache, "read_image", changing)
     with pytest.raises(UserError, match=r"6\.png: changed while it was read"):
         prepare(samples, SIZE, tmp_path / "cache")
     assert names(tmp_path / "cache", ".npy") == names(tmp_path / "cache", ".partial") == []
@@ -535,7 +536,7 @@ def test_a_file_that_changes_while_it_is_decoded_makes_no_store(samples, tmp_pat
 
 @POSIX
 def test_a_store_in_use_outlives_its_file(samples, tmp_path):
-    """The folder can be deleted at any time, be it while a run trains: it scores by its stores hours later."""
+    """The folder can be deleted at any time, be it while a run trains: it scores by its caches hours later."""
     made = prepare(samples, SIZE, tmp_path / "cache")
     before = np.array(made.pixels())
     shutil.rmtree(tmp_path / "cache")

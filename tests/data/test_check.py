@@ -14,7 +14,7 @@ from utils import UserError
 from utils.data.check import inspect_folder, main
 from utils.data.isic import KNOWN_COPIES
 from utils.data.splits import segmentation_data
-from utils.data.synthetic import make_sample
+from utils.data.synthetic import make_synthetic
 
 FOLDERS = {"train": "Training", "validation": "Validation", "test": "Test_v2"}
 
@@ -138,7 +138,7 @@ def test_without_any_mask_training_cannot_start(folder, split, reason):
 
 
 def test_a_folder_without_masks_is_for_classification(tmp_path):
-    root = make_sample(tmp_path / "sample", {"train": 8, "validation": 8, "test": 3}, (64, 64), seed=3)
+    root = make_synthetic(tmp_path / "sample", {"train": 8, "validation": 8, "test": 3}, (64, 64), seed=3)
     for folder in root.glob("*Part1_GroundTruth"):
         shutil.rmtree(folder)
     report = inspect_folder(root)

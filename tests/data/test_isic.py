@@ -10,17 +10,8 @@ import pytest
 from PIL import Image
 
 from utils import UserError
-from utils.data.isic import (
-    CLASSES,
-    KNOWN_COPIES,
-    Metadata,
-    image_size,
-    read_image,
-    read_labels,
-    read_mask,
-    read_metadata,
-    read_split,
-)
+from utils.data.images import image_size, read_image, read_mask
+from utils.data.isic import CLASSES, KNOWN_COPIES, Metadata, read_labels, read_metadata, read_split
 
 HEADER = "image_id,melanoma,seborrheic_keratosis\n"
 PEOPLE = "image_id,age_approximate,sex\n"
@@ -314,7 +305,7 @@ def test_a_damaged_mask_is_refused(tmp_path):
 
 def test_too_many_pixels_are_refused(tmp_path, monkeypatch):
     path = put(tmp_path / "huge.png")
-    monkeypatch.setattr("utils.data.isic.MAX_PIXELS", 96 * 64 - 1)
+    monkeypatch.setattr("utils.data.images.MAX_PIXELS", 96 * 64 - 1)
     with pytest.raises(UserError, match=r"huge.png: too many pixels"):
         read_image(path)
 

@@ -9,14 +9,17 @@ import torch
 from PIL import Image
 
 from utils.data.cache import prepare
-from utils.data.loader import EpochBatches, MaskViews, TrainingSet, stored_size, to_input, train_loader
+from utils.data.loader import EpochBatches, TrainingSet, to_input, train_loader
+from utils.data.transforms import SegmentationTransforms, cache_size
 
 SIZE = (48, 32)
 CPU = torch.device("cpu")
 
 
 def batches(samples, tmp_path, epoch=0, seed=0, workers=0):
-    loader = train_loader(prepare(samples, (72, 48), tmp_path / "cache"), MaskViews(SIZE), 4, seed, CPU, workers)
+    loader = train_loader(
+        prepare(samples, (72, 48), tmp_path / "cache"), SegmentationTransforms(SIZE), 4, seed, CPU, workers
+    )
     loader.batch_sampler.epoch = epoch
     return [torch.cat([images, masks.unsqueeze(-1)], dim=-1) for images, masks in loader]
 
@@ -26,7 +29,7 @@ def equal(a, b) -> bool:
 
 
 def test_shapes_and_types(samples, tmp_path):
-    loader = train_loader(prepare(samples, (72, 48), tmp_path / "cache"), MaskViews(SIZE), 4, 0, CPU)
+    loader = train_loader(prepare(samples, (72, 48), tmp_path / "cache"), SegmentationTransforms(SIZE), 4, 0, CPU)
     images, masks = next(iter(loader))
     assert images.shape == (4, 32, 48, 3) and images.dtype == torch.uint8
     assert masks.shape == (4, 32, 48) and set(masks.unique().tolist()) == {0, 1}
@@ -35,7 +38,9 @@ def test_shapes_and_types(samples, tmp_path):
 @pytest.mark.parametrize("count,expected", [(3, [3]), (4, [4]), (9, [4, 4]), (10, [4, 4])])
 def test_no_small_last_batch(samples, tmp_path, count, expected):
     """One image alone must not have the last word on weights and running statistics before they are scored."""
-    loader = train_loader(prepare(samples[:count], (72, 48), tmp_path / "cache"), MaskViews(SIZE), 4, 0, CPU)
+    loader = train_loader(
+        prepare(samples[:count], (72, 48), tmp_path / "cache"), SegmentationTransforms(SIZE), 4, 0, CPU
+    )
     assert [len(images) for images, _ in loader] == expected
 
 
@@ -48,7 +53,9 @@ def test_draws_depend_on_seed_and_epoch_alone(samples, tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_draws_do_not_depend_on_the_number_of_workers(samples, tmp_path, workers):
-    loader = train_loader(prepare(samples, (72, 48), tmp_path / "cache"), MaskViews(SIZE), 4, 0, CPU, workers)
+    loader = train_loader(
+        prepare(samples, (72, 48), tmp_path / "cache"), SegmentationTransforms(SIZE), 4, 0, CPU, workers
+    )
     for epoch in (0, 1):  # the workers live on into the second epoch
         loader.batch_sampler.epoch = epoch
         got = [torch.cat([images, masks.unsqueeze(-1)], dim=-1) for images, masks in loader]
@@ -79,7 +86,7 @@ def test_flips_are_drawn_independently(samples, tmp_path):
     image = np.zeros((64, 96, 3), np.uint8)
     image[:32, :48], image[:32, 48:], image[32:, :48], image[32:, 48:] = 10, 90, 170, 250
     Image.fromarray(image).save(samples[0].image)
-    data = TrainingSet(prepare(samples[:1], SIZE, tmp_path / "cache"), MaskViews(SIZE), seed=0)
+    data = TrainingSet(prepare(samples[:1], SIZE, tmp_path / "cache"), SegmentationTransforms(SIZE), seed=0)
     data.views.transforms = A.Compose(
         [t for t in data.views.transforms.transforms if isinstance(t, (A.HorizontalFlip, A.VerticalFlip))]
     )
@@ -91,10 +98,10 @@ def test_flips_are_drawn_independently(samples, tmp_path):
 
 def test_views_are_turned_cropped_and_noisy(samples, tmp_path):
     """A half that is bright: its edge lies level only where the view is not turned; a flat image shows the noise."""
-    store = prepare(samples[:2], SIZE, tmp_path / "cache")
+    cache = prepare(samples[:2], SIZE, tmp_path / "cache")
     halves, flat = np.zeros((2, 32, 48, 4), np.uint8)
     halves[:16], flat[...] = 200, 100
-    views, sample = MaskViews(SIZE), store.samples[0]
+    views, sample = SegmentationTransforms(SIZE), cache.samples[0]
     rotate = [transform for transform in views.transforms.transforms if isinstance(transform, A.Rotate)]
     assert [transform.limit for transform in rotate] == [(-30, 30)]
     edges = [(views(halves, sample, seed)[1] > 0).sum(axis=0) for seed in range(100)]
@@ -104,7 +111,7 @@ def test_views_are_turned_cropped_and_noisy(samples, tmp_path):
     assert 0.25 < turned < 0.6 and cropped > 8 and 0.2 < noisy < 0.4
 
 
-def only(views: MaskViews, kind: type) -> MaskViews:
+def only(views: SegmentationTransforms, kind: type) -> SegmentationTransforms:
     views.transforms = A.Compose([each for each in views.transforms.transforms if isinstance(each, kind)])
     return views
 
@@ -117,7 +124,7 @@ def test_crops_hold_half_of_the_area_or_more_and_the_mask_stays_in_place(samples
     for seed in range(200):
         stored[..., 0], stored[..., 3] = 0, 0
         stored[:, : 25 + seed % 20, 0], stored[:, : 25 + seed % 20, 3] = 255, 1
-        image, mask = only(MaskViews(SIZE), A.RandomResizedCrop)(stored, samples[0], seed)
+        image, mask = only(SegmentationTransforms(SIZE), A.RandomResizedCrop)(stored, samples[0], seed)
         shifts.append((image[16, :, 0] > 127).sum() - mask[16].sum())
         areas.append(np.ptp(image[..., 1]) / 255.0 * np.ptp(image[..., 2]) / 255.0)
     assert abs(np.mean(shifts)) < 0.1 and min(areas) > 0.42 and max(areas) > 0.9
@@ -127,25 +134,25 @@ def test_what_a_turned_view_uncovers_is_filled_with_its_surroundings(samples):
     flat = np.full((48, 72, 4), 100, np.uint8)
     flat[..., 3] = 1
     for seed in range(20):
-        image, mask = only(MaskViews(SIZE), A.Rotate)(flat, samples[0], seed)
+        image, mask = only(SegmentationTransforms(SIZE), A.Rotate)(flat, samples[0], seed)
         assert image.min() == 100 and mask.min() == 1
 
 
 def test_order_and_views_each_depend_on_the_seed(samples, tmp_path):
     assert list(EpochBatches(50, 10, seed=0)) != list(EpochBatches(50, 10, seed=1))
-    store = prepare(samples, (72, 48), tmp_path / "cache")
-    one, other = (TrainingSet(store, MaskViews(SIZE), seed)[0, 0][0] for seed in (0, 1))
+    cache = prepare(samples, (72, 48), tmp_path / "cache")
+    one, other = (TrainingSet(cache, SegmentationTransforms(SIZE), seed)[0, 0][0] for seed in (0, 1))
     assert not np.array_equal(one, other)
 
 
 def test_training_images_are_stored_larger_than_the_network_sees_them():
     """A crop of half the area is then no smaller than the network's input."""
-    width, height = stored_size((336, 224))
+    width, height = cache_size((336, 224))
     assert width * height * 0.5 >= 336 * 224 and (width, height) == (504, 336)
 
 
 def test_mask_follows_the_image(samples, tmp_path):
-    data = TrainingSet(prepare(samples, (72, 48), tmp_path / "cache"), MaskViews(SIZE), seed=0)
+    data = TrainingSet(prepare(samples, (72, 48), tmp_path / "cache"), SegmentationTransforms(SIZE), seed=0)
     for epoch in range(20):
         for index in range(len(samples)):
             image, mask = data[epoch, index]
@@ -157,11 +164,11 @@ def test_mask_follows_the_image(samples, tmp_path):
 def test_an_epoch_opens_no_image_file(samples, tmp_path):
     """Old fault: every epoch decoded the full-size JPEGs. Here the files may even be gone after the first time."""
     before = batches(samples, tmp_path)
-    store = prepare(samples, (72, 48), tmp_path / "cache")
+    cache = prepare(samples, (72, 48), tmp_path / "cache")
     for sample in samples:
         sample.image.unlink()
         sample.mask.unlink()
-    loader = train_loader(store, MaskViews(SIZE), 4, 0, CPU)
+    loader = train_loader(cache, SegmentationTransforms(SIZE), 4, 0, CPU)
     assert equal(before, [torch.cat([images, masks.unsqueeze(-1)], dim=-1) for images, masks in loader])
 
 

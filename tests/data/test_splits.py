@@ -11,9 +11,10 @@ from PIL import Image
 
 import seg_main
 from utils import UserError
-from utils.data.isic import LEFT_OUT, Sample, copies, find_files, read_split
+from utils.data import copies
+from utils.data.isic import LEFT_OUT, Sample, find_files, read_split
 from utils.data.splits import LAST_ID, OFFICIAL, classification_data, refuse_copies, segmentation_data
-from utils.data.synthetic import make_sample
+from utils.data.synthetic import make_synthetic
 
 HEADER = "image_id,melanoma,seborrheic_keratosis\n"
 
@@ -21,7 +22,7 @@ HEADER = "image_id,melanoma,seborrheic_keratosis\n"
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory) -> Path:
     counts = {"train": 8, "validation": 8, "test": 3}
-    return make_sample(tmp_path_factory.mktemp("data") / "sample", counts, (64, 64), seed=3)
+    return make_synthetic(tmp_path_factory.mktemp("data") / "sample", counts, (64, 64), seed=3)
 
 
 @pytest.fixture
@@ -142,8 +143,8 @@ def test_the_official_ids_are_those_of_the_real_folder(isic2017):
 def search(root: Path, cache: Path, size: tuple[int, int] = (96, 96), keep_copies: bool = False) -> None:
     """As `seg_main.py` does before it trains."""
     data = segmentation_data(root, keep_copies=keep_copies)
-    stores = seg_main.prepare_all(data, size, cache)
-    refuse_copies(copies.copies_between(stores), data, keep_copies=keep_copies)
+    caches = seg_main.prepare_all(data, size, cache)
+    refuse_copies(copies.copies_between(caches), data, keep_copies=keep_copies)
 
 
 def test_the_real_data_raise_no_false_alarm_and_are_searched_once(isic2017, tmp_path, monkeypatch, caplog):
@@ -163,8 +164,8 @@ def test_mirrored_copies_are_found_at_any_size(isic2017, tmp_path, size):
         path = tmp_path / f"ISIC_{len(mirrored):07}.png"
         Image.open(sample.image).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
         mirrored.append(Sample(path.stem, path, None, None))
-    stores = seg_main.prepare_all({"train": mirrored} | data, size, tmp_path / "cache")
-    found = {copy.ids[0] for copy in copies.copies_between(stores) if copy.splits == ("train", "test")}
+    caches = seg_main.prepare_all({"train": mirrored} | data, size, tmp_path / "cache")
+    found = {copy.ids[0] for copy in copies.copies_between(caches) if copy.splits == ("train", "test")}
     assert found == {sample.id for sample in mirrored}
 
 

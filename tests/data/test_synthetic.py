@@ -20,7 +20,7 @@ from utils import UserError
 from utils.data import synthetic as sample_module
 from utils.data.dermoscopy import SPLIT_STRIDE, draw_label, draw_lesion
 from utils.data.isic import CLASSES
-from utils.data.synthetic import FOLDERS, ISIC_SIZES, main, make_sample
+from utils.data.synthetic import FOLDERS, ISIC_SIZES, main, make_synthetic
 
 COUNTS = {"train": 5, "validation": 3, "test": 3}
 SMALL = (96, 72)
@@ -40,7 +40,7 @@ def labels_of(table: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return make_sample(tmp_path_factory.mktemp("data") / "new" / "sample", COUNTS, SMALL)
+    return make_synthetic(tmp_path_factory.mktemp("data") / "new" / "sample", COUNTS, SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +86,14 @@ def test_no_image_is_in_the_set_twice(folder):
 
 
 def test_same_seed_same_bytes_and_another_seed_other_images(folder, tmp_path):
-    again = digests(make_sample(tmp_path / "again", COUNTS, SMALL))
+    again = digests(make_synthetic(tmp_path / "again", COUNTS, SMALL))
     assert again == digests(folder)
-    other = digests(make_sample(tmp_path / "other", COUNTS, SMALL, seed=1))
+    other = digests(make_synthetic(tmp_path / "other", COUNTS, SMALL, seed=1))
     assert not {other[name] for name in other if name.endswith(".jpg")} & set(again.values())
 
 
 def test_more_training_images_leave_the_others_as_they_are(folder, tmp_path):
-    longer = digests(make_sample(tmp_path / "longer", {**COUNTS, "train": 8}, SMALL))
+    longer = digests(make_synthetic(tmp_path / "longer", {**COUNTS, "train": 8}, SMALL))
     for name, digest in digests(folder).items():
         if name.endswith((".jpg", ".png")):
             assert longer[name] == digest
@@ -111,7 +111,7 @@ def test_every_split_holds_every_class_and_large_ones_the_real_balance():
 
 
 def test_a_split_of_no_images_is_left_out(tmp_path):
-    out = make_sample(tmp_path / "few", {"train": 2, "test": 0}, SMALL)
+    out = make_synthetic(tmp_path / "few", {"train": 2, "test": 0}, SMALL)
     assert sorted(path.name for path in out.iterdir()) == [
         "ISIC-2017_Training_Data",
         "ISIC-2017_Training_Part1_GroundTruth",
@@ -123,7 +123,7 @@ def test_a_split_of_no_images_is_left_out(tmp_path):
 def test_size_mix_gives_each_image_a_size_of_the_real_table(tmp_path, monkeypatch):
     # The table's smallest sizes only: the largest take a second an image.
     monkeypatch.setattr(sample_module, "ISIC_SIZES", {size: n for size, n in ISIC_SIZES.items() if size[0] < 1000})
-    out = make_sample(tmp_path / "mix", {"train": 8}, "isic")
+    out = make_synthetic(tmp_path / "mix", {"train": 8}, "isic")
     sizes = set()
     for path in (out / "ISIC-2017_Training_Data").iterdir():
         height, width = cv2.imread(str(path)).shape[:2]
@@ -146,7 +146,7 @@ def test_built_in_sizes_are_the_real_ones(isic2017):
 
 def test_complete_folder_is_left_untouched(folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert make_sample(folder, COUNTS, SMALL) == folder
+    assert make_synthetic(folder, COUNTS, SMALL) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
@@ -156,7 +156,7 @@ def test_complete_folder_is_left_untouched(folder):
 def test_other_parameters_are_refused(folder, change):
     before = digests(folder)
     with pytest.raises(UserError, match="other parameters"):
-        make_sample(folder, **{"counts": COUNTS, "size": SMALL, **change})
+        make_synthetic(folder, **{"counts": COUNTS, "size": SMALL, **change})
     assert digests(folder) == before
 
 
@@ -165,7 +165,7 @@ def test_folder_with_other_things_is_refused_and_kept(tmp_path):
     (tmp_path / "ISIC-2017_Training_Data/ISIC_0000000.jpg").write_bytes(b"a user's photograph")
     before = digests(tmp_path)
     with pytest.raises(UserError, match="not empty"):
-        make_sample(tmp_path, COUNTS, SMALL)
+        make_synthetic(tmp_path, COUNTS, SMALL)
     assert digests(tmp_path) == before
 
 
@@ -173,16 +173,16 @@ def test_folder_with_other_things_is_refused_and_kept(tmp_path):
 def test_unreadable_or_older_record_is_refused(tmp_path, content):
     (tmp_path / "sample.json").write_text(content)
     with pytest.raises(UserError, match=r"sample\.json"):
-        make_sample(tmp_path, COUNTS, SMALL)
+        make_synthetic(tmp_path, COUNTS, SMALL)
     assert (tmp_path / "sample.json").read_text() == content
 
 
 def test_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "sample").write_text("mine")
     with pytest.raises(UserError, match="is a file"):
-        make_sample(tmp_path / "sample", COUNTS, SMALL)
+        make_synthetic(tmp_path / "sample", COUNTS, SMALL)
     with pytest.raises(UserError, match="cannot be made"):
-        make_sample(tmp_path / "sample" / "below", COUNTS, SMALL)
+        make_synthetic(tmp_path / "sample" / "below", COUNTS, SMALL)
 
 
 def test_interrupted_run_is_no_complete_one_and_is_completed(folder, tmp_path, monkeypatch):
@@ -197,12 +197,12 @@ def test_interrupted_run_is_no_complete_one_and_is_completed(folder, tmp_path, m
 
     monkeypatch.setattr(sample_module, "_write", write_until_interrupted)
     with pytest.raises(KeyboardInterrupt):
-        make_sample(tmp_path / "sample", COUNTS, SMALL)
+        make_synthetic(tmp_path / "sample", COUNTS, SMALL)
     assert not (tmp_path / "sample" / "sample.json").exists()
     monkeypatch.setattr(sample_module, "_write", write)
     with pytest.raises(UserError, match="other parameters"):
-        make_sample(tmp_path / "sample", COUNTS, SMALL, seed=1)
-    assert digests(make_sample(tmp_path / "sample", COUNTS, SMALL)) == digests(folder)
+        make_synthetic(tmp_path / "sample", COUNTS, SMALL, seed=1)
+    assert digests(make_synthetic(tmp_path / "sample", COUNTS, SMALL)) == digests(folder)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_interrupted_run_is_no_complete_one_and_is_completed(folder, tmp_path, m
 )  # fmt: skip
 def test_parameters_out_of_range_are_named_and_nothing_is_made(tmp_path, parameters):
     with pytest.raises(UserError) as error:
-        make_sample(tmp_path / "sample", **parameters)
+        make_synthetic(tmp_path / "sample", **parameters)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "sample").exists()
 

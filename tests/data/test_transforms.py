@@ -12,10 +12,10 @@ from utils.data.transforms import (
     CENTER,
     FRAME,
     SCALES,
-    TRAIN_VIEWS,
-    VIEWS,
-    FrameViews,
-    PatchViews,
+    TEST_PATCHES,
+    TRAIN_TRANSFORMS,
+    FrameTransforms,
+    PatchTransforms,
     draw_patch,
     patch_at,
     take,
@@ -38,32 +38,32 @@ def test_training_patches_have_the_four_scales_lie_inside_and_hold_the_middle():
 
 
 def test_the_nine_test_patches_are_these_at_every_run():
-    assert VIEWS["9"] == (
+    assert TEST_PATCHES["9"] == (
         (0.188, 0.107, 0.8, 0.8), (0.167, 0.214, 0.6, 0.6), (0.292, 0.218, 0.4, 0.4),
         (0.414, 0.371, 0.2, 0.2), (0.043, 0.100, 0.8, 0.8), (0.293, 0.111, 0.6, 0.6),
         (0.225, 0.360, 0.4, 0.4), (0.478, 0.345, 0.2, 0.2), (0.087, 0.090, 0.8, 0.8),
     )  # fmt: skip
-    for left, top, width, height in VIEWS["9"]:  # such as training might draw
+    for left, top, width, height in TEST_PATCHES["9"]:  # such as training might draw
         assert width == height and width in SCALES
         assert 0.4 <= left + width / 2 <= 0.6 and 0.4 <= top + height / 2 <= 0.6
 
 
 def test_other_views():
-    assert VIEWS["1"] == (FRAME,) == ((0.0, 0.0, 1.0, 1.0),)
-    centred = VIEWS["center9"]
+    assert TEST_PATCHES["1"] == (FRAME,) == ((0.0, 0.0, 1.0, 1.0),)
+    centred = TEST_PATCHES["center9"]
     assert [round(patch[2], 6) for patch in centred] == [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
     for left, top, width, height in centred:
         assert left + width / 2 == pytest.approx(0.5) and top + height / 2 == pytest.approx(0.5)
 
 
 def test_the_best_epoch_is_chosen_by_the_middle_at_each_scale():
-    selection = TRAIN_VIEWS["patches"].selection
+    selection = TRAIN_TRANSFORMS["patches"].selection
     assert [round(patch[2], 6) for patch in selection] == [0.8, 0.6, 0.4, 0.2]
     assert all(left + width / 2 == top + height / 2 == 0.5 for left, top, width, height in selection)
 
 
 def test_views_of_the_frame_hold_half_of_it_at_least_and_come_from_the_seed():
-    views, image = FrameViews((64, 48)), ramp(256, 256)
+    views, image = FrameTransforms((64, 48)), ramp(256, 256)
     drawn = [views(image, SAMPLE, seed) for seed in range(40)]
     assert all(view.shape == (48, 64, 3) and view.dtype == np.uint8 and label == SAMPLE.label for view, label in drawn)
     assert np.array_equal(views(image, SAMPLE, 7)[0], drawn[7][0])
@@ -98,7 +98,7 @@ def test_patches_come_from_the_finer_center_where_that_holds_them():
     frame, center = image[::4, ::4], take(image, CENTER, (160, 80))
     assert np.array_equal(center, image[60:140, 120:280])
     rng = np.random.default_rng(0)
-    for patch in [*VIEWS["9"], *VIEWS["center9"], *(draw_patch(rng) for _ in range(200))]:
+    for patch in [*TEST_PATCHES["9"], *TEST_PATCHES["center9"], *(draw_patch(rng) for _ in range(200))]:
         drawn = take((frame, center), patch, (40, 20))
         if patch[2] < 0.21:
             assert abs(drawn.astype(int) - take(image, patch, (40, 20))).max() <= 2
@@ -107,9 +107,9 @@ def test_patches_come_from_the_finer_center_where_that_holds_them():
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (1, 1), (64, 64), (300, 31)])
-@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("name", TEST_PATCHES)
 def test_take_works_at_any_image_size(shape, name):
-    for patch in VIEWS[name]:
+    for patch in TEST_PATCHES[name]:
         assert take(np.zeros((*shape, 3), np.uint8), patch, (32, 48)).shape == (48, 32, 3)
 
 
@@ -121,17 +121,17 @@ def test_shrinking_averages():
 
 
 def test_a_view_depends_on_its_seed_alone():
-    views, image = PatchViews((48, 32)), ramp(200, 200)
+    views, image = PatchTransforms((48, 32)), ramp(200, 200)
     first, label = views(image, SAMPLE, 7)
     assert first.shape == (32, 48, 3) and first.dtype == np.uint8 and label == 1
     views(image, SAMPLE, 8)
     assert np.array_equal(views(image, SAMPLE, 7)[0], first)
-    assert np.array_equal(PatchViews((48, 32))(image, SAMPLE, 7)[0], first)
+    assert np.array_equal(PatchTransforms((48, 32))(image, SAMPLE, 7)[0], first)
     assert len({views(image, SAMPLE, seed)[0].tobytes() for seed in range(50)}) == 50
 
 
 def test_flips_are_drawn_independently_and_rotation_stays_within_10_degrees():
-    views, image = PatchViews((64, 64)), ramp(256, 256)
+    views, image = PatchTransforms((64, 64)), ramp(256, 256)
     seen = Counter()
     for seed in range(300):
         view = views(image, SAMPLE, seed)[0].astype(float)[16:48, 16:48]
@@ -143,7 +143,7 @@ def test_flips_are_drawn_independently_and_rotation_stays_within_10_degrees():
 
 
 def test_the_rotation_shows_no_empty_corners():
-    views = PatchViews((64, 64))
+    views = PatchTransforms((64, 64))
     views.transforms = A.Compose([t for t in views.transforms.transforms if isinstance(t, A.Affine)])
     white = np.full((100, 100, 3), 255, np.uint8)
     assert min(views(white, SAMPLE, seed)[0].min() for seed in range(30)) == 255

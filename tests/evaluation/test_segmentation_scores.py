@@ -19,7 +19,7 @@ from isic_challenge_scoring import metrics as official_metrics
 from PIL import Image
 
 from utils.config import EXPERIMENTS, experiments
-from utils.data.isic import read_mask
+from utils.data.images import read_mask
 from utils.evaluation.segmentation import (
     COUNTS,
     METRICS,

@@ -14,7 +14,7 @@ from tests.evaluation.test_runs import classification_run, edit, labels_of, segm
 from utils import UserError
 from utils.config import EXPERIMENTS
 from utils.data.isic import CLASSES, read_split
-from utils.data.synthetic import make_sample
+from utils.data.synthetic import make_synthetic
 from utils.evaluation.rows import result_rows
 from utils.evaluation.runs import find_runs
 from utils.evaluation.segmentation import SegmentationCounts, confusion_counts
@@ -48,7 +48,7 @@ def test_probabilities_are_averaged_and_scored(tmp_path):
 @pytest.fixture
 def masks(tmp_path):
     """Three runs that each get other images wrong, and the data folder."""
-    data = make_sample(tmp_path / "data", {"train": 3, "validation": 4, "test": 3}, (72, 64), seed=2)
+    data = make_synthetic(tmp_path / "data", {"train": 3, "validation": 4, "test": 3}, (72, 64), seed=2)
     for seed in (0, 1, 2):
         folder = segmentation_run(tmp_path / f"results/seg-4/seed{seed}", seed=seed)
         counts, rng = SegmentationCounts(), np.random.default_rng(seed)

@@ -13,9 +13,10 @@ import cls_main
 import nets
 from nets.arl import ARLAttention
 from nets.resnet import ResNet
-from utils.data.isic import read_image, read_mask, read_split
+from utils.data.images import read_image, read_mask
+from utils.data.isic import read_split
 from utils.data.loader import to_input
-from utils.data.synthetic import make_sample
+from utils.data.synthetic import make_synthetic
 from utils.inference.saliency import attention_maps, class_activation_maps, grad_cam, mass_inside, to_image_size
 
 FUNCTIONS = {
@@ -344,11 +345,11 @@ def test_mass_inside():
 
 
 def test_after_training_the_maps_lie_on_the_lesion(tmp_path, monkeypatch):
-    """Drawn lesions, whose place is known, seen as `plot_explanations` sees them. More than chance: a share of the
+    """Drawn lesions, whose place is known, seen as `plot_saliency` sees them. More than chance: a share of the
     map's mass in the mask above the mask's share of the image; a network that has learnt nothing stays near it. Few
     maps may be without any mass (nothing speaks for the class). The bounds leave room for machines that round
     differently: one and two threads gave 1.5 and 1.2 for CAM, 2.0 and 1.9, 1.4 and 1.6."""
-    data = make_sample(tmp_path / "sample", {"train": 800, "validation": 120, "test": 0}, (192, 144))
+    data = make_synthetic(tmp_path / "sample", {"train": 800, "validation": 120, "test": 0}, (192, 144))
     for name in ("evaluate", "leave_arl18"):
         monkeypatch.setattr(cls_main, name, lambda *_: None)
     command = ["-n", "arl18", "-p", "0", "--size", "64", "64", "--epochs", "8", "--lr", "1e-3", "--data", str(data)]

@@ -12,9 +12,9 @@ from torch import nn
 
 import seg_main
 from utils.data.cache import prepare
-from utils.data.isic import read_mask
+from utils.data.images import read_mask
 from utils.data.loader import to_input
-from utils.data.synthetic import make_sample
+from utils.data.synthetic import make_synthetic
 from utils.data.transforms import FLIPS
 from utils.device import Precision
 from utils.evaluation.segmentation import SegmentationCounts, confusion_counts
@@ -42,10 +42,10 @@ def test_a_probability_is_enlarged_bilinearly_over_the_whole_frame(size):
 
 
 def test_flips_are_undone_before_they_are_averaged(samples, tmp_path):
-    model, store = uneven(), prepare(samples, SIZE, tmp_path / "cache")
-    found = dict(predict_lesions(model, store, FLOAT32, 3, flips=True))
-    once = dict(predict_lesions(model, store, FLOAT32, 3))
-    for index, pixels in enumerate(store.pixels()[..., :3]):
+    model, cache = uneven(), prepare(samples, SIZE, tmp_path / "cache")
+    found = dict(predict_lesions(model, cache, FLOAT32, 3, flips=True))
+    once = dict(predict_lesions(model, cache, FLOAT32, 3))
+    for index, pixels in enumerate(cache.pixels()[..., :3]):
         x = to_input(torch.from_numpy(pixels[None].copy()), FLOAT32.device)
         each = []
         for rows, columns in FLIPS:
@@ -60,13 +60,13 @@ def test_flips_are_undone_before_they_are_averaged(samples, tmp_path):
 @pytest.mark.parametrize("flips", [False, True])
 def test_what_is_written_is_what_is_scored(samples, tmp_path, flips):
     """Each mask at its image's own size; images without a true mask are written and not counted."""
-    store = prepare([*samples[:3], replace(samples[3], mask=None)], SIZE, tmp_path / "cache")
+    cache = prepare([*samples[:3], replace(samples[3], mask=None)], SIZE, tmp_path / "cache")
     model, path = uneven(), tmp_path / "masks.zip"
-    counts = write_masks(model, store, FLOAT32, 3, path, flips)
+    counts = write_masks(model, cache, FLOAT32, 3, path, flips)
     expected = SegmentationCounts()
     with zipfile.ZipFile(path) as archive:
         assert len(archive.namelist()) == 4
-        for sample in store.samples:
+        for sample in cache.samples:
             mask = np.array(Image.open(archive.open(f"{sample.id}_segmentation.png")))
             assert mask.shape == (64, 96) and set(np.unique(mask)) <= {0, 255}
             if sample.mask:
@@ -74,7 +74,7 @@ def test_what_is_written_is_what_is_scored(samples, tmp_path, flips):
     assert len(counts) == 3 and counts.per_image().equals(expected.per_image())
     masks = TrueMasks()
     for _ in range(2):
-        assert score(model, store, FLOAT32, 3, flips, masks).per_image().equals(counts.per_image())
+        assert score(model, cache, FLOAT32, 3, flips, masks).per_image().equals(counts.per_image())
 
 
 @pytest.mark.parametrize("content", [(7, 5), (1, 9), (64, 96), "empty", "full"])
@@ -99,7 +99,7 @@ class Stop(Exception):
 
 @pytest.fixture
 def command(tmp_path):
-    make_sample(tmp_path / "data", {"train": 8, "validation": 3}, (80, 64))
+    make_synthetic(tmp_path / "data", {"train": 8, "validation": 3}, (80, 64))
     folders = ["--data", tmp_path / "data", "--output", tmp_path / "model", "--cache", tmp_path / "cache"]
     quick = ["--experiment", "seg-4", "-p", "0", "--size", "32", "32", "--batch-size", "4", "--epochs", "4"]
     return [*quick, *map(str, folders)]
@@ -133,7 +133,7 @@ def test_the_loss_that_is_asked_for_is_used(command, flags, loss, monkeypatch):
 
 
 def test_the_seed_is_that_of_the_loader(command, monkeypatch):
-    def loader(store, views, batch_size, seed, *rest):
+    def loader(cache, views, batch_size, seed, *rest):
         raise Stop(seed)
 
     monkeypatch.setattr("utils.command_line.train_loader", loader)

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 
 from utils import UserError
 from utils.data.isic import Sample
+from utils.files import MAX_DEPTH, written_whole
 from utils.logger import run_script
-from utils.model.run import MAX_DEPTH, Run, digest, environment, written_whole
+from utils.model.run import Run, digest, environment
 
 SETTINGS = {"net": "res_unet", "size": (128, 128), "lr": 1e-3}
 

@@ -18,10 +18,10 @@ import torch
 import seg_main
 from tests.scripts.kill_training import differences
 from utils import UserError
-from utils.data.synthetic import make_sample
+from utils.data.synthetic import make_synthetic
 from utils.logger import run_script
+from utils.model.fit import save_checkpoint
 from utils.model.run import Run, environment
-from utils.model.trainer import save_checkpoint
 from utils.model.weights import load_file
 from utils.signals import NAMES
 
@@ -48,7 +48,7 @@ run_script(lambda: seg_main.main(sys.argv[1:]))
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopping")
-    make_sample(folder / "data", {"train": 16, "validation": 3, "test": 3}, (72, 64), seed=4)
+    make_synthetic(folder / "data", {"train": 16, "validation": 3, "test": 3}, (72, 64), seed=4)
     (folder / "program.py").write_text(PROGRAM)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the processes have: another number sums in another order
@@ -227,11 +227,11 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(folder):
     try:
         program = (
             "import sys, seg_main\nfrom pathlib import Path\nfrom utils.logger import run_script\nimport utils.model.trainer\n"
-            "save = utils.model.trainer.save_checkpoint\n"
+            "save = utils.model.fit.save_checkpoint\n"
             "def save_and_fill(state, path):\n    save(state, path)\n"
             "    if path.name == 'last.pth' and state['progress']['epoch'] == 1:\n"
             f"        Path({str(disk / 'other')!r}).write_bytes(bytes(80_000_000))\n"
-            "utils.model.trainer.save_checkpoint = save_and_fill\n"
+            "utils.model.fit.save_checkpoint = save_and_fill\n"
             "run_script(lambda: seg_main.main(sys.argv[1:]))\n"
         )
         (folder / "filling.py").write_text(program)

@@ -24,7 +24,7 @@ import torch
 
 import cls_main
 import seg_main
-from utils.data.synthetic import make_sample
+from utils.data.synthetic import make_synthetic
 from utils.logger import run_script
 from utils.model.run import environment
 from utils.model.weights import load_file
@@ -108,7 +108,7 @@ def harness(task: str, kills: int, seed: int, folder: Path) -> dict:
     """Kill a training `kills` times, then let it end; returns what happened."""
     script, options = COMMANDS[task]
     cv2.setNumThreads(0)  # its threads, which a fork does not copy, may hold a lock at that moment
-    make_sample(folder / "data", {"train": 16, "validation": 6, "test": 3}, (72, 64), seed=1)
+    make_synthetic(folder / "data", {"train": 16, "validation": 6, "test": 3}, (72, 64), seed=1)
     common = [*options, "-p", "0", "--size", "32", "32", "--lr", "1e-3", "--device", "cpu", "--patience", "1000"]
     common += ["--data", str(folder / "data"), "--cache", str(folder / "cache"), "--epochs", str(5 + 4 * kills)]
     log = folder / "log.txt"

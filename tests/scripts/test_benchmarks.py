@@ -26,7 +26,8 @@ from benchmarks.workload import QUICK, Training, draw_originals, prepare, repeat
 from nets.arl import ARLAttention
 from utils import UserError
 from utils.config import EXPERIMENTS
-from utils.data.isic import Sample, read_image, read_mask
+from utils.data.images import read_image, read_mask
+from utils.data.isic import Sample
 from utils.data.loader import to_input
 from utils.device import Precision
 
@@ -190,19 +191,19 @@ def test_samples_of_a_large_split():
 
 
 def test_repeated_store_holds_all_its_rows(samples, tmp_path):
-    store = prepare(samples, (24, 16), tmp_path)
-    repeated = repeat_rows(store, 10, tmp_path)
+    cache = prepare(samples, (24, 16), tmp_path)
+    repeated = repeat_rows(cache, 10, tmp_path)
     assert [sample.id for sample in repeated.samples] == [samples[index % 4].id for index in range(10)]
     assert repeated.path.stat().st_size > 10 * 24 * 16 * 4
-    assert np.array_equal(repeated.pixels(), np.tile(store.pixels(), (3, 1, 1, 1))[:10])
-    assert np.array_equal(repeat_rows(store, 3, tmp_path).pixels(), store.pixels()[:3])
+    assert np.array_equal(repeated.pixels(), np.tile(cache.pixels(), (3, 1, 1, 1))[:10])
+    assert np.array_equal(repeat_rows(cache, 3, tmp_path).pixels(), cache.pixels()[:3])
 
 
 @pytest.mark.parametrize("name", ["seg-2", "cls-1-1"])
 def test_bare_steps_train_on_what_the_loader_gives(name, samples, tmp_path):
     row = QUICK.row(name)
-    store = training_store(row, samples, tmp_path, 2 * row.batch_size)
-    training = Training.build(row, store, Precision(CPU, None), workers=0)
+    cache = training_store(row, samples, tmp_path, 2 * row.batch_size)
+    training = Training.build(row, cache, Precision(CPU, None), workers=0)
     images, targets = next(iter(training.loader))
     assert torch.equal(images, training.batch[0]) and torch.equal(targets, training.batch[1])
     assert training.images == 2 * row.batch_size

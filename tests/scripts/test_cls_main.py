@@ -22,11 +22,11 @@ from utils import UserError, command_line
 from utils.config import EXPERIMENTS, experiments
 from utils.data.cache import prepare
 from utils.data.isic import CLASSES, read_labels, read_split
-from utils.data.synthetic import make_sample
-from utils.data.transforms import FRAME, TRAIN_VIEWS, VIEWS, take
+from utils.data.synthetic import make_synthetic
+from utils.data.transforms import FRAME, TEST_PATCHES, TRAIN_TRANSFORMS, take
 from utils.device import Precision
 from utils.evaluation.classification import TASKS, classification_scores
-from utils.inference.classification import balanced_weights, class_probabilities, examples, stored_sizes
+from utils.inference.classification import balanced_weights, cache_sizes, class_probabilities, examples
 from utils.model import weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ FLOAT32 = Precision(torch.device("cpu"), None)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     counts = {"train": 12, "validation": 9, "test": 6}
-    return make_sample(tmp_path_factory.mktemp("data") / "sample", counts, (80, 64), seed=3)
+    return make_synthetic(tmp_path_factory.mktemp("data") / "sample", counts, (80, 64), seed=3)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def unscored(monkeypatch):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Without the figures and intervals, which one test makes."""
-    monkeypatch.setattr(cls_main, "plot_explanations", lambda *_: {})
+    monkeypatch.setattr(cls_main, "plot_saliency", lambda *_: {})
     monkeypatch.setattr(cls_main, "plot_classification", lambda *_: Figure())
     monkeypatch.setattr(cls_main, "plot_history", lambda *_: Figure())
     monkeypatch.setattr(cls_main, "summarize", lambda *_: {})
@@ -162,12 +162,12 @@ def test_the_best_weights_are_scored_not_the_last(folders, data, tmp_path, monke
     cls_main.main(["-n", "arl14", "--views", "1", "--amp", "off", *QUICK, "--epochs", "3", *folders])
     run = tmp_path / "model" / "cls-2-1" / "run0"
     best, last = (torch.load(run / name, weights_only=True)["model"] for name in ("best.pth", "last.pth"))
-    store = prepare(read_split(data, "test"), (80, 64), tmp_path, masks=False)
+    cache = prepare(read_split(data, "test"), (80, 64), tmp_path, masks=False)
 
     def predicted(state) -> np.ndarray:
         model = nets.create_model("arl14")
         model.load_state_dict(state)
-        return class_probabilities(model, store, FLOAT32, (32, 32), 4, VIEWS["1"])
+        return class_probabilities(model, cache, FLOAT32, (32, 32), 4, TEST_PATCHES["1"])
 
     written = pd.read_csv(run / "test_predictions.csv")[list(CLASSES)].to_numpy()
     assert np.allclose(written, predicted(best), atol=1e-5) and not np.allclose(written, predicted(last), atol=1e-3)
@@ -201,7 +201,7 @@ def test_every_flag_arrives_where_it_acts(folders, data, monkeypatch, undrawn):
     assert seen["train_loader"][0][0][-1] == 2 and seen["Trainer"][0][0][-1] == "skip"
     assert seen["Schedule"] == [((1, 1e-3, 1e-4, 7, "sgd"), {})]
     chosen, *scored = (args[5:] for args, _ in seen["class_probabilities"])
-    assert chosen == (TRAIN_VIEWS["patches"].selection, False) and scored == [(VIEWS["center9"], True)] * 2
+    assert chosen == (TRAIN_TRANSFORMS["patches"].selection, False) and scored == [(TEST_PATCHES["center9"], True)] * 2
     options = seen["classification_data"][0][1]
     assert options == {"keep_copies": True, "require_all": True}
     assert seen["refuse_copies"][0][1] == {"keep_copies": True}
@@ -381,12 +381,12 @@ def test_balanced_weights_give_every_class_the_same_share():
 
 def test_images_are_stored_no_larger_than_they_are(data):
     samples = read_split(data, "train")
-    patches = TRAIN_VIEWS["patches"]
+    patches = TRAIN_TRANSFORMS["patches"]
     # The sample is 80×64: the network's input at least, and no center that would be no finer.
-    assert stored_sizes(samples, (224, 224), patches) == ((224, 224), None)
-    assert stored_sizes(samples, (30, 60), patches) == ((75, 64), None)
-    assert stored_sizes(samples, (10, 10), patches) == ((25, 25), (20, 20))
-    assert stored_sizes(samples, (10, 10), TRAIN_VIEWS["frame"]) == ((15, 15), None)
+    assert cache_sizes(samples, (224, 224), patches) == ((224, 224), None)
+    assert cache_sizes(samples, (30, 60), patches) == ((75, 64), None)
+    assert cache_sizes(samples, (10, 10), patches) == ((25, 25), (20, 20))
+    assert cache_sizes(samples, (10, 10), TRAIN_TRANSFORMS["frame"]) == ((15, 15), None)
 
 
 def test_probabilities_are_the_mean_over_views_and_flips(data, tmp_path):
@@ -396,12 +396,12 @@ def test_probabilities_are_the_mean_over_views_and_flips(data, tmp_path):
         def forward(self, x):
             return torch.stack([x[..., :8, :4].mean((1, 2, 3)), x[..., 5:].mean((1, 2, 3)), x.mean((1, 2, 3))], 1)
 
-    store = prepare(read_split(data, "test"), (80, 64), tmp_path, masks=False)
+    cache = prepare(read_split(data, "test"), (80, 64), tmp_path, masks=False)
     model = MeanColour()
 
     def by_hand(image: np.ndarray) -> torch.Tensor:
         seen = []
-        for patch in VIEWS["9"]:
+        for patch in TEST_PATCHES["9"]:
             view = torch.from_numpy(take(image, patch, (16, 12)))
             for axes in ([], [0], [1], [0, 1]):
                 pixels = view.flip(axes).permute(2, 0, 1)[None] / 255
@@ -411,10 +411,12 @@ def test_probabilities_are_the_mean_over_views_and_flips(data, tmp_path):
                 seen.append(model(normalised).softmax(1)[0])
         return torch.stack(seen).mean(0)
 
-    got = class_probabilities(model, store, FLOAT32, (16, 12), 5, VIEWS["9"], flips=True)
-    expected = torch.stack([by_hand(image) for image in store.pixels()])
+    got = class_probabilities(model, cache, FLOAT32, (16, 12), 5, TEST_PATCHES["9"], flips=True)
+    expected = torch.stack([by_hand(image) for image in cache.pixels()])
     assert got.shape == (6, 3) and np.allclose(got, expected, atol=1e-5)
-    assert np.allclose(got, class_probabilities(model, store, FLOAT32, (16, 12), 64, VIEWS["9"], flips=True), atol=1e-6)
+    assert np.allclose(
+        got, class_probabilities(model, cache, FLOAT32, (16, 12), 64, TEST_PATCHES["9"], flips=True), atol=1e-6
+    )
 
 
 def test_examples_are_best_and_worst_of_each_class():

@@ -30,7 +30,7 @@ INTRO = """## Bad inputs
 
 What is done to a small good data folder, or to a file of weights, and what then happens. "Refused" is one line that
 begins with the file at fault and exit code 2 (of `utils.data.check`, which first looks at the whole folder, 1);
-after it there is no unfinished file, no store of the faulty split (copies across splits are looked for in the stores,
+after it there is no unfinished file, no cache of the faulty split (copies across splits are looked for in the caches,
 which stay), no run folder. "Warned" is a line of the log or report, and the work goes on. `tests/data/test_bad_inputs.py`
 does every row; it also puts random bytes into tables, images and checkpoints, which are read or refused.
 """

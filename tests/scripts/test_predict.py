@@ -17,8 +17,9 @@ import predict
 import seg_main
 from reproduce import KEPT
 from utils import UserError
-from utils.data.isic import CLASSES, read_mask, read_split
-from utils.data.synthetic import make_sample
+from utils.data.images import read_mask
+from utils.data.isic import CLASSES, read_split
+from utils.data.synthetic import make_synthetic
 from utils.evaluation.runs import read_run
 from utils.inference import release
 from utils.inference.trained import RELEASED, has_weights, load_network, write_released
@@ -31,7 +32,7 @@ TEST = "ISIC-2017_Test_v2_Data"
 def home(tmp_path_factory) -> Path:
     """Data, and a finished run of each task with the small files of its results beside it."""
     home = tmp_path_factory.mktemp("home")
-    data = make_sample(home / "data", {"train": 12, "validation": 9, "test": 4}, (80, 64), seed=3)
+    data = make_synthetic(home / "data", {"train": 12, "validation": 9, "test": 4}, (80, 64), seed=3)
     folders = ["--data", str(data), "--output", str(home / "model"), "--cache", str(home / "cache")]
     seg_main.main(["--experiment", "seg-b1", *QUICK, *folders])
     cls_main.main(["--experiment", "cls-b2", *QUICK, *folders])

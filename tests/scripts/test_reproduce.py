@@ -13,7 +13,7 @@ import reproduce
 import seg_main
 from reproduce import KEPT, ROOT, Runner, main, make_job, portable
 from utils import UserError
-from utils.data.synthetic import make_sample
+from utils.data.synthetic import make_synthetic
 from utils.evaluation.runs import find_runs
 
 FLAGS = ["-p", "0", "--size", "32", "32", "--epochs", "1", "--batch-size", "4"]
@@ -22,7 +22,7 @@ FLAGS = ["-p", "0", "--size", "32", "32", "--epochs", "1", "--batch-size", "4"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reproduce")
-    make_sample(folder / "data", {"train": 12, "validation": 6, "test": 3}, (72, 64), seed=4)
+    make_synthetic(folder / "data", {"train": 12, "validation": 6, "test": 3}, (72, 64), seed=4)
     return folder
 
 

@@ -18,7 +18,7 @@ import seg_main
 from tests.evaluation.test_segmentation_scores import official_command
 from utils import UserError, command_line
 from utils.config import EXPERIMENTS, experiments
-from utils.data.synthetic import make_sample
+from utils.data.synthetic import make_synthetic
 from utils.model import weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +27,9 @@ QUICK = ["--size", "32", "32", "--epochs", "1", "--batch-size", "4", "--lr", "1e
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    return make_sample(tmp_path_factory.mktemp("data") / "sample", {"train": 8, "validation": 4, "test": 3}, (80, 64))
+    return make_synthetic(
+        tmp_path_factory.mktemp("data") / "sample", {"train": 8, "validation": 4, "test": 3}, (80, 64)
+    )
 
 
 @pytest.fixture

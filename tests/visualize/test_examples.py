@@ -14,9 +14,10 @@ from tests.evaluation import test_runs as test_results
 from tests.evaluation.test_runs import classification_run, segmentation_run
 from utils import UserError
 from utils.config import EXPERIMENTS, find_experiment
-from utils.data.isic import CLASSES, read_image, read_mask, read_split
+from utils.data.images import read_image, read_mask
+from utils.data.isic import CLASSES, read_split
 from utils.data.loader import to_input
-from utils.data.synthetic import make_sample
+from utils.data.synthetic import make_synthetic
 from utils.evaluation.rows import result_rows
 from utils.evaluation.runs import find_runs
 from utils.evaluation.segmentation import bootstrap_interval
@@ -34,7 +35,9 @@ from utils.visualize.examples import (
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    return make_sample(tmp_path_factory.mktemp("data") / "sample", {"train": 2, "validation": 12, "test": 2}, (96, 72))
+    return make_synthetic(
+        tmp_path_factory.mktemp("data") / "sample", {"train": 2, "validation": 12, "test": 2}, (96, 72)
+    )
 
 
 @pytest.fixture

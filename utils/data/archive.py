@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from utils import UserError
+from utils.files import written_whole
 from utils.logger import progress
-from utils.model.run import written_whole
 
 BLOCK = 1 << 20
 LARGEST_RATIO = 50  # of unpacked to packed bytes in one archive

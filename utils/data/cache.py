@@ -1,14 +1,14 @@
 """Prepared images: each original is decoded once, at the wanted size, into a file that later runs map into memory.
 
-A store is named after what it is made of: the SHA-256 of the originals' bytes (images, and masks where they are kept),
-the size, and the version of this pipeline. So data that is moved or copied finds its store again, and other content
-never does. `hashes.json` beside the stores spares unchanged files the hashing. A file counts as unchanged while path,
+A cache is named after what it is made of: the SHA-256 of the originals' bytes (images, and masks where they are kept),
+the size, and the version of this pipeline. So data that is moved or copied finds its cache again, and other content
+never does. `hashes.json` beside the caches spares unchanged files the hashing. A file counts as unchanged while path,
 size, mtime, ctime and inode are the same. On Linux and macOS every write moves ctime on and no program sets it back: a
 file changed in place is noticed although its size and mtime are as before. On Windows, which has no such time, exactly
 that is not. A file that changed within the two seconds before it was hashed is hashed again the next time, since clocks
 of file systems tick coarsely.
 
-A store is a NumPy file that `np.load` reads too: [N, height, width, channels], or with a finer center [N, bytes], each
+A cache is a NumPy file that `np.load` reads too: [N, height, width, channels], or with a finer center [N, bytes], each
 row an image and its center. After the pixels come a CRC-32 of every image and the hash of the
 name. An interrupted build leaves it behind unfinished, as `.partial`, and the next one goes on there. One process at a
 time builds in a folder. Others wait for its lock, which the system frees when it dies, and use what it has built.
@@ -37,10 +37,12 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from utils import UserError
-from utils.data.isic import MIN_SIDE, Sample, check_file, decode_image, image_size, read_image, read_mask, resized
+from utils.data.images import MIN_SIDE, decode_image, image_size, read_image, read_mask, resized
+from utils.data.isic import Sample
 from utils.data.samples import Samples
 from utils.data.transforms import CENTER, Pixels, take
 from utils.device import cores
+from utils.files import sha256
 from utils.logger import log, progress
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -52,7 +54,7 @@ OURS = re.compile(r"(?:v(?P<version>\d+)-)?[0-9a-f]{16}(?:\.\d+)?\.(?:npy|partia
 
 
 @dataclass(frozen=True)
-class Store:
+class ImageCache:
     """Decoded images of one split. The file stays open with the object, and so in use though it be deleted (POSIX)."""
 
     samples: Sequence[Sample]
@@ -71,7 +73,7 @@ class Store:
         object.__setattr__(self, "_levels", tuple(levels))
 
     def __reduce__(self) -> tuple:
-        return Store, (self.samples, self.path, self.sizes)  # a worker process opens the file itself
+        return ImageCache, (self.samples, self.path, self.sizes)  # a worker process opens the file itself
 
     @property
     def size(self) -> tuple[int, int]:
@@ -101,12 +103,12 @@ def prepare(
     *,
     masks: bool = True,
     center: tuple[int, int] | None = None,
-) -> Store:
+) -> ImageCache:
     """Every image, and mask if asked, decoded at `size` = (width, height) with the whole frame kept, once for all runs.
 
     center: (width, height) at which the middle of the image (`utils.data.transforms.CENTER`) is kept besides, without masks.
 
-    A store that is there is used when header, length and all checksums are right, else made anew. Measured on one core:
+    A cache that is there is used when header, length and all checksums are right, else made anew. Measured on one core:
     0.1 s for 2,000 images at 168×168 with masks (226 MB), 0.4 to 0.7 s for 1.9 GB that is in the page cache; from disk
     it is the reading that the first epoch is spared. Hashing originals takes 0.5 s a GB beside reading them.
 
@@ -129,7 +131,7 @@ def prepare(
                     if path.exists():
                         log.warning("%s: %s; made anew", path, doubt)
                     _build(path, layout, samples, originals, size, center)
-        return Store(Samples(samples), path, sizes, tuple(each[0] for each in hashes))
+        return ImageCache(Samples(samples), path, sizes, tuple(each[0] for each in hashes))
     except OSError as error:
         raise UserError(
             f"{folder}: the prepared images cannot be written there ({error}); choose --cache DIR"
@@ -216,7 +218,7 @@ def read_index(index: Path) -> dict[str, Any]:
 
 
 def write_index(index: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all. A folder that is full or read-only may hold stores all the same, so it is no error."""
+    """Whole or not at all. A folder that is full or read-only may hold caches all the same, so it is no error."""
     partial = index.with_suffix(f".{os.getpid()}.partial")
     with suppress(OSError):
         index.parent.mkdir(parents=True, exist_ok=True)
@@ -225,18 +227,6 @@ def write_index(index: Path, content: dict[str, Any]) -> None:
             partial.replace(index)
         finally:
             partial.unlink(missing_ok=True)
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal digits; read in pieces. UserError when it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with check_file(path).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise UserError(f"{path}: not readable ({error.strerror})") from error
-    return digest.hexdigest()
 
 
 def pair_fault(image: tuple[int, int], mask: tuple[int, int]) -> str:
@@ -251,7 +241,7 @@ def pair_fault(image: tuple[int, int], mask: tuple[int, int]) -> str:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where things are in a store of uint8 `shape`, its first axis the images: header, pixels, checksums, key."""
+    """Where things are in a cache of uint8 `shape`, its first axis the images: header, pixels, checksums, key."""
 
     shape: tuple[int, ...]
     key: bytes
@@ -274,7 +264,7 @@ class _Layout:
         return self.checksum(self.shape[0]) + len(self.key)
 
     def check(self, path: Path) -> tuple[int, str]:
-        """How many images from the first on are as they were written; why that is not a whole store, else ""."""
+        """How many images from the first on are as they were written; why that is not a whole cache, else ""."""
         count, size = self.shape[0], math.prod(self.shape[1:])
         if not path.is_file():
             return 0, "not there"
@@ -342,7 +332,7 @@ def _build(
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except UserError:  # other files will make another store
+    except UserError:  # other files will make another cache
         partial.unlink()
         raise
     except OSError as error:
@@ -365,7 +355,7 @@ def _with_center(path: Path, size: tuple[int, int], center: tuple[int, int]) -> 
 
 
 def _clean(folder: Path, keep: Path) -> None:
-    """Remove stores of other versions, and what builds left that were interrupted long ago. Under the folder's lock."""
+    """Remove caches of other versions, and what builds left that were interrupted long ago. Under the folder's lock."""
     for path in folder.iterdir():
         if path != keep and (match := OURS.fullmatch(path.name)):
             with suppress(OSError):  # another process is done with it, or on Windows is not

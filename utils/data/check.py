@@ -16,8 +16,9 @@ import cv2
 import numpy as np
 
 from utils import UserError
-from utils.data.cache import pair_fault, sha256
+from utils.data.cache import pair_fault
 from utils.data.copies import Copy, Looks, find_copies, read_all, thumbnail
+from utils.data.images import image_size, read_grey
 from utils.data.isic import (
     CLASSES,
     LEFT_OUT,
@@ -25,13 +26,12 @@ from utils.data.isic import (
     Sample,
     SplitFiles,
     find_files,
-    image_size,
-    read_grey,
     read_labels,
     read_metadata,
     read_split,
 )
 from utils.data.splits import classification_data, later_years, misplaced, refuse_copies
+from utils.files import sha256
 
 MANY = 10  # above it, one line for all images without a mask
 

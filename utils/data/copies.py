@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 
 from utils import UserError
-from utils.data.cache import Store, in_order, read_index, write_index
-from utils.data.isic import KNOWN_COPIES, SPLITS, Sample, read_image, resized
+from utils.data.cache import ImageCache, in_order, read_index, write_index
+from utils.data.images import read_image, resized
+from utils.data.isic import KNOWN_COPIES, SPLITS, Sample
 from utils.device import cores
 from utils.logger import progress
 
@@ -59,58 +60,58 @@ class Copy:
         return "same file" if self.exact else f"{near}, similarity {self.similarity:.4f}"
 
 
-def copies_between(stores: Mapping[str, Store]) -> list[Copy]:
+def copies_between(caches: Mapping[str, ImageCache]) -> list[Copy]:
     """Copies across the splits, by the prepared images: of the originals only those of look-alikes are decoded, or all
     where images are prepared smaller than SMALLEST.
 
-    What is found is kept in `copies.json` beside the stores, so that the same images are searched once.
+    What is found is kept in `copies.json` beside the caches, so that the same images are searched once.
     """
-    splits = [split for split in SPLITS if split in stores]
+    splits = [split for split in SPLITS if split in caches]
     if len(splits) < 2:
         return []
-    folder = stores[splits[0]].path.parent
+    folder = caches[splits[0]].path.parent
     index = folder / "copies.json"
-    key = " ".join([f"v{SEARCH_VERSION}", *(f"{split} {stores[split].path.stem}" for split in splits)])
+    key = " ".join([f"v{SEARCH_VERSION}", *(f"{split} {caches[split].path.stem}" for split in splits)])
     known = read_index(index)
     try:
-        return [_unpacked(entry, stores) for entry in known[key]]
+        return [_unpacked(entry, caches) for entry in known[key]]
     except (ArithmeticError, IndexError, KeyError, TypeError, ValueError):  # not there, or damaged
         pass
-    small = min(min(stores[split].size) for split in splits) < SMALLEST
-    copies = find_copies({split: _looks(stores[split], small) for split in splits})
+    small = min(min(caches[split].size) for split in splits) < SMALLEST
+    copies = find_copies({split: _looks(caches[split], small) for split in splits})
     known = {
         key: entries
         for key, entries in known.items()
         if all((folder / f"{stem}.npy").exists() for stem in key.split()[2::2])
     }
-    write_index(index, known | {key: [_packed(copy, stores) for copy in copies]})
+    write_index(index, known | {key: [_packed(copy, caches) for copy in copies]})
     return copies
 
 
-def _packed(copy: Copy, stores: Mapping[str, Store]) -> list:
+def _packed(copy: Copy, caches: Mapping[str, ImageCache]) -> list:
     places = [
-        next(place for place, sample in enumerate(stores[split].samples) if sample.id == id_)
+        next(place for place, sample in enumerate(caches[split].samples) if sample.id == id_)
         for split, id_ in zip(copy.splits, copy.ids, strict=True)
     ]
     return [*copy.splits, *places, copy.similarity, copy.exact, copy.turned]
 
 
-def _unpacked(entry: list, stores: Mapping[str, Store]) -> Copy:
+def _unpacked(entry: list, caches: Mapping[str, ImageCache]) -> Copy:
     a, b, i, j, similarity, exact, turned = entry
-    first, second = stores[a].samples[i], stores[b].samples[j]
+    first, second = caches[a].samples[i], caches[b].samples[j]
     return Copy((a, b), (first.image, second.image), (first.id, second.id), float(similarity), exact, turned)
 
 
-def _looks(store: Store, of_originals: bool) -> Looks:
-    thumbnails = np.empty((len(store.samples), THUMBNAIL**2), np.uint8)
+def _looks(cache: ImageCache, of_originals: bool) -> Looks:
+    thumbnails = np.empty((len(cache.samples), THUMBNAIL**2), np.uint8)
     with ThreadPoolExecutor(cores()) as pool:
         if of_originals:
-            found = in_order(pool, thumbnail, (sample.image for sample in store.samples))
+            found = in_order(pool, thumbnail, (sample.image for sample in cache.samples))
         else:
-            found = in_order(pool, _thumbnail, store.pixels())
+            found = in_order(pool, _thumbnail, cache.pixels())
         for place, each in enumerate(progress(found, "looking for copies", len(thumbnails))):
             thumbnails[place] = each
-    return Looks(store.samples, store.digests, thumbnails)
+    return Looks(cache.samples, cache.digests, thumbnails)
 
 
 def find_copies(looks: Mapping[str, Looks]) -> list[Copy]:
@@ -157,7 +158,7 @@ def _turns(thumbnails: np.ndarray) -> list[np.ndarray]:
 
 
 def thumbnail(path: Path) -> np.ndarray:
-    """Of an image file, decoded small: uint8 [THUMBNAIL²]. Raises UserError as `utils.data.isic.read_image`."""
+    """Of an image file, decoded small: uint8 [THUMBNAIL²]. Raises UserError as `utils.data.images.read_image`."""
     return _thumbnail(read_image(path, (THUMBNAIL, THUMBNAIL)))
 
 

@@ -28,7 +28,8 @@ from filelock import FileLock, Timeout
 from utils import UserError
 from utils.command_line import at_least
 from utils.data.archive import BLOCK, blocks, check_room, extract, readable_size
-from utils.data.isic import SPLITS, find_files, image_size, read_labels
+from utils.data.images import image_size
+from utils.data.isic import SPLITS, find_files, read_labels
 from utils.logger import log, progress, run_script
 
 URL = "https://isic-challenge-data.s3.amazonaws.com/2017/"

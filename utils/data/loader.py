@@ -1,13 +1,11 @@
-"""From prepared images to batches: training draws augmented views of a store (`utils.data.cache`)."""
+"""From prepared images to batches: training draws augmented views of a cache (`utils.data.cache`)."""
 
 import functools
 import os
-import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import albumentations as A
 import cv2
 import numpy as np
 import torch
@@ -15,71 +13,28 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils import UserError, distributed
-from utils.data.cache import Store
-from utils.data.isic import Sample
-from utils.data.transforms import Pixels
+from utils.data.cache import ImageCache
+from utils.data.transforms import Transforms
 from utils.device import cores
 from utils.signals import leave_to_the_main_process
 
-TRAIN_SCALE = 1.5  # training images are stored at 1.5 × the network's size: a crop of half the area stays sharp
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which the pretrained encoders expect
 
 
-def stored_size(size: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) at which to store images and masks that a segmenter with this input is trained on."""
-    return round(size[0] * TRAIN_SCALE), round(size[1] * TRAIN_SCALE)
-
-
-class MaskViews:
-    """Training views for segmentation: random resized crop, flips, rotation, Gaussian noise; the target is the mask.
-
-    size: (width, height) of the network's input.
-    """
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        width, height = size
-        aspect = width / height
-        self.transforms = A.Compose(
-            [
-                A.RandomResizedCrop(
-                    (height, width),
-                    scale=(0.5, 1.0),
-                    ratio=(0.8 * aspect, 1.25 * aspect),
-                    mask_interpolation=cv2.INTER_NEAREST_EXACT,  # the default shifts the mask by up to half a pixel
-                ),
-                A.HorizontalFlip(),
-                A.VerticalFlip(),
-                A.Rotate(30, border_mode=cv2.BORDER_REFLECT_101),
-                A.GaussNoise(std_range=(0.01, 0.05), p=0.3),
-            ]
-        )
-
-    def __call__(self, pixels: np.ndarray, sample: Sample, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Stored pixels uint8 [h, w, 4] → image uint8 [H, W, 3], mask uint8 [H, W] of 0 and 1; `seed` decides all."""
-        # One state that all transforms draw from in turn. set_random_seed would give each its own generator with the
-        # same seed, and an image would be flipped one way exactly when it is flipped the other way.
-        self.transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        view = self.transforms(image=np.ascontiguousarray(pixels[..., :3]), mask=np.ascontiguousarray(pixels[..., 3]))
-        return view["image"], view["mask"]
-
-
-Views = Callable[[Pixels, Sample, int], tuple[np.ndarray, Any]]  # (stored pixels, sample, seed) → image, target
-
-
 class TrainingSet(Dataset):
-    """Augmented views of a store; which view depends on (seed, epoch, index) alone, not on the worker."""
+    """Augmented views of a cache; which view depends on (seed, epoch, index) alone, not on the worker."""
 
-    def __init__(self, store: Store, views: Views, seed: int) -> None:
-        self.store, self.views, self.seed = store, views, seed
+    def __init__(self, cache: ImageCache, views: Transforms, seed: int) -> None:
+        self.cache, self.views, self.seed = cache, views, seed
 
     def __len__(self) -> int:
-        return len(self.store.samples)
+        return len(self.cache.samples)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, Any]:
         """(epoch, index) → image uint8 [H, W, 3] and what the views give as its target."""
         epoch, index = key
         seed = draw_seed(self.seed, epoch, index)
-        return self.views(self.store.image(index), self.store.samples[index], seed)
+        return self.views(self.cache.image(index), self.cache.samples[index], seed)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -146,8 +101,8 @@ def default_workers(device: torch.device) -> int:
 
 
 def train_loader(
-    store: Store,
-    views: Views,
+    cache: ImageCache,
+    views: Transforms,
     batch_size: int,
     seed: int,
     device: torch.device,
@@ -165,8 +120,8 @@ def train_loader(
         cv2.setNumThreads(0)  # a fork copies the locks that OpenCV's threads may hold, without the threads
     share = distributed.rank(), distributed.processes()
     return DataLoader(
-        TrainingSet(store, views, seed),
-        batch_sampler=EpochBatches(len(store.samples), batch_size, seed, parts, *share),
+        TrainingSet(cache, views, seed),
+        batch_sampler=EpochBatches(len(cache.samples), batch_size, seed, parts, *share),
         num_workers=workers,
         worker_init_fn=_start_worker,
         pin_memory=device.type == "cuda",

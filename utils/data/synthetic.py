@@ -110,7 +110,7 @@ def _is_complete(out: Path, settings: dict) -> bool:
     return False
 
 
-def make_sample(
+def make_synthetic(
     out: str | Path,
     counts: Mapping[str, int] = COUNTS,
     size: tuple[int, int] | str = SIZE,
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = args.size_mix or tuple(args.size)
     try:
         there = _is_complete(args.out, _check(counts, size, args.seed))
-        make_sample(args.out, counts, size, args.seed)
+        make_synthetic(args.out, counts, size, args.seed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

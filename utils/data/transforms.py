@@ -15,7 +15,8 @@ import albumentations as A
 import cv2
 import numpy as np
 
-from utils.data.isic import Sample, resized
+from utils.data.images import resized
+from utils.data.isic import Sample
 
 Patch = tuple[float, float, float, float]
 SCALES = (0.8, 0.6, 0.4, 0.2)
@@ -42,7 +43,7 @@ def draw_patch(rng: np.random.Generator) -> Patch:
 
 # What an image is scored by. "9": nine patches, drawn once as the training patches are, the four scales in turn;
 # "center9": nine around the middle, from 1/5 of the sides to the whole frame; "1": the whole frame.
-VIEWS: dict[str, tuple[Patch, ...]] = {
+TEST_PATCHES: dict[str, tuple[Patch, ...]] = {
     "9": (
         (0.188, 0.107, 0.8, 0.8), (0.167, 0.214, 0.6, 0.6), (0.292, 0.218, 0.4, 0.4),
         (0.414, 0.371, 0.2, 0.2), (0.043, 0.100, 0.8, 0.8), (0.293, 0.111, 0.6, 0.6),
@@ -74,7 +75,7 @@ def take(pixels: Pixels, patch: Patch, size: tuple[int, int]) -> np.ndarray:
     return resized(view, size)
 
 
-class FrameViews:
+class FrameTransforms:
     """Training views for classification: a crop of half the frame to all of it, flips, rotation by up to 30°.
 
     size: (width, height) of the network's input. The target is the label.
@@ -98,7 +99,7 @@ class FrameViews:
         return self.transforms(image=np.ascontiguousarray(pixels))["image"], sample.label
 
 
-class PatchViews:
+class PatchTransforms:
     """Training views for classification: a random patch, flips, rotation by up to 10°; the target is the label.
 
     size: (width, height) of the network's input.
@@ -123,7 +124,7 @@ class PatchViews:
 
 
 @dataclass(frozen=True)
-class TrainViews:
+class TrainTransforms:
     """What a classifier is trained on, and what goes with it.
 
     Attributes:
@@ -144,7 +145,51 @@ class TrainViews:
 
 # Against patches of 17 originals (1,456 to 2,816 px wide, input 224×224), the stored ones keep in the finest octave all
 # the energy at 4/5 and 2/5, 87 % at 3/5, and at 1/5 all of it thanks to the center (30 % without); medians.
-TRAIN_VIEWS: dict[str, TrainViews] = {
-    "patches": TrainViews(PatchViews, 2.5, 2.0, tuple(patch_at(scale) for scale in SCALES), False, 2),
-    "frame": TrainViews(FrameViews, 1.5, None, (FRAME,), True, 1),
+TRAIN_TRANSFORMS: dict[str, TrainTransforms] = {
+    "patches": TrainTransforms(PatchTransforms, 2.5, 2.0, tuple(patch_at(scale) for scale in SCALES), False, 2),
+    "frame": TrainTransforms(FrameTransforms, 1.5, None, (FRAME,), True, 1),
 }
+
+
+TRAIN_SCALE = 1.5  # training images are stored at 1.5 × the network's size: a crop of half the area stays sharp
+
+
+def cache_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) at which to cache images and masks that a segmenter with this input is trained on."""
+    return round(size[0] * TRAIN_SCALE), round(size[1] * TRAIN_SCALE)
+
+
+class SegmentationTransforms:
+    """Training views for segmentation: random resized crop, flips, rotation, Gaussian noise; the target is the mask.
+
+    size: (width, height) of the network's input.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        width, height = size
+        aspect = width / height
+        self.transforms = A.Compose(
+            [
+                A.RandomResizedCrop(
+                    (height, width),
+                    scale=(0.5, 1.0),
+                    ratio=(0.8 * aspect, 1.25 * aspect),
+                    mask_interpolation=cv2.INTER_NEAREST_EXACT,  # the default shifts the mask by up to half a pixel
+                ),
+                A.HorizontalFlip(),
+                A.VerticalFlip(),
+                A.Rotate(30, border_mode=cv2.BORDER_REFLECT_101),
+                A.GaussNoise(std_range=(0.01, 0.05), p=0.3),
+            ]
+        )
+
+    def __call__(self, pixels: np.ndarray, sample: Sample, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Stored pixels uint8 [h, w, 4] → image uint8 [H, W, 3], mask uint8 [H, W] of 0 and 1; `seed` decides all."""
+        # One state that all transforms draw from in turn. set_random_seed would give each its own generator with the
+        # same seed, and an image would be flipped one way exactly when it is flipped the other way.
+        self.transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        view = self.transforms(image=np.ascontiguousarray(pixels[..., :3]), mask=np.ascontiguousarray(pixels[..., 3]))
+        return view["image"], view["mask"]
+
+
+Transforms = Callable[[Pixels, Sample, int], tuple[np.ndarray, Any]]  # (stored pixels, sample, seed) → image, target

@@ -138,7 +138,7 @@ def score_intervals(
 def predictions_table(image_ids: Sequence[Hashable], probabilities: ArrayLike) -> pd.DataFrame:
     """One row an image: image_id, then a float64 column for each of `CLASSES`; probabilities [N, 3].
 
-    `to_csv(path, index=False)` stores it, `pd.read_csv(path)` reads it back (pandas 2 can miss the last digit).
+    `to_csv(path, index=False)` caches it, `pd.read_csv(path)` reads it back (pandas 2 can miss the last digit).
     ValueError for an id that comes twice, another number of ids than rows, or probabilities that
     `classification_scores` refuses.
     """

@@ -22,7 +22,7 @@ from utils.evaluation.tables import (
     published_table,
     segmentation_table,
 )
-from utils.model.run import written_whole
+from utils.files import written_whole
 
 START, END = "<!-- results -->", "<!-- /results -->"
 BAR = r"\|"  # "|" within a cell of a Markdown table

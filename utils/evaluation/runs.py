@@ -21,11 +21,12 @@ import pandas as pd
 from PIL import Image
 
 from utils import UserError
-from utils.data.isic import CLASSES, MAX_PIXELS
+from utils.data.images import MAX_PIXELS
+from utils.data.isic import CLASSES
 from utils.evaluation.classification import SPECIFICITIES, TASKS
 from utils.evaluation.segmentation import COUNTS, METRICS
+from utils.files import is_one_line, load_json
 from utils.logger import run_script
-from utils.model.run import is_one_line, load_json
 
 MAX_MASK = 32 << 20  # bytes of a PNG mask
 IMAGES = {"validation": 150, "test": 600}  # of the challenge

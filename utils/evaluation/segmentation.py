@@ -28,7 +28,7 @@ def confusion_counts(prediction: ArrayLike, truth: ArrayLike) -> tuple[int, int,
     """Counts (tp, fp, fn, tn) of one image's pixels; lesion is positive.
 
     prediction, truth: [H, W], bool or numbers in {0, 1}. ValueError when the shapes differ, are not [H, W] or
-    hold no pixel, or when there is another value (`utils.data.isic.read_mask` reads files to 0 and 1).
+    hold no pixel, or when there is another value (`utils.data.images.read_mask` reads files to 0 and 1).
     """
     prediction, truth = _as_bool(prediction, "prediction"), _as_bool(truth, "truth")
     if prediction.shape != truth.shape:

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from utils import UserError
-from utils.data.isic import CLASSES, Metadata, read_mask, read_metadata, read_split
+from utils.data.images import read_mask
+from utils.data.isic import CLASSES, Metadata, read_metadata, read_split
 from utils.device import cores
 from utils.evaluation.classification import TASKS, auc
 from utils.evaluation.rows import Row

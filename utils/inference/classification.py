@@ -4,29 +4,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from matplotlib.figure import Figure
 from torch import nn
 
 from utils import UserError, distributed
-from utils.data.cache import Store
-from utils.data.isic import CLASSES, Sample, image_size, read_image, read_mask
-from utils.data.loader import to_input
-from utils.data.transforms import CENTER, FLIPS, FRAME, Patch, TrainViews, take
+from utils.data.cache import ImageCache
+from utils.data.images import image_size
+from utils.data.isic import CLASSES, Sample
+from utils.data.transforms import CENTER, FLIPS, Patch, TrainTransforms, take
 from utils.device import Precision
 from utils.evaluation.classification import TASKS, classification_scores, score_intervals
-from utils.inference.saliency import attention_maps, class_activation_maps, grad_cam
-from utils.logger import log
-from utils.model.trainer import alphas, predict
-from utils.visualize.figures import HeatRow, plot_heatmaps
-
-SHOWN = 320  # pixels of a photograph's width in figures
+from utils.inference.network import predict
 
 
-def stored_sizes(
-    samples: Sequence[Sample], size: tuple[int, int], views: TrainViews
+def cache_sizes(
+    samples: Sequence[Sample], size: tuple[int, int], views: TrainTransforms
 ) -> tuple[tuple[int, int], tuple[int, int] | None]:
-    """(width, height) at which to store images for a network's input `size`, and their center where it is finer then.
+    """(width, height) at which to cache images for a network's input `size`, and their center where it is finer then.
 
     Neither is larger than in the largest original.
     """
@@ -51,25 +44,25 @@ def balanced_weights(labels: Sequence[int]) -> tuple[float, ...]:
 
 def class_probabilities(
     model: nn.Module,
-    store: Store,
+    cache: ImageCache,
     precision: Precision,
     size: tuple[int, int],
     batch_size: int,
     patches: Sequence[Patch],
     flips: bool = False,
 ) -> np.ndarray:
-    """Probabilities float32 [N, 3] of the images of a store, averaged over patches (each flipped in all four ways).
+    """Probabilities float32 [N, 3] of the images of a cache, averaged over patches (each flipped in all four ways).
 
-    size: (width, height) of the network's input; patches: such as those of `utils.data.transforms.VIEWS`. Of several processes
+    size: (width, height) of the network's input; patches: such as those of `utils.data.transforms.TEST_PATCHES`. Of several processes
     each predicts its share, and all get all.
     """
     steps = FLIPS if flips else FLIPS[:1]
-    indices = distributed.share(len(store.samples))
+    indices = distributed.share(len(cache.samples))
 
     def inputs() -> Iterator[np.ndarray]:
         for index in indices:
             for patch in patches:
-                view = take(store.image(index), patch, size)
+                view = take(cache.image(index), patch, size)
                 yield from (view[::rows, ::columns] for rows, columns in steps)
 
     each = np.array(list(predict(model, inputs(), precision, batch_size)), dtype=np.float32)
@@ -77,7 +70,7 @@ def class_probabilities(
         raise UserError("the network's outputs are not finite although its weights are: start afresh with a lower --lr")
     means = each.reshape(len(indices), -1, len(CLASSES)).mean(axis=1)
     found = dict(distributed.gather(list(zip(indices, means, strict=True))))
-    return np.stack([found[index] for index in range(len(store.samples))])
+    return np.stack([found[index] for index in range(len(cache.samples))])
 
 
 def labels_of(samples: Sequence[Sample]) -> np.ndarray:
@@ -127,66 +120,3 @@ def examples(probabilities: np.ndarray, labels: np.ndarray) -> list[int]:
             own = probabilities[indices, label]
             chosen += dict.fromkeys((int(indices[own.argmax()]), int(indices[own.argmin()])))
     return chosen
-
-
-def plot_explanations(
-    model: nn.Module,
-    store: Store,
-    probabilities: np.ndarray,
-    size: tuple[int, int],
-    device: torch.device,
-    scale: int,
-) -> dict[str, Figure]:
-    """Figures of where the network looks, on the best and worst recognised image of each class.
-
-    "cam": class activation maps for the class that `probabilities` predict and for both classes of the challenge,
-    Grad-CAM at two layers; "attention": the map of every ARL block, where there are any. The true outline is drawn
-    where it is known.
-
-    The network sees the whole frame at `scale` × its input `size` (`TrainViews.frame_scale`): things are as large then
-    as it knows them, and the maps have as many positions.
-    """
-    labels = labels_of(store.samples)
-    chosen = examples(probabilities, labels)
-    enlarged = (scale * size[0], scale * size[1])
-    frames = [take(store.pixels()[index], FRAME, enlarged) for index in chosen]
-    images = to_input(torch.from_numpy(np.stack(frames)), device)
-    predicted = torch.from_numpy(probabilities[chosen].argmax(axis=1)).to(device)
-    cams = {
-        "CAM\npredicted class": class_activation_maps(model, images, predicted),
-        **{f"CAM\n{task.replace('_', ' ')}": class_activation_maps(model, images, n) for n, task in enumerate(TASKS)},
-        **{
-            f"Grad-CAM {layer.removeprefix('backbone.')}\npredicted class": grad_cam(model, images, layer, predicted)
-            for layer in model.last_layers
-        },
-    }
-    titles, photographs, masks = [], [], []
-    for index in chosen:
-        sample, p = store.samples[index], probabilities[index]
-        titles.append(f"{sample.id}\n{CLASSES[sample.label].replace('_', ' ')}, p = {p[sample.label]:.2f}")
-        columns, rows = image_size(sample.image)
-        shown = (SHOWN, max(1, round(SHOWN * rows / columns)))  # in its own proportions, which the network does not see
-        photographs.append(read_image(sample.image, shown))
-        masks.append(_mask_or_none(sample, shown))
-
-    def figure(maps: Mapping[str, torch.Tensor], title: str) -> Figure:
-        maps = {name: heats.cpu().numpy() for name, heats in maps.items()}
-        rows = [
-            HeatRow(titles[n], photographs[n], {name: heats[n] for name, heats in maps.items()}, masks[n])
-            for n in range(len(chosen))
-        ]
-        return plot_heatmaps(rows, title)
-
-    figures = {"cam": figure(cams, "What the classes are recognised by: best and worst recognised image of each")}
-    if alphas(model) and (attention := attention_maps(model, images)):
-        figures["attention"] = figure(attention, "Attention of every ARL block")
-    return figures
-
-
-def _mask_or_none(sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
-    """Outlines are an extra here: nothing else in classification reads masks, and a bad one stops nothing."""
-    try:
-        return read_mask(sample.mask, size) if sample.mask else None
-    except UserError as error:
-        log.warning("%s; drawn without an outline", error)
-        return None

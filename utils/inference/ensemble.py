@@ -22,16 +22,18 @@ import torch
 from filelock import FileLock, Timeout
 
 from utils import UserError
-from utils.data.isic import CLASSES, read_mask, read_split
+from utils.data.images import read_mask
+from utils.data.isic import CLASSES, read_split
 from utils.evaluation.classification import official_truth, predictions_table
 from utils.evaluation.rows import Row
 from utils.evaluation.runs import RunResult, find_runs
 from utils.evaluation.segmentation import SegmentationCounts, confusion_counts
+from utils.files import written_whole
 from utils.inference.classification import format_scores as format_classification
 from utils.inference.classification import summarize as summarize_classification
 from utils.inference.segmentation import add_mask, format_scores, mask_png, summarize
 from utils.logger import log, run_script
-from utils.model.run import environment, written_whole
+from utils.model.run import environment
 
 
 def find_members(folder: Path) -> tuple[RunResult, ...]:

@@ -16,13 +16,14 @@ from utils.data.isic import read_split
 from utils.device import find_device, find_precision
 from utils.evaluation.rows import deviations
 from utils.evaluation.runs import RunResult, read_run
+from utils.files import written_whole
 from utils.inference.classification import format_scores as format_classification
 from utils.inference.classification import labels_of
 from utils.inference.classification import summarize as summarize_classification
 from utils.inference.segmentation import format_scores, score, summarize
 from utils.inference.trained import RELEASED, classify, load_network, prepare_for, write_released
 from utils.logger import log, run_script
-from utils.model.run import read_config, written_whole
+from utils.model.run import read_config
 
 CARD = "README.md"
 _VIEWS = {"1": "the whole frame, squeezed", "9": "nine patches", "center9": "nine central patches"}
@@ -47,11 +48,11 @@ def score_again(run: RunResult, data: Path, cache: Path) -> str:
             f"{data}: {len(samples)} validation images with truth, the run was scored on "
             f"{run.metrics['validation']['images']}; choose the folder by --data"
         )
-    store = prepare_for(run, samples, cache)
+    cache = prepare_for(run, samples, cache)
     if run.task == "classification":
-        summary = summarize_classification(classify(run, model, store, precision), labels_of(samples))
+        summary = summarize_classification(classify(run, model, cache, precision), labels_of(samples))
         return format_classification("validation", summary)
-    counts = score(model, store, precision, run.settings["batch_size"], run.metrics["flips"])
+    counts = score(model, cache, precision, run.settings["batch_size"], run.metrics["flips"])
     return format_scores("validation", summarize(counts))
 
 

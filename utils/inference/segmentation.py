@@ -10,19 +10,18 @@ from typing import Any
 
 import cv2
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
 from utils import distributed
-from utils.data.cache import Store, in_order
-from utils.data.isic import Sample, image_size, read_image, read_mask
+from utils.data.cache import ImageCache, in_order
+from utils.data.images import image_size, read_mask
+from utils.data.isic import Sample
 from utils.data.transforms import FLIPS
 from utils.device import Precision, cores
 from utils.evaluation.segmentation import METRICS, SegmentationCounts, bootstrap_interval, confusion_counts
-from utils.model.run import written_whole
-from utils.model.trainer import predict
-from utils.visualize.figures import Panel, best_median_worst, plot_contours
+from utils.files import written_whole
+from utils.inference.network import predict
 
 LESION = 1  # index of the lesion among the classes background, lesion
 
@@ -39,7 +38,7 @@ def lesion_mask(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def predict_lesions(
     model: nn.Module,
-    store: Store,
+    cache: ImageCache,
     precision: Precision,
     batch_size: int,
     flips: bool = False,
@@ -49,7 +48,7 @@ def predict_lesions(
 
     flips: average over the frame flipped in all four ways.
     """
-    pixels = store.pixels()
+    pixels = cache.pixels()
     indices = range(len(pixels)) if indices is None else indices
     steps = FLIPS if flips else FLIPS[:1]
     frames = (pixels[index][::rows, ::columns, :3] for index in indices for rows, columns in steps)
@@ -66,7 +65,7 @@ class TrueMasks:
         self._kept: dict[Path, tuple[tuple[int, int], bytes]] = {}
 
     def read(self, path: Path) -> np.ndarray:
-        """The mask as bool [H, W]. Raises UserError as `utils.data.isic.read_mask`."""
+        """The mask as bool [H, W]. Raises UserError as `utils.data.images.read_mask`."""
         if path not in self._kept:
             mask = read_mask(path)
             self._kept[path] = mask.shape, zlib.compress(np.packbits(mask), 1)
@@ -77,7 +76,7 @@ class TrueMasks:
 
 def score(
     model: nn.Module,
-    store: Store,
+    cache: ImageCache,
     precision: Precision,
     batch_size: int,
     flips: bool = False,
@@ -88,21 +87,21 @@ def score(
     Only counts are kept; a full-size mask lives as long as its comparison, and few images are ahead of theirs. Of
     several processes each scores its share, and all get all counts. `masks` spares decoding the same masks next time.
     """
-    with_mask = [index for index, sample in enumerate(store.samples) if sample.mask]
+    with_mask = [index for index, sample in enumerate(cache.samples) if sample.mask]
     indices = [with_mask[place] for place in distributed.share(len(with_mask))]
 
     def compare(item: tuple[int, np.ndarray]) -> tuple[str, tuple[int, int, int, int]]:
         index, probability = item
-        sample = store.samples[index]
+        sample = cache.samples[index]
         truth = masks.read(sample.mask) if masks else read_mask(sample.mask).astype(bool)
         return sample.id, _compare(probability, truth)
 
     with ThreadPoolExecutor(cores()) as pool:
-        probabilities = predict_lesions(model, store, precision, batch_size, flips, indices)
+        probabilities = predict_lesions(model, cache, precision, batch_size, flips, indices)
         found = dict(distributed.gather(list(in_order(pool, compare, probabilities))))
     counts = SegmentationCounts()
     for index in with_mask:
-        counts.add_counts(store.samples[index].id, found[store.samples[index].id])
+        counts.add_counts(cache.samples[index].id, found[cache.samples[index].id])
     return counts
 
 
@@ -132,7 +131,7 @@ def format_scores(split: str, summary: Mapping[str, Any]) -> str:
 
 
 def write_masks(
-    model: nn.Module, store: Store, precision: Precision, batch_size: int, path: Path, flips: bool = False
+    model: nn.Module, cache: ImageCache, precision: Precision, batch_size: int, path: Path, flips: bool = False
 ) -> SegmentationCounts:
     """Write `<id>_segmentation.png` (0 and 255, at each image's own size) of every image into a zip.
 
@@ -142,7 +141,7 @@ def write_masks(
 
     def finish(item: tuple[int, np.ndarray]) -> tuple[Sample, bytes, tuple[int, int, int, int] | None]:
         index, probability = item
-        sample = store.samples[index]
+        sample = cache.samples[index]
         mask = mask_png(lesion_mask(probability, image_size(sample.image)))
         return sample, mask, _compare(probability, read_mask(sample.mask).astype(bool)) if sample.mask else None
 
@@ -151,7 +150,7 @@ def write_masks(
         written_whole(path) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,  # PNG is compressed
     ):
-        probabilities = predict_lesions(model, store, precision, batch_size, flips)
+        probabilities = predict_lesions(model, cache, precision, batch_size, flips)
         for sample, mask, compared in in_order(pool, finish, probabilities):
             add_mask(archive, sample.id, mask)
             if compared:
@@ -169,34 +168,3 @@ def mask_png(mask: np.ndarray) -> bytes:
     content = io.BytesIO()
     Image.fromarray(mask.astype(np.uint8) * 255).save(content, "PNG", optimize=True)
     return content.getvalue()
-
-
-def plot_examples(
-    model: nn.Module,
-    store: Store,
-    counts: SegmentationCounts,
-    precision: Precision,
-    flips: bool = False,
-    width: int = 480,
-) -> Figure:
-    """The best, median and worst scored images with the true and the predicted outline, drawn `width` pixels wide."""
-    per_image = counts.per_image()
-    position = {sample.id: index for index, sample in enumerate(store.samples)}
-    panels = []
-    for group, rows in best_median_worst(per_image["jaccard"].to_numpy()).items():
-        indices = [position[per_image["image_id"][row]] for row in rows]
-        predicted = predict_lesions(model, store, precision, 4, flips, indices)
-        for row, (index, probability) in zip(rows, predicted, strict=True):
-            sample = store.samples[index]
-            columns, lines = image_size(sample.image)
-            size = (width, max(1, round(width * lines / columns)))
-            panels.append(
-                Panel(
-                    f"{group}: {sample.id}, Jaccard {per_image['jaccard'][row]:.3f}",
-                    read_image(sample.image, size),
-                    read_mask(sample.mask, size),
-                    lesion_mask(probability, size),
-                )
-            )
-    title = f"Best, median and worst of {len(counts)} images by Jaccard (mean {per_image['jaccard'].mean():.3f})"
-    return plot_contours(panels, title, columns=len(panels) // 3 if len(panels) >= 3 else len(panels))

@@ -11,14 +11,14 @@ from torch import nn
 
 import nets
 from utils import UserError
-from utils.data.cache import Store, prepare
-from utils.data.isic import Sample, check_file
-from utils.data.transforms import TRAIN_VIEWS, VIEWS
+from utils.data.cache import ImageCache, prepare
+from utils.data.isic import Sample
+from utils.data.transforms import TEST_PATCHES, TRAIN_TRANSFORMS
 from utils.device import Precision
 from utils.evaluation.runs import RunResult
-from utils.inference.classification import class_probabilities, stored_sizes
-from utils.model.run import written_whole
-from utils.model.trainer import load_best
+from utils.files import check_file, written_whole
+from utils.inference.classification import cache_sizes, class_probabilities
+from utils.model.fit import load_best
 
 RELEASED = "weights.safetensors"
 
@@ -83,21 +83,25 @@ def _check_settings(run: RunResult) -> None:
         raise ValueError("no batch_size, or no size of 32 pixels or more")
     if run.task == "segmentation":
         return
-    if settings.get("train_views") not in TRAIN_VIEWS or metrics.get("views") not in VIEWS or "flips" not in metrics:
+    if (
+        settings.get("train_views") not in TRAIN_TRANSFORMS
+        or metrics.get("views") not in TEST_PATCHES
+        or "flips" not in metrics
+    ):
         raise ValueError("train_views, views or flips are not known")
 
 
-def prepare_for(run: RunResult, samples: Sequence[Sample], folder: Path) -> Store:
+def prepare_for(run: RunResult, samples: Sequence[Sample], folder: Path) -> ImageCache:
     """The photographs decoded into `folder`, as large as the run's network sees them or its patches need them."""
     size = tuple(run.settings["size"])
     if run.task == "segmentation":
         return prepare(samples, size, folder, masks=False)
-    stored, center = stored_sizes(samples, size, TRAIN_VIEWS[run.settings["train_views"]])
+    stored, center = cache_sizes(samples, size, TRAIN_TRANSFORMS[run.settings["train_views"]])
     return prepare(samples, stored, folder, masks=False, center=center)
 
 
-def classify(run: RunResult, model: nn.Module, store: Store, precision: Precision) -> np.ndarray:
+def classify(run: RunResult, model: nn.Module, cache: ImageCache, precision: Precision) -> np.ndarray:
     """Probabilities float32 [N, 3] of the photographs, averaged over the views that the run was scored by."""
     size, batch_size = tuple(run.settings["size"]), run.settings["batch_size"]
-    views, flips = VIEWS[run.metrics["views"]], run.metrics["flips"]
-    return class_probabilities(model, store, precision, size, batch_size, views, flips)
+    views, flips = TEST_PATCHES[run.metrics["views"]], run.metrics["flips"]
+    return class_probabilities(model, cache, precision, size, batch_size, views, flips)

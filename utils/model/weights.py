@@ -18,10 +18,8 @@ from torch import Tensor, nn
 
 import nets
 from utils import UserError
-from utils.data.cache import sha256
-from utils.data.isic import check_file
+from utils.files import check_file, sha256, written_whole
 from utils.logger import log
-from utils.model.run import written_whole
 
 MODEL = Path(__file__).resolve().parents[2] / "model"
 MAX_PICKLE = 8 << 20  # bytes of names, shapes and plain values in a file; read, they take up to a hundred times as many
@@ -205,7 +203,7 @@ def _source(path: Path) -> str:
     content = load_file(path)
     source = content.get("source") if isinstance(content, dict) else None
     plain = isinstance(source, dict) and all(isinstance(value, str | int | float) for value in source.values())
-    return _shown(", ".join(f"{name} {value}" for name, value in source.items()), 400) if plain else ""
+    return quoted(", ".join(f"{name} {value}" for name, value in source.items()), 400) if plain else ""
 
 
 def load_file(path: str | Path | BinaryIO, shown: str | Path | None = None) -> Any:
@@ -226,7 +224,7 @@ def load_file(path: str | Path | BinaryIO, shown: str | Path | None = None) -> A
     except PermissionError as error:
         raise UserError(f"{shown}: not readable ({error.strerror})") from error
     except Exception as error:  # of bytes that nobody wrote on purpose, decoders raise nearly anything
-        reason = _shown(str(error).splitlines()[0], 120) if str(error).strip() else type(error).__name__
+        reason = quoted(str(error).splitlines()[0], 120) if str(error).strip() else type(error).__name__
         raise UserError(f"{shown}: truncated, or not a PyTorch file of plain weights ({reason})") from error
 
 
@@ -335,7 +333,7 @@ def read_state_dict(path: str | Path | BinaryIO, shown: str | Path | None = None
             state = state[key]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{shown or path}: no state dict (names and tensors) in this file")
-    if odd := {_shown(name) for name, tensor in state.items() if not isinstance(name, str) or not _is_plain(tensor)}:
+    if odd := {quoted(name) for name, tensor in state.items() if not isinstance(name, str) or not _is_plain(tensor)}:
         raise UserError(f"{shown or path}: no state dict of plain tensors: {_some(odd)}")
     return dict(state)
 
@@ -362,10 +360,10 @@ def _digest_in(name: str) -> str | None:
 
 def _some(names: set[str]) -> str:
     names = sorted(names)
-    return ", ".join(map(_shown, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(map(quoted, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _shown(name: Any, longest: int = 80) -> str:
+def quoted(name: Any, longest: int = 80) -> str:
     """A name from a file as a message may quote it: on one line and not too long."""
     text = name if isinstance(name, str) and name.isprintable() else repr(name)
     return text if len(text) <= longest else f"{text[: longest - 1]}…"

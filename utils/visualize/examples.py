@@ -1,7 +1,7 @@
 """Finished runs on the same photographs: which of them compare, what they get wrong, where their networks look."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +9,27 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import nn
 
-from utils.data.isic import CLASSES, Sample, image_size, read_image, read_mask, read_split
+from utils import UserError
+from utils.data.cache import ImageCache
+from utils.data.images import image_size, read_image, read_mask
+from utils.data.isic import CLASSES, Sample, read_split
 from utils.data.loader import to_input
-from utils.data.transforms import TRAIN_VIEWS
-from utils.device import find_device
+from utils.data.transforms import FRAME, TRAIN_TRANSFORMS, take
+from utils.device import Precision, find_device
+from utils.evaluation.classification import TASKS
 from utils.evaluation.rows import Row
 from utils.evaluation.runs import RunResult, find_runs
-from utils.evaluation.segmentation import bootstrap_interval
+from utils.evaluation.segmentation import SegmentationCounts, bootstrap_interval
 from utils.evaluation.tables import Score
-from utils.inference.classification import examples
-from utils.inference.saliency import class_activation_maps, mass_inside, to_image_size
+from utils.inference.classification import examples, labels_of
+from utils.inference.saliency import attention_maps, class_activation_maps, grad_cam, mass_inside, to_image_size
+from utils.inference.segmentation import lesion_mask, predict_lesions
 from utils.inference.trained import has_weights, load_network
 from utils.logger import log
-from utils.visualize.figures import NAMES, HeatRow, Panel, plot_heatmaps
+from utils.model.fit import alphas
+from utils.visualize.figures import NAMES, HeatRow, Panel, best_median_worst, plot_contours, plot_heatmaps
 
 ARL_AND_PLAIN = ((r"arl\d+", r"resnet\d+"), ("arl_mobilenet", "mobilenet"))  # patterns for names of networks
 _BATCH = 16  # photographs at a time through a network
@@ -154,10 +161,10 @@ def _with_weights(rows: Sequence[Row], split: str, net: str) -> Row | None:
 
 
 def _true_class_maps(run: RunResult, samples: Sequence[Sample], labels: np.ndarray) -> np.ndarray:
-    """float32 [N, h, w]; the network sees the whole frame as in `plot_explanations`."""
+    """float32 [N, h, w]; the network sees the whole frame as in `plot_saliency`."""
     settings, device = run.settings, find_device(None)
     model = load_network(run, device)
-    scale = TRAIN_VIEWS[settings.get("train_views", "patches")].frame_scale
+    scale = TRAIN_TRANSFORMS[settings.get("train_views", "patches")].frame_scale
     size = (scale * settings["size"][0], scale * settings["size"][1])
     maps = []
     for start in range(0, len(samples), _BATCH):
@@ -191,3 +198,100 @@ def _on_the_lesion(maps: Sequence[np.ndarray], samples: Sequence[Sample]) -> lis
         }
         for values in of_maps[kept].T
     ]
+
+
+def plot_examples(
+    model: nn.Module,
+    cache: ImageCache,
+    counts: SegmentationCounts,
+    precision: Precision,
+    flips: bool = False,
+    width: int = 480,
+) -> Figure:
+    """The best, median and worst scored images with the true and the predicted outline, drawn `width` pixels wide."""
+    per_image = counts.per_image()
+    position = {sample.id: index for index, sample in enumerate(cache.samples)}
+    panels = []
+    for group, rows in best_median_worst(per_image["jaccard"].to_numpy()).items():
+        indices = [position[per_image["image_id"][row]] for row in rows]
+        predicted = predict_lesions(model, cache, precision, 4, flips, indices)
+        for row, (index, probability) in zip(rows, predicted, strict=True):
+            sample = cache.samples[index]
+            columns, lines = image_size(sample.image)
+            size = (width, max(1, round(width * lines / columns)))
+            panels.append(
+                Panel(
+                    f"{group}: {sample.id}, Jaccard {per_image['jaccard'][row]:.3f}",
+                    read_image(sample.image, size),
+                    read_mask(sample.mask, size),
+                    lesion_mask(probability, size),
+                )
+            )
+    title = f"Best, median and worst of {len(counts)} images by Jaccard (mean {per_image['jaccard'].mean():.3f})"
+    return plot_contours(panels, title, columns=len(panels) // 3 if len(panels) >= 3 else len(panels))
+
+
+SHOWN = 320  # pixels of a photograph's width in figures
+
+
+def plot_saliency(
+    model: nn.Module,
+    cache: ImageCache,
+    probabilities: np.ndarray,
+    size: tuple[int, int],
+    device: torch.device,
+    scale: int,
+) -> dict[str, Figure]:
+    """Figures of where the network looks, on the best and worst recognised image of each class.
+
+    "cam": class activation maps for the class that `probabilities` predict and for both classes of the challenge,
+    Grad-CAM at two layers; "attention": the map of every ARL block, where there are any. The true outline is drawn
+    where it is known.
+
+    The network sees the whole frame at `scale` × its input `size` (`TrainTransforms.frame_scale`): things are as large then
+    as it knows them, and the maps have as many positions.
+    """
+    labels = labels_of(cache.samples)
+    chosen = examples(probabilities, labels)
+    enlarged = (scale * size[0], scale * size[1])
+    frames = [take(cache.pixels()[index], FRAME, enlarged) for index in chosen]
+    images = to_input(torch.from_numpy(np.stack(frames)), device)
+    predicted = torch.from_numpy(probabilities[chosen].argmax(axis=1)).to(device)
+    cams = {
+        "CAM\npredicted class": class_activation_maps(model, images, predicted),
+        **{f"CAM\n{task.replace('_', ' ')}": class_activation_maps(model, images, n) for n, task in enumerate(TASKS)},
+        **{
+            f"Grad-CAM {layer.removeprefix('backbone.')}\npredicted class": grad_cam(model, images, layer, predicted)
+            for layer in model.last_layers
+        },
+    }
+    titles, photographs, masks = [], [], []
+    for index in chosen:
+        sample, p = cache.samples[index], probabilities[index]
+        titles.append(f"{sample.id}\n{CLASSES[sample.label].replace('_', ' ')}, p = {p[sample.label]:.2f}")
+        columns, rows = image_size(sample.image)
+        shown = (SHOWN, max(1, round(SHOWN * rows / columns)))  # in its own proportions, which the network does not see
+        photographs.append(read_image(sample.image, shown))
+        masks.append(_mask_or_none(sample, shown))
+
+    def figure(maps: Mapping[str, torch.Tensor], title: str) -> Figure:
+        maps = {name: heats.cpu().numpy() for name, heats in maps.items()}
+        rows = [
+            HeatRow(titles[n], photographs[n], {name: heats[n] for name, heats in maps.items()}, masks[n])
+            for n in range(len(chosen))
+        ]
+        return plot_heatmaps(rows, title)
+
+    figures = {"cam": figure(cams, "What the classes are recognised by: best and worst recognised image of each")}
+    if alphas(model) and (attention := attention_maps(model, images)):
+        figures["attention"] = figure(attention, "Attention of every ARL block")
+    return figures
+
+
+def _mask_or_none(sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
+    """Outlines are an extra here: nothing else in classification reads masks, and a bad one stops nothing."""
+    try:
+        return read_mask(sample.mask, size) if sample.mask else None
+    except UserError as error:
+        log.warning("%s; drawn without an outline", error)
+        return None

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 
 import nets
 from utils.config import Experiment
-from utils.data.cache import Store
+from utils.data.cache import ImageCache
 from utils.data.isic import CLASSES, Sample, find_files
-from utils.data.loader import Views, train_loader
-from utils.data.synthetic import make_sample
+from utils.data.loader import train_loader
+from utils.data.synthetic import make_synthetic
+from utils.data.transforms import Transforms
 from utils.evaluation.classification import TASKS
 from utils.evaluation.export import as_text, export_table
 from utils.evaluation.tables import Score
@@ -63,7 +64,7 @@ def find_data(folder: str | Path, task: str) -> tuple[Path, list[str]]:
     (counts, size), flags = _SAMPLES[kind]
     reason = "SMOKE is set" if SMOKE else f"{folder} holds no training images"
     log.info("%s: the embedded sample instead, drawn and not photographed; its scores say nothing about skin", reason)
-    return make_sample(Path("Data") / f"sample_{kind}", counts, size), flags
+    return make_synthetic(Path("Data") / f"sample_{kind}", counts, size), flags
 
 
 def photographs(samples: Sequence[Sample]) -> list[Panel]:
@@ -76,9 +77,9 @@ def some_of_each_class(samples: Sequence[Sample], count: int = 4) -> list[Sample
     return [s for label in range(len(CLASSES)) for s in [s for s in samples if s.label == label][:count]]
 
 
-def training_views(store: Store, views: Views, seed: int = 0) -> list[Panel]:
-    """The first epoch's view of each image of a store, as the network gets it, with its mask or class."""
-    loader = train_loader(store, views, len(store.samples), seed, torch.device("cpu"), workers=0)
+def training_views(cache: ImageCache, views: Transforms, seed: int = 0) -> list[Panel]:
+    """The first epoch's view of each image of a cache, as the network gets it, with its mask or class."""
+    loader = train_loader(cache, views, len(cache.samples), seed, torch.device("cpu"), workers=0)
     images, targets = next(iter(loader))
     if targets.ndim == 1:
         return [Panel(CLASSES[t].replace("_", " "), i.numpy()) for i, t in zip(images, targets.tolist(), strict=True)]
