@@ -6,13 +6,16 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
+
 from utils import UserError
+from utils.logger import log
 
 
 def check_file(path: str | Path) -> Path:
@@ -28,10 +31,25 @@ def check_file(path: str | Path) -> Path:
     return Path(path)
 
 
-def quoted(value: Any, form: Callable[[Any], str] = repr) -> str:
-    """A value from a file as a message may quote it: on one line and not too long."""
-    text = " ".join(form(value).split())
-    return text if len(text) <= 120 else f"{text[:119]}…"
+def quoted(value: Any, longest: int = 120) -> str:
+    """A value from a file as a message may quote it: on one line, printable, and at most so many characters long."""
+    text = value if isinstance(value, str) and value.isprintable() else repr(value)
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def listed(names: Iterable[Any], most: int = 3) -> str:
+    """Names as a message may list them, each `quoted`: "a, b, c and 4 more"."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(quoted, names[:most])) + more
+
+
+def readable_size(count: int) -> str:
+    """A count of bytes as "5.8 GB"."""
+    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
+        if count >= 10**power:
+            return f"{count / 10**power:.1f} {unit}"
+    return f"{count} bytes"
 
 
 MAX_DEPTH = 50  # of JSON; Python's own limit depends on its version
@@ -57,7 +75,7 @@ def load_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def errors_named(path: Path) -> Iterator[None]:
     """The system's errors within name the file; those of writing to an open one do not by themselves."""
     try:
         yield
@@ -65,6 +83,27 @@ def _named(path: Path) -> Iterator[None]:
         if error.errno is not None:
             error.filename = error.filename or str(path)
         raise
+
+
+@contextmanager
+def locked(path: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
+    """One process at a time: holds the lock file `path`, which the system frees when the process ends, however it ends.
+
+    When another process holds it: UserError(busy), or with `wait` that line in the log, and its turn. Within a process
+    it may be taken again (a notebook's cell that is run twice). OSError when the file cannot be made.
+    """
+    lock = FileLock(path, is_singleton=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            raise UserError(busy) from None
+        log.info(busy)
+        lock.acquire(poll_interval=0.2)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -80,7 +119,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         )
     try:
         partial.unlink(missing_ok=True)
-        with _named(path), partial.open("xb") as file:  # through no link
+        with errors_named(path), partial.open("xb") as file:  # through no link
             yield file
             file.flush()
             os.fsync(file.fileno())

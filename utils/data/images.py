@@ -117,7 +117,7 @@ def _opened(
     except Exception as error:  # of bytes that nobody wrote on purpose, decoders raise nearly anything
         if isinstance(error, OSError) and error.errno:
             raise UserError(f"{path}: not readable ({error.strerror})") from error
-        reason = quoted(error, str) or type(error).__name__
+        reason = quoted(" ".join(str(error).split())) or type(error).__name__
         raise UserError(f"{path}: truncated or not an image ({reason}); fetch this file again") from error
 
 

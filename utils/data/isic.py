@@ -228,13 +228,14 @@ def _rows(csv_path: str | Path, columns: tuple[str, ...]) -> Iterator[tuple[str,
                 where = f"{csv_path}: row {reader.line_num}"
                 id_ = (row["image_id"] or "").strip().upper()
                 if not _ID.fullmatch(id_):
-                    raise UserError(f"{where}: image_id is {quoted(row['image_id'])}, expected one like ISIC_0000000")
+                    cell = quoted(repr(row["image_id"]))
+                    raise UserError(f"{where}: image_id is {cell}, expected one like ISIC_0000000")
                 if id_ in seen:
-                    raise UserError(f"{where}: {quoted(id_, str)} is there a second time; keep one row an image")
+                    raise UserError(f"{where}: {quoted(id_)} is there a second time; keep one row an image")
                 if any(cell.strip() for cell in row.get(None) or ()):
-                    raise UserError(f"{where}, {quoted(id_, str)}: more cells than columns; take the commas away")
+                    raise UserError(f"{where}, {quoted(id_)}: more cells than columns; take the commas away")
                 seen.add(id_)
-                yield f"{where}, {quoted(id_, str)}", id_, row
+                yield f"{where}, {quoted(id_)}", id_, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{csv_path}: not readable as a comma-separated text file ({error})") from error
 
@@ -245,7 +246,7 @@ def _zero_or_one(text: str | None, where: str, column: str) -> bool:
     except ValueError:
         value = None
     if value not in (0, 1):
-        raise UserError(f"{where}: {column} is {quoted(text)}, expected 0 or 1")
+        raise UserError(f"{where}: {column} is {quoted(repr(text))}, expected 0 or 1")
     return value == 1
 
 
@@ -256,5 +257,5 @@ def _recorded(row: dict[str, str | None], column: str, pattern: str, where: str,
     if text is not None and value in ("", "unknown"):  # None: the row ends before this cell
         return None
     if not re.fullmatch(pattern, value):
-        raise UserError(f"{where}: {column} is {quoted(text)}, expected {expected} or unknown")
+        raise UserError(f"{where}: {column} is {quoted(repr(text))}, expected {expected} or unknown")
     return value

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from utils import UserError, distributed
 from utils.data.isic import Sample
-from utils.files import _named, is_one_line, load_json, written_whole
+from utils.files import errors_named, is_one_line, load_json, written_whole
 from utils.logger import log
 
 OWN = ("config.json", "history.csv", "last.pth", "best.pth")  # tell that a folder is a run's
@@ -169,7 +169,7 @@ class Run:
             first = Event(wall_time=now, file_version="brain.Event:2")
             events = [first, Event(wall_time=now, step=epoch, session_log=start), *events]
         # Not by SummaryWriter, whose thread prints a traceback when the disk is full.
-        with _named(self._events):
+        with errors_named(self._events):
             folder.mkdir(exist_ok=True)
             with self._events.open("ab") as file:
                 for event in events:
