@@ -32,6 +32,7 @@ import torch
 
 import cls_main
 import seg_main
+from nets.pretrained import MODEL, PRETRAINED
 from utils import UserError
 from utils.command_line import at_least
 from utils.config import EXPERIMENTS
@@ -39,7 +40,6 @@ from utils.device import cores
 from utils.files import written_whole
 from utils.logger import log, run_script
 from utils.model.run import read_config, read_json
-from utils.model.weights import MODEL, PRETRAINED
 
 ROOT = Path(__file__).resolve().parent
 SCRIPTS = {"segmentation": seg_main, "classification": cls_main}

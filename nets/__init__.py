@@ -1,32 +1,42 @@
-"""The networks, in PyTorch alone: `create_model(name, num_classes=…, **options)` builds each one by name."""
+"""The networks, in PyTorch alone: `create_model(name, num_classes=…, **options)` builds each one by name.
 
-from collections.abc import Callable
-from functools import partial
+This file is data: PyTorch is imported when a network is built, so that scripts can list the names at once.
+"""
 
-from torch import nn
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from nets import arl, arl_unet, dense_unet, mobilenet, res_unet, resnet, unet
+if TYPE_CHECKING:
+    from torch import nn
 
-__all__ = ["ATTENTIVE", "CLASSIFIERS", "NETS", "SEGMENTERS", "create_model"]
+__all__ = ["ALPHA", "ATTENTION", "ATTENTIVE", "CLASSIFIERS", "NETS", "SEGMENTERS", "create_model"]
 
-SEGMENTERS: dict[str, Callable[..., nn.Module]] = {
-    "unet": unet.unet,
-    "dense_unet": dense_unet.dense_unet,
-    "res_unet": res_unet.res_unet,
-    "arl_unet": arl_unet.arl_unet,
-    "mobilenet_unet": mobilenet.mobilenet_unet,
+# name: "module:function" that builds the network
+SEGMENTERS: dict[str, str] = {
+    "unet": "nets.unet:unet",
+    "dense_unet": "nets.dense_unet:dense_unet",
+    "res_unet": "nets.res_unet:res_unet",
+    "arl_unet": "nets.arl_unet:arl_unet",
+    "mobilenet_unet": "nets.mobilenet:mobilenet_unet",
 }
-CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
-    **{f"resnet{layout}": partial(resnet.resnet, layout) for layout in ("14", "18", "34", "50")},
-    **{f"arl{layout}": partial(arl.arl, layout) for layout in ("14", "18", "50")},
-    "mobilenet": mobilenet.mobilenet,
-    "arl_mobilenet": mobilenet.arl_mobilenet,
+CLASSIFIERS: dict[str, str] = {
+    "resnet14": "nets.resnet:resnet14",
+    "resnet18": "nets.resnet:resnet18",
+    "resnet34": "nets.resnet:resnet34",
+    "resnet50": "nets.resnet:resnet50",
+    "arl14": "nets.arl:arl14",
+    "arl18": "nets.arl:arl18",
+    "arl50": "nets.arl:arl50",
+    "mobilenet": "nets.mobilenet:mobilenet",
+    "arl_mobilenet": "nets.mobilenet:arl_mobilenet",
 }
 NETS = SEGMENTERS | CLASSIFIERS
 ATTENTIVE = frozenset({"arl14", "arl18", "arl50", "arl_mobilenet", "arl_unet"})  # take `attention` and `alpha`
+ATTENTION = ("spatial", "channel", "none")
+ALPHA = ("learn", "fixed", "0")
 
 
-def create_model(name: str, num_classes: int | None = None, **options) -> nn.Module:
+def create_model(name: str, num_classes: int | None = None, **options) -> "nn.Module":
     """Build a network with random weights.
 
     Args:
@@ -43,5 +53,7 @@ def create_model(name: str, num_classes: int | None = None, **options) -> nn.Mod
     """
     if name not in NETS:
         raise ValueError(f"no network named {name!r}; there are {', '.join(NETS)}")
+    module, function = NETS[name].split(":")
     options = {"num_classes": num_classes, **options}
-    return NETS[name](**{option: value for option, value in options.items() if value is not None})
+    options = {option: value for option, value in options.items() if value is not None}
+    return getattr(import_module(module), function)(**options)

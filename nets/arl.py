@@ -5,15 +5,15 @@ doi 10.1109/TMI.2019.2893944.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from nets import ALPHA, ATTENTION
 from nets.fast.attended_sum import CHANNELS, POSITIONS, attended_sum, softmax
 from nets.resnet import CLASSES, LAYOUTS, ResNet, resnet
 
-ATTENTION = ("spatial", "channel", "none")
-ALPHA = ("learn", "fixed", "0")
 ALPHA_START = 0.001  # of the paper
 AXES = {"spatial": POSITIONS, "channel": CHANNELS}  # of the softmax
 
@@ -89,6 +89,9 @@ def arl(
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     return resnet(layout, num_classes, attention=attention_factory(attention, alpha))
+
+
+arl14, arl18, arl50 = (partial(arl, layout) for layout in ("14", "18", "50"))
 
 
 def attention_factory(attention: str, alpha: str | float) -> Callable[[], ARLAttention] | None:

@@ -5,6 +5,7 @@ a bottleneck's stride sits in its 3×3 convolution ("ResNet v1.5").
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -152,3 +153,6 @@ def resnet(layout: str, num_classes: int | None = CLASSES, **options) -> ResNet:
     """ResNet by the name of its layout ("14", "18", "34", "50"); options as for `ResNet`."""
     blocks, bottleneck = LAYOUTS[layout]
     return ResNet(blocks, bottleneck, num_classes, **options)
+
+
+resnet14, resnet18, resnet34, resnet50 = (partial(resnet, layout) for layout in LAYOUTS)

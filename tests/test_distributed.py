@@ -29,10 +29,12 @@ class Small(nn.Module):
 
 class SmallClassifier(Small):
     last_layers = ("layers.0",)
+    def __init__(self, num_classes=3):
+        super().__init__(num_classes)
     def forward(self, x):
         return super().forward(x).mean((2, 3))
 
-nets.NETS["unet"], nets.NETS["resnet18"] = Small, lambda num_classes=3: SmallClassifier(num_classes)
+nets.NETS["unet"], nets.NETS["resnet18"] = "__main__:Small", "__main__:SmallClassifier"
 cls_main.plot_saliency = lambda *args: {}
 run_script(lambda: {"seg": seg_main, "cls": cls_main}[sys.argv[1]].main(sys.argv[2:]))
 """

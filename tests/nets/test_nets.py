@@ -224,7 +224,7 @@ def test_without_a_compiler_attention_is_computed_by_pytorch(tmp_path):
     """And with one that fails; one line says so."""
     (tmp_path / "cc").write_text("#!/bin/sh\necho no such processor >&2\nexit 1\n")
     (tmp_path / "cc").chmod(0o755)
-    script = "import logging; logging.basicConfig(level=20); from nets import kernel; print(kernel.load())"
+    script = "import logging; logging.basicConfig(level=20); from nets.fast import kernel; print(kernel.load())"
     for variables, text in (
         ({"PATH": str(tmp_path / "nowhere")}, "no C compiler (cc): ARL blocks are computed by PyTorch"),
         ({"PATH": str(tmp_path)}, "no compiled arl.c (no such processor)"),

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nets.pretrained import PRETRAINED
 from utils import UserError
 from utils.config import DEFAULTS, EXPERIMENTS, Experiment, default_attention, experiments
 from utils.data.isic import CLASSES
 from utils.evaluation.runs import IMAGES, RunResult
-from utils.model.weights import PRETRAINED
 
 # By what `utils.model.run.digest` says of the challenge's images, each without labels (segmentation) and with them.
 _TRAIN = {"b2eebcf001ee3ca1", "5cc1395c5e7c5f0e"}  # the 2,000 less `utils.data.isic.LEFT_OUT`

