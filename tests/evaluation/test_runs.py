@@ -16,8 +16,7 @@ from utils.data.isic import CLASSES, LEFT_OUT, Sample, read_labels, read_split
 from utils.evaluation.classification import classification_scores, official_truth, predictions_table, score_intervals
 from utils.evaluation.rows import deviations, result_rows, row_names
 from utils.evaluation.runs import find_runs, read_run
-from utils.evaluation.segmentation import SegmentationCounts
-from utils.inference.segmentation import summarize
+from utils.evaluation.segmentation import SegmentationCounts, summarize
 from utils.model.run import Run, digest
 
 TRAIN = {

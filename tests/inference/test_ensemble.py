@@ -17,10 +17,10 @@ from utils.data.isic import CLASSES, read_split
 from utils.data.synthetic import make_synthetic
 from utils.evaluation.rows import result_rows
 from utils.evaluation.runs import find_runs
-from utils.evaluation.segmentation import SegmentationCounts, confusion_counts
+from utils.evaluation.segmentation import SegmentationCounts, confusion_counts, summarize
 from utils.evaluation.tables import segmentation_table
 from utils.inference import ensemble
-from utils.inference.segmentation import add_mask, mask_png, summarize
+from utils.inference.segmentation import add_mask, mask_png
 
 
 def test_probabilities_are_averaged_and_scored(tmp_path):

@@ -135,6 +135,12 @@ def score_intervals(
     return _nested(intervals)
 
 
+def summarize(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Scores with 95 % bootstrap intervals over images, as plain values for JSON."""
+    scores = classification_scores(probabilities, labels)
+    return {"images": len(labels), **scores, "interval_95": score_intervals(probabilities, labels)}
+
+
 def predictions_table(image_ids: Sequence[Hashable], probabilities: ArrayLike) -> pd.DataFrame:
     """One row an image: image_id, then a float64 column for each of `CLASSES`; probabilities [N, 3].
 

@@ -170,6 +170,17 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def summarize(counts: SegmentationCounts) -> dict[str, Any]:
+    """Official scores with 95 % bootstrap intervals over images, and pooled ones, as plain values for JSON."""
+    per_image = counts.per_image()
+    return {
+        "images": len(counts),
+        "official": counts.official(),
+        "official_interval_95": {name: list(bootstrap_interval(per_image[name])) for name in METRICS},
+        "pooled": counts.pooled(),
+    }
+
+
 def _as_counts(counts: ArrayLike | pd.DataFrame) -> np.ndarray:
     if isinstance(counts, pd.DataFrame):
         counts = counts[list(COUNTS)]

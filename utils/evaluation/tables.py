@@ -235,6 +235,27 @@ def _at(scores: Mapping[str, Any], path: Sequence[str]) -> Any:
     return scores
 
 
+def format_scores(split: str, summary: Mapping[str, Any]) -> str:
+    """What either task's `summarize` says of a split, as lines of text: the main scores with their 95 % intervals."""
+
+    def line(name: str, value: float | None, interval: Sequence[float]) -> str:
+        known = "undefined: no such image" if value is None else f"{value:.4f}  [{interval[0]:.4f}, {interval[1]:.4f}]"
+        return f"  {name:<18} {known}"
+
+    if official := summary.get("official"):
+        title, intervals = "official scores (mean over images at mask size)", summary["official_interval_95"]
+        lines = [line(name, value, intervals[name]) for name, value in official.items()]
+    else:
+        title, intervals = "classes by the highest probability", summary["interval_95"]
+        names = {"mean AUC": "mean_auc", "balanced accuracy": "balanced_accuracy"}
+        lines = [line(name, summary[key], intervals[key]) for name, key in names.items()]
+        names = {"AUC": "auc", **{name: name for name in ("accuracy", "sensitivity", "specificity")}}
+        for task in TASKS:
+            lines.append(f" {task.replace('_', ' ')}")
+            lines += [line(name, summary[task][key], intervals[task][key]) for name, key in names.items()]
+    return "\n".join([f"{split}, {summary['images']} images: {title} [95 % interval]", *lines])
+
+
 def format_number(value: float, digits: int = 3) -> str:
     """.757, or "–" for NaN. Rounded before, so that a last bit that differs between machines does not show."""
     if math.isnan(value):

@@ -1,7 +1,6 @@
 """The classification task: probabilities of the three classes from views of a photograph, scored and explained."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch import nn
@@ -12,7 +11,6 @@ from utils.data.images import image_size
 from utils.data.isic import CLASSES, Sample
 from utils.data.transforms import CENTER, FLIPS, Patch, TrainTransforms, take
 from utils.device import Precision
-from utils.evaluation.classification import TASKS, classification_scores, score_intervals
 from utils.inference.network import predict
 
 
@@ -76,39 +74,6 @@ def class_probabilities(
 def labels_of(samples: Sequence[Sample]) -> np.ndarray:
     """Class indices [N] of samples that all have a label."""
     return np.array([sample.label for sample in samples])
-
-
-def summarize(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Scores with 95 % bootstrap intervals over images, as plain values for JSON."""
-    scores = classification_scores(probabilities, labels)
-    return {"images": len(labels), **scores, "interval_95": score_intervals(probabilities, labels)}
-
-
-def format_scores(split: str, summary: Mapping[str, Any]) -> str:
-    """AUC and the scores of the most probable class as lines of text: value and 95 % interval."""
-
-    def line(name: str, scores: Mapping[str, Any], intervals: Mapping[str, Any], key: str) -> str:
-        if scores[key] is None:
-            return f"  {name:<18} undefined: no such image"
-        low, high = intervals[key]
-        return f"  {name:<18} {scores[key]:.4f}  [{low:.4f}, {high:.4f}]"
-
-    intervals = summary["interval_95"]
-    lines = [f"{split}, {summary['images']} images: classes by the highest probability [95 % interval]"]
-    lines += [
-        line(name, summary, intervals, key)
-        for name, key in (("mean AUC", "mean_auc"), ("balanced accuracy", "balanced_accuracy"))
-    ]
-    for task in TASKS:
-        lines.append(f" {task.replace('_', ' ')}")
-        names = (
-            ("AUC", "auc"),
-            ("accuracy", "accuracy"),
-            ("sensitivity", "sensitivity"),
-            ("specificity", "specificity"),
-        )
-        lines += [line(name, summary[task], intervals[task], key) for name, key in names]
-    return "\n".join(lines)
 
 
 def examples(probabilities: np.ndarray, labels: np.ndarray) -> list[int]:

@@ -24,14 +24,14 @@ from filelock import FileLock, Timeout
 from utils import UserError
 from utils.data.images import read_mask
 from utils.data.isic import CLASSES, read_split
+from utils.evaluation import classification, segmentation
 from utils.evaluation.classification import official_truth, predictions_table
 from utils.evaluation.rows import Row
 from utils.evaluation.runs import RunResult, find_runs
 from utils.evaluation.segmentation import SegmentationCounts, confusion_counts
+from utils.evaluation.tables import format_scores
 from utils.files import written_whole
-from utils.inference.classification import format_scores as format_classification
-from utils.inference.classification import summarize as summarize_classification
-from utils.inference.segmentation import add_mask, format_scores, mask_png, summarize
+from utils.inference.segmentation import add_mask, mask_png
 from utils.logger import log, run_script
 from utils.model.run import environment
 
@@ -121,8 +121,8 @@ def _average(members: Sequence[RunResult], split: str, folder: Path, data: Path)
         return None, None
     labels = tables[0]["label"].to_numpy()
     _write_table(folder / f"{split}_truth_official.csv", official_truth(dict(zip(ids, labels.tolist(), strict=True))))
-    summary = summarize_classification(mean, labels)
-    log.info(format_classification(split, summary))
+    summary = classification.summarize(mean, labels)
+    log.info(format_scores(split, summary))
     return summary, None
 
 
@@ -145,7 +145,7 @@ def _vote(
         return None, None
     if len(counts) != members[0].metrics[split]["images"]:
         raise UserError(f"{data}: true masks of {len(counts)} of the {split} images; choose the folder by --data")
-    summary = summarize(counts)
+    summary = segmentation.summarize(counts)
     log.info(format_scores(split, summary))
     return summary, counts.per_image()
 

@@ -14,13 +14,13 @@ from utils import UserError
 from utils.data.cache import CACHE
 from utils.data.isic import read_split
 from utils.device import find_device, find_precision
+from utils.evaluation import classification, segmentation
 from utils.evaluation.rows import deviations
 from utils.evaluation.runs import RunResult, read_run
+from utils.evaluation.tables import format_scores
 from utils.files import written_whole
-from utils.inference.classification import format_scores as format_classification
 from utils.inference.classification import labels_of
-from utils.inference.classification import summarize as summarize_classification
-from utils.inference.segmentation import format_scores, score, summarize
+from utils.inference.segmentation import score
 from utils.inference.trained import RELEASED, classify, load_network, prepare_for, write_released
 from utils.logger import log, run_script
 from utils.model.run import read_config
@@ -50,10 +50,10 @@ def score_again(run: RunResult, data: Path, cache: Path) -> str:
         )
     cache = prepare_for(run, samples, cache)
     if run.task == "classification":
-        summary = summarize_classification(classify(run, model, cache, precision), labels_of(samples))
-        return format_classification("validation", summary)
+        summary = classification.summarize(classify(run, model, cache, precision), labels_of(samples))
+        return format_scores("validation", summary)
     counts = score(model, cache, precision, run.settings["batch_size"], run.metrics["flips"])
-    return format_scores("validation", summarize(counts))
+    return format_scores("validation", segmentation.summarize(counts))
 
 
 def model_card(run: RunResult, scores: str, size: int) -> str:

@@ -3,10 +3,9 @@
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -19,7 +18,7 @@ from utils.data.images import image_size, read_mask
 from utils.data.isic import Sample
 from utils.data.transforms import FLIPS
 from utils.device import Precision, cores
-from utils.evaluation.segmentation import METRICS, SegmentationCounts, bootstrap_interval, confusion_counts
+from utils.evaluation.segmentation import SegmentationCounts, confusion_counts
 from utils.files import written_whole
 from utils.inference.network import predict
 
@@ -108,26 +107,6 @@ def score(
 def _compare(probability: np.ndarray, truth: np.ndarray) -> tuple[int, int, int, int]:
     """Pixel counts of a prediction against a true mask, at that mask's own size."""
     return confusion_counts(lesion_mask(probability, truth.shape[::-1]), truth)
-
-
-def summarize(counts: SegmentationCounts) -> dict[str, Any]:
-    """Official scores with 95 % bootstrap intervals over images, and pooled ones, as plain values for JSON."""
-    per_image = counts.per_image()
-    return {
-        "images": len(counts),
-        "official": counts.official(),
-        "official_interval_95": {name: list(bootstrap_interval(per_image[name])) for name in METRICS},
-        "pooled": counts.pooled(),
-    }
-
-
-def format_scores(split: str, summary: Mapping[str, Any]) -> str:
-    """The official scores as lines of text: value and 95 % interval."""
-    lines = [f"{split}, {summary['images']} images: official scores (mean over images at mask size) [95 % interval]"]
-    for name, value in summary["official"].items():
-        low, high = summary["official_interval_95"][name]
-        lines.append(f"  {name:<18} {value:.4f}  [{low:.4f}, {high:.4f}]")
-    return "\n".join(lines)
 
 
 def write_masks(
