@@ -1,17 +1,28 @@
-"""What every experiment is: the one table that scripts, notebooks, tests and result tables go by."""
+"""What a run is: the table of experiments, and the one object that scripts, notebooks and tests start a run with.
+
+config = configure("seg-2", data=Path("Data/ISIC2017"), epochs=30)      # a row of the table, with one setting changed
+run = utils.tasks.train(config)
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import nets
+from nets.pretrained import PRETRAINED
+from utils import UserError
+from utils.logger import log
 
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = ROOT / "model"  # pretrained weights and runs
+CACHE = ROOT / "Data" / "cache"  # prepared images
 EQUAL = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One row: a network with its settings, and the numbers that others published for it.
+    """One row of the table: a network with its settings, and the numbers that others published for it.
 
     Attributes:
         name: e.g. "seg-3"; also the folder of its runs below `model/`.
@@ -19,13 +30,14 @@ class Experiment:
         net: name for `nets.create_model`.
         pretrained: whether the encoder starts from pretrained weights.
         loss: name for `utils.loss.create_loss`.
-        class_weights: one for each of `utils.data.isic.CLASSES` in the loss; None where there are no such classes.
-        attention, alpha: of ARL networks, as for `nets.arl.arl`; None for others.
-        train_views: of classification: what it is trained on, a name of `utils.data.transforms.TRAIN_TRANSFORMS`.
-        views, flips: what scores average: names of `utils.data.transforms.TEST_PATCHES` (classification), the four flips.
         size: (width, height) of the network's input, pixels.
-        epochs: of the whole schedule.
-        optimizer, lr, weight_decay, patience: as for `utils.model.trainer.Schedule`.
+        batch_size: images in a step.
+        lr, weight_decay, optimizer, epochs, patience: as for `utils.model.trainer.Schedule`.
+        class_weights: one for each of `utils.data.CLASSES` in the loss, or "balanced"; None where there are no classes.
+        attention, alpha: of ARL networks, as for `nets.arl.arl`; None for others.
+        train_views: classification: what it is trained on, a name of `utils.data.transforms.TRAIN_TRANSFORMS`.
+        views: classification: what scores average, a name of `utils.data.transforms.TEST_PATCHES`.
+        flips: whether scores also average the four flips.
         published: the earlier project's numbers on the official test set. Segmentation: pooled over all pixels; its
             jaccard, dice and threshold_jaccard are means of background and lesion. Classification: a mapping for each
             of melanoma and seborrheic_keratosis.
@@ -42,7 +54,7 @@ class Experiment:
     weight_decay: float
     epochs: int
     patience: int
-    class_weights: tuple[float, ...] | None = None
+    class_weights: tuple[float, ...] | str | None = None
     attention: str | None = None
     alpha: str | None = None
     optimizer: str = "adamw"
@@ -50,6 +62,59 @@ class Experiment:
     views: str | None = None
     flips: bool = False
     published: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Config(Experiment):
+    """Everything that says what a run is: the settings of a row, and on what data, where and how it is computed.
+
+    Attributes:
+        data, output, cache: folders of the images, of the runs, and of the prepared images.
+        id: number of the run; its folder is `output/name/run<id>`.
+        seed: of weights, order of the images and augmentation.
+        resume: continue the run that lies there; False starts afresh and keeps the old run under another name.
+        weights: file to start from in place of the pretrained one.
+        message: a note kept with the run.
+        keep_copies: train on copies of validation and test images too.
+        require_all: classification: stop when images are not there whose labels are.
+        device, amp: as for `utils.device.find_device` and `find_precision`.
+        workers: processes that draw batches; None for `utils.data.loader.default_workers`.
+        accumulate: micro-batches that each batch is computed in.
+        compile: have `torch.compile` make the network's kernels.
+        sync_batchnorm: under torchrun, batch norm over all processes' images.
+        deterministic: on GPUs, kernels that give the same bits each time.
+        on_nan: a gradient that is not finite stops the run ("stop") or its step is left out ("skip").
+    """
+
+    data: Path = Path("Data/ISIC2017")
+    output: Path = MODEL
+    cache: Path = CACHE
+    id: int = 0
+    seed: int = 0
+    resume: bool = True
+    weights: Path | None = None
+    message: str = ""
+    keep_copies: bool = False
+    require_all: bool = False
+    device: str | None = None
+    amp: str = "auto"
+    workers: int | None = None
+    accumulate: int = 1
+    compile: bool = False
+    sync_batchnorm: bool = False
+    deterministic: bool = False
+    on_nan: str = "stop"
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.output / self.name / f"run{self.id}"
+
+    def settings(self) -> dict[str, Any]:
+        """What defines the run, by name: a continuation must have the same. How it is scored stands in metrics.json."""
+        row = {each.name: getattr(self, each.name) for each in fields(Experiment)}
+        row |= {"seed": self.seed, "amp": self.amp}
+        return {name: value for name, value in row.items() if name not in ("published", "views", "flips")}
 
 
 DEFAULTS: dict[str, Experiment] = {
@@ -109,6 +174,8 @@ def _small(name: str, task: str, net: str) -> Experiment:
     return replace(DEFAULTS[task], name=name, net=net, pretrained=True, **default_attention(net), **_SMALL[task])
 
 
+DEFAULT_NET = {"segmentation": "dense_unet", "classification": "arl50"}  # where neither row nor network is named
+KIND = ("loss", "class_weights", "optimizer", "train_views")  # with the attention, what makes a row another one
 _RARE = (2.5, 2.5, 0.5)
 EXPERIMENTS: dict[str, Experiment] = {
     row.name: row
@@ -136,18 +203,91 @@ def experiments(task: str) -> list[str]:
     return [name for name, row in EXPERIMENTS.items() if row.task == task]
 
 
-def find_experiment(
-    task: str, net: str, pretrained: bool, *, base: Experiment | None = None, **settings: Any
-) -> Experiment:
-    """The first row of this network and start that has these settings; without one, they make a row of their own.
+def configure(
+    experiment: str | None = None,
+    *,
+    task: str | None = None,
+    net: str | None = None,
+    pretrained: bool | None = None,
+    weights: Path | None = None,
+    recipe: str = "repo",
+    **changes: Any,
+) -> Config:
+    """The run that a row of the table, or a network, and changes of its settings describe.
+
+    Without `experiment` it is the row of the task that has this network, start, loss and attention, or, where there is
+    none, a row of its own, named after network and start; so is `experiment` with another network.
+
+    Args:
+        experiment: a name of EXPERIMENTS.
+        task: "segmentation" or "classification", where there is no `experiment`.
+        net: name for `nets.create_model`.
+        pretrained, weights: as in `Config`.
+        recipe: "repo", or "paper": SGD, learning rate 0.01 (pretrained 1e-4), halved every 30 epochs.
+        changes: further fields of `Config`; None leaves one as the row has it.
+
+    Raises:
+        UserError: settings that do not go together.
+    """
+    row = EXPERIMENTS[experiment] if experiment else None
+    task = row.task if row else task
+    net = net or (row.net if row else DEFAULT_NET[task])
+    pretrained = _starts_pretrained(net, row, pretrained, weights)
+    changes = {name: value for name, value in changes.items() if value is not None}
+    kind = {name: changes.pop(name) for name in KIND if name in changes} | _attention(net, changes)
+    if recipe == "paper":
+        kind["optimizer"] = "sgd"
+    if row is None or net != row.net:
+        row = _row_with(task, net, pretrained, row, kind)
+    if "train_views" in kind and "views" not in changes:
+        changes["views"] = "1" if kind["train_views"] == "frame" else "9"
+    if recipe == "paper":
+        changes = {"lr": 1e-4 if pretrained else 1e-2, "weight_decay": 1e-4} | changes
+    known = {each.name: getattr(row, each.name) for each in fields(Experiment)}
+    return Config(**known | kind | changes | {"pretrained": pretrained, "weights": weights})
+
+
+def _starts_pretrained(net: str, row: Experiment | None, pretrained: bool | None, weights: Path | None) -> bool:
+    if weights and pretrained is False:
+        raise UserError("--weights FILE starts from weights, -p 0 does not: leave one of them away")
+    if pretrained is None:
+        pretrained = row.pretrained if row else True
+    if pretrained and not weights and net not in PRETRAINED:
+        log.info("%s has no pretrained weights: it starts from random ones", net)
+        return False
+    return pretrained or weights is not None
+
+
+def _attention(net: str, changes: dict[str, Any]) -> dict[str, str | None]:
+    """Takes attention and alpha out of `changes`."""
+    asked = {name: changes.pop(name) for name in ("attention", "alpha") if name in changes}
+    if asked and net not in nets.ATTENTIVE:
+        raise UserError(f"--attention and --alpha are for ARL networks, {net} has no ARL block")
+    if asked.get("attention") == "none":
+        if "alpha" in asked:
+            raise UserError("--attention none leaves no α: leave --alpha away")
+        asked["alpha"] = None
+    return asked
+
+
+def _row_with(task: str, net: str, pretrained: bool, base: Experiment | None, kind: Mapping[str, Any]) -> Experiment:
+    """The first row of this network and start that has the settings `kind`; without one, they make a row of their own.
 
     Rows with a size and schedule of their own are not looked at: who names a network gets the task's defaults.
     base: a row to take the other settings from, in place of those.
     """
-    wanted = {"task": task, "net": net, "pretrained": pretrained, **settings}
-    scale = {"size": DEFAULTS[task].size, "epochs": DEFAULTS[task].epochs}
-    for row in EXPERIMENTS.values() if base is None else ():
-        if all(getattr(row, name) == value for name, value in (scale | wanted).items()):
-            return row
-    name = f"{net}-{'pretrained' if pretrained else 'scratch'}"
-    return replace(base or DEFAULTS[task], name=name, published={}, **default_attention(net) | wanted)
+    default = DEFAULTS[task]
+    wanted = {
+        "task": task,
+        "net": net,
+        "pretrained": pretrained,
+        "size": default.size,
+        "epochs": default.epochs,
+        **kind,
+    }
+    if base is None:
+        for row in EXPERIMENTS.values():
+            if all(getattr(row, name) == value for name, value in wanted.items()):
+                return row
+    own = {"name": f"{net}-{'pretrained' if pretrained else 'scratch'}", "net": net, "pretrained": pretrained}
+    return replace(base or default, published={}, **default_attention(net) | own | kind)

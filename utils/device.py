@@ -2,21 +2,16 @@
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from utils import UserError, distributed
 from utils.logger import log
 
-AMP = ("auto", "off", "bf16", "fp16")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -126,47 +121,3 @@ def compile_network(model: nn.Module, images: Tensor, precision: Precision) -> b
     for name, buffer in model.named_buffers():
         buffer.data.copy_(statistics[name])
     return model._compiled_call_impl is not None
-
-
-def recompute_activations(model: nn.Module) -> int:
-    """Keep only the inputs of blocks for the backward pass, which computes the rest again; returns how many blocks.
-
-    Saves most of the memory of activations for about a third more time. A block is an outermost member of a Sequential
-    or ModuleList that has members of its own. Gradients and running statistics stay what they are.
-    """
-    blocks: list[nn.Module] = []
-
-    def find(module: nn.Module) -> None:
-        for child in module.children():
-            if isinstance(module, (nn.Sequential, nn.ModuleList)) and any(True for _ in child.children()):
-                blocks.append(child)
-            else:
-                find(child)
-
-    find(model)
-    for block in blocks:
-        block.forward = partial(_recomputed, block, block.forward)
-    return len(blocks)
-
-
-def _recomputed(block: nn.Module, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    if not torch.is_grad_enabled():
-        return forward(*inputs)
-    return checkpoint(
-        forward, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block))
-    )
-
-
-@contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Batch norms normalise by their batch, and leave running statistics alone: they have seen this batch before."""
-    norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, batches) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(batches)

@@ -6,18 +6,19 @@ A step's batch is shared out among the processes: batch size, learning rate, num
 not depend on how many there are. Batch norm does: it normalises by each process's own images, unless --sync-batchnorm.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from utils import UserError
+
+if TYPE_CHECKING:  # imported where processes are connected: it takes seconds, and the logger asks here who speaks
+    import torch
+    from torch import Tensor, nn
 
 Value = TypeVar("Value")
 WAIT = timedelta(hours=2)  # for the process that prepares images or scores the test images; torch's own is 10 minutes
@@ -29,19 +30,23 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def is_main() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def rank() -> int:
-    """Of this process, from 0."""
-    return dist.get_rank() if dist.is_initialized() and not _alone else 0
+    """Number of this process, from 0."""
+    return int(os.environ["RANK"]) if processes() > 1 else 0
 
 
 def processes() -> int:
-    """How many train together."""
-    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
+    """How many processes train together."""
+    if not launched() or _alone:
+        return 1
+    import torch.distributed as dist
 
-
-def is_main() -> bool:
-    """Whether this process is the one that writes and prints."""
-    return (dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))) == 0
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextmanager
@@ -50,9 +55,11 @@ def joined(device: torch.device) -> Iterator[None]:
 
     UserError when they do not find each other.
     """
-    if not launched() or dist.is_initialized():
+    if not launched():
         yield
         return
+    import torch.distributed as dist
+
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
     except (RuntimeError, ValueError) as error:
@@ -94,6 +101,9 @@ def any_process(flag: bool) -> bool:
     """Whether the flag is set in any of the processes; all get the same answer."""
     if processes() == 1:
         return flag
+    import torch
+    import torch.distributed as dist
+
     value = torch.tensor(int(flag))  # on the CPU, so that no GPU has to finish first
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return bool(value)
@@ -103,15 +113,17 @@ def mean(value: float) -> float:
     """Of a number over the processes."""
     if processes() == 1:
         return value
-    total = torch.tensor(value, dtype=torch.float64)
-    dist.all_reduce(total)
-    return total.item() / processes()
+    import torch
+
+    return float(mean_tensor(torch.tensor(value, dtype=torch.float64)))
 
 
 def mean_tensor(value: Tensor) -> Tensor:
     """Of a tensor over the processes, where it is; no GPU is waited for."""
     if processes() == 1:
         return value
+    import torch.distributed as dist
+
     total = value.detach().clone()
     dist.all_reduce(total)
     return total / processes()
@@ -121,6 +133,8 @@ def gather(items: list[Value]) -> list[Value]:
     """The items of all processes, in their order, on every one of them; plain values."""
     if processes() == 1:
         return items
+    import torch.distributed as dist
+
     lists: list[Any] = [None] * processes()
     dist.all_gather_object(lists, items)
     return [item for each in lists for item in each]
@@ -134,6 +148,8 @@ def share(count: int) -> range:
 def share_buffers(model: nn.Module) -> None:
     """Give every process the first one's running statistics: each has its own after a step, and one set is saved."""
     if processes() > 1:
+        import torch.distributed as dist
+
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
@@ -142,5 +158,7 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """The model, its gradients averaged over the processes in the backward pass; alone, itself."""
     if processes() == 1:
         return model
+    from torch.nn.parallel import DistributedDataParallel
+
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)  # `share_buffers` does that

@@ -18,16 +18,12 @@ Item = TypeVar("Item")
 log = logging.getLogger("isic2017")
 SECONDS_BETWEEN_LINES = 30.0
 _MAKE_ROOM = "make room, and the same command (without -c 0) goes on"
-LESS_MEMORY = "try a smaller --batch-size or --size, --accumulate N or --recompute"
-_PERMIT = "check its permissions, or choose another folder"
-WAYS_OUT = {  # of what the system refuses
+LESS_MEMORY = "try a smaller --batch-size or --size, or --accumulate N"
+WAYS_OUT = {  # of what the system refuses; else the disk, or the network that it hangs on, is to be looked at
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _MAKE_ROOM),
-    **dict.fromkeys((errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.ENOLCK, errno.EBUSY), "check the disk"),
-    **dict.fromkeys((errno.ENOTEMPTY, errno.EEXIST, errno.ELOOP), "check what lies there"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), _PERMIT),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "check its permissions, or choose another folder"),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG), "check the name"),
     errno.EMFILE: "allow more open files (ulimit -n), or take fewer --workers",
-    errno.EIO: "check the disk",
 }
 
 
@@ -98,10 +94,11 @@ def run_script(main: Callable[[], Any]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in WAYS_OUT or not (error.filename or WAYS_OUT[error.errno] == _MAKE_ROOM):
+        way_out = WAYS_OUT.get(error.errno, "check the disk")
+        if not error.filename and way_out != _MAKE_ROOM:  # none of a file's
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}; {WAYS_OUT[error.errno]}", file=sys.stderr)
+        print(f"error: {where}{error.strerror}; {way_out}", file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):  # torch's, on a CPU
@@ -130,3 +127,11 @@ def progress(items: Iterable[Item], description: str, total: int | None = None) 
         if time.monotonic() - last > SECONDS_BETWEEN_LINES and count != total:
             last = time.monotonic()
             log.info("%s: %d of %s", description, count, total or "?")
+
+
+def readable_time(seconds: float) -> str:
+    """As "40 s", "4 min" or "2 h 10 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

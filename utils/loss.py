@@ -58,8 +58,8 @@ class _WeightedLoss(_Loss):
             raise UserError(f"{given} class weights for {classes} classes: give one weight for each class")
         return self.weight.to(logits.dtype)
 
-    def mass(self, target: Tensor) -> Tensor:
-        """What the loss is a mean over, float32 []: by it, the losses of a batch's parts add up to the batch's."""
+    def batch_weight(self, target: Tensor) -> Tensor:
+        """What the loss is a mean over, float32 []: shares of it make the losses of micro-batches add up to the batch's."""
         if self.weight is None:
             return target.new_full((), target.numel(), dtype=torch.float32)
         return self.weight[target.long()].sum()

@@ -20,7 +20,7 @@ from tests.scripts.kill_training import differences
 from utils import UserError
 from utils.data.synthetic import make_synthetic
 from utils.logger import run_script
-from utils.model.fit import save_checkpoint
+from utils.model.checkpoints import save_checkpoint
 from utils.model.run import Run, environment
 from utils.model.weights import load_file
 from utils.signals import NAMES

@@ -20,7 +20,8 @@ from utils.data.transforms import SegmentationTransforms
 from utils.device import Precision, find_device, find_precision
 from utils.inference.segmentation import score
 from utils.loss import create_loss
-from utils.model.fit import fit, load_best, save_checkpoint
+from utils.model.checkpoints import load_best, save_checkpoint
+from utils.model.fit import fit
 from utils.model.run import Run
 from utils.model.trainer import Schedule, Trainer
 from utils.model.weights import load_file

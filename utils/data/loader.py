@@ -1,9 +1,10 @@
-"""From prepared images to batches: training draws augmented views of a cache (`utils.data.cache`)."""
+"""From prepared images to batches: training draws augmented images from a cache (`utils.data.cache`)."""
 
 import functools
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
@@ -22,26 +23,26 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which t
 
 
 class TrainingSet(Dataset):
-    """Augmented views of a cache; which view depends on (seed, epoch, index) alone, not on the worker."""
+    """Augmented images of a cache; how each is drawn depends on (seed, epoch, index) alone, not on the worker."""
 
-    def __init__(self, cache: ImageCache, views: Transforms, seed: int) -> None:
-        self.cache, self.views, self.seed = cache, views, seed
+    def __init__(self, cache: ImageCache, transforms: Transforms, seed: int) -> None:
+        self.cache, self.transforms, self.seed = cache, transforms, seed
 
     def __len__(self) -> int:
         return len(self.cache.samples)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, Any]:
-        """(epoch, index) → image uint8 [H, W, 3] and what the views give as its target."""
+        """(epoch, index) → image uint8 [H, W, 3] and what the transforms give as its target."""
         epoch, index = key
         seed = draw_seed(self.seed, epoch, index)
-        return self.views(self.cache.image(index), self.cache.samples[index], seed)
+        return self.transforms(self.cache.image(index), self.cache.samples[index], seed)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Every index once an epoch, in an order drawn from (seed, epoch), in batches of (epoch, index).
 
-    A step's batch comes in `parts` pieces for each of `processes`; this process gets its own. Together, and in order,
-    the pieces are the batch that one process gets in one piece.
+    A step's batch comes in `accumulate` micro-batches for each of `processes`; this process gets its own. Together, and
+    in order, the micro-batches are the batch that one process gets as a whole.
 
     Attributes:
         epoch: set it before each pass.
@@ -51,27 +52,27 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self, count: int, batch_size: int, seed: int, parts: int = 1, rank: int = 0, processes: int = 1
+        self, count: int, batch_size: int, seed: int, accumulate: int = 1, rank: int = 0, processes: int = 1
     ) -> None:
-        self.count, self.batch_size, self.seed, self.parts = count, min(count, batch_size), seed, parts
-        self.rank, self.processes = rank, processes
+        self.count, self.batch_size, self.seed = count, min(count, batch_size), seed
+        self.accumulate, self.rank, self.processes = accumulate, rank, processes
         self.epoch = self.start = 0
         self.steps = count // self.batch_size
-        if self.batch_size % (parts * processes):
+        if self.batch_size % (accumulate * processes):
             raise UserError(
-                f"a batch of {self.batch_size} cannot be shared by {processes} processes in {parts} parts each: choose "
-                f"a --batch-size that is a multiple of {parts * processes}"
+                f"a batch of {self.batch_size} cannot be shared by {processes} processes in {accumulate} micro-batches "
+                f"each: choose a --batch-size that is a multiple of {accumulate * processes}"
             )
 
     def __len__(self) -> int:
-        return (self.steps - self.start) * self.parts
+        return (self.steps - self.start) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = self._order()
         for step in range(self.start, self.steps):
-            pieces = self._batch(order, step).reshape(self.processes, self.parts, -1)
-            for piece in pieces[self.rank]:
-                yield [(self.epoch, index) for index in piece.tolist()]
+            micro_batches = self._batch(order, step).reshape(self.processes, self.accumulate, -1)
+            for indices in micro_batches[self.rank]:
+                yield [(self.epoch, index) for index in indices.tolist()]
 
     def indices(self, step: int) -> list[int]:
         """Of the images of a step (from 0) of this epoch, in all processes."""
@@ -92,41 +93,62 @@ def draw_seed(*numbers: int) -> int:
 def default_workers(device: torch.device) -> int:
     """Worker processes that work everywhere: none on a CPU, where they would take the cores that train.
 
-    Beside a GPU one per core, 8 at most (processes that `torchrun` started share the cores), but none on Windows and
-    macOS: worker processes start afresh there and import the main script, which a notebook does not survive.
+    Beside a GPU one per core, 8 at most (processes that `torchrun` started share the cores); none on Windows and macOS.
     """
     if device.type == "cpu" or sys.platform in ("win32", "darwin"):
         return 0
     return max(1, min(8, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
+class TrainLoader(DataLoader):
+    """A DataLoader whose worker processes start from a fresh server process (forkserver).
+
+    Not by a fork of this one, whose threads hold locks that nobody would open in the copy. They do not import the main
+    script either: a notebook that was converted to one would run once more in each of them.
+    """
+
+    def __iter__(self) -> Iterator:
+        with _nameless_main():
+            return super().__iter__()
+
+
+@contextmanager
+def _nameless_main() -> Iterator[None]:
+    """Within, worker processes are not told of the main script (`multiprocessing.spawn` goes by these two)."""
+    main = sys.modules["__main__"].__dict__
+    before = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        del main["__spec__"]
+        main.update(before)
+
+
 def train_loader(
     cache: ImageCache,
-    views: Transforms,
+    transforms: Transforms,
     batch_size: int,
     seed: int,
     device: torch.device,
     workers: int | None = None,
-    parts: int = 1,
+    accumulate: int = 1,
 ) -> DataLoader:
-    """Augmented images uint8 [B, H, W, 3] and their targets [B, …], a step's batch in `parts` pieces one after another.
+    """Augmented images uint8 [B, H, W, 3] and targets [B, …]: a step's batch as `accumulate` micro-batches in turn.
 
     `loader.batch_sampler` is an `EpochBatches`: set its `epoch` before each pass. Of several processes
     (`utils.distributed`), each gets its share of every batch. UserError when the batch cannot be shared evenly.
     """
     workers = default_workers(device) if workers is None else workers
-    fork = workers > 0 and sys.platform not in ("win32", "darwin")
-    if fork:
-        cv2.setNumThreads(0)  # a fork copies the locks that OpenCV's threads may hold, without the threads
     share = distributed.rank(), distributed.processes()
-    return DataLoader(
-        TrainingSet(cache, views, seed),
-        batch_sampler=EpochBatches(len(cache.samples), batch_size, seed, parts, *share),
+    return TrainLoader(
+        TrainingSet(cache, transforms, seed),
+        batch_sampler=EpochBatches(len(cache.samples), batch_size, seed, accumulate, *share),
         num_workers=workers,
         worker_init_fn=_start_worker,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
-        multiprocessing_context="fork" if fork else None,
+        multiprocessing_context="forkserver" if workers and sys.platform != "win32" else None,
         generator=torch.Generator(),  # its own, so that the global random state is left alone
     )
 

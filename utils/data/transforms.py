@@ -1,4 +1,4 @@
-"""Patches of a photograph, for classification: random ones to train on, the same ones each time to score by.
+"""What networks are trained on and scored by: augmented images, and patches of photographs for classification.
 
 Zhang et al. 2019 (doi 10.1109/TMI.2019.2893944) train on rectangles at 1/5, 2/5, 3/5 and 4/5 of the image's sides,
 drawn from its central part, and average the probabilities of nine of them to score an image. A patch is given here as
@@ -7,15 +7,14 @@ middle of the image: its own centre lies in the central fifth of either side, so
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import albumentations as A
 import cv2
 import numpy as np
 
-from utils.data.images import resized
+from utils.data.images import image_size, resized
 from utils.data.isic import Sample
 
 Patch = tuple[float, float, float, float]
@@ -24,6 +23,7 @@ CENTRAL = 0.2  # share of either side from which a patch's centre is drawn
 FRAME: Patch = (0.0, 0.0, 1.0, 1.0)
 # An image uint8 [H, W, 3], or one and its CENTER at a finer resolution.
 Pixels = np.ndarray | tuple[np.ndarray, np.ndarray]
+Transforms = Callable[[Pixels, Sample, int], tuple[np.ndarray, Any]]  # (cached pixels, sample, seed) → image, target
 
 
 def patch_at(scale: float, x: float = 0.5, y: float = 0.5) -> Patch:
@@ -42,14 +42,13 @@ def draw_patch(rng: np.random.Generator) -> Patch:
 
 
 # What an image is scored by. "9": nine patches, drawn once as the training patches are, the four scales in turn;
-# "center9": nine around the middle, from 1/5 of the sides to the whole frame; "1": the whole frame.
+# "1": the whole frame.
 TEST_PATCHES: dict[str, tuple[Patch, ...]] = {
     "9": (
         (0.188, 0.107, 0.8, 0.8), (0.167, 0.214, 0.6, 0.6), (0.292, 0.218, 0.4, 0.4),
         (0.414, 0.371, 0.2, 0.2), (0.043, 0.100, 0.8, 0.8), (0.293, 0.111, 0.6, 0.6),
         (0.225, 0.360, 0.4, 0.4), (0.478, 0.345, 0.2, 0.2), (0.087, 0.090, 0.8, 0.8),
     ),
-    "center9": tuple(patch_at(n / 10) for n in range(2, 11)),
     "1": (FRAME,),
 }  # fmt: skip
 
@@ -75,83 +74,7 @@ def take(pixels: Pixels, patch: Patch, size: tuple[int, int]) -> np.ndarray:
     return resized(view, size)
 
 
-class FrameTransforms:
-    """Training views for classification: a crop of half the frame to all of it, flips, rotation by up to 30°.
-
-    size: (width, height) of the network's input. The target is the label.
-    """
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        width, height = size
-        aspect = width / height
-        self.transforms = A.Compose(
-            [
-                A.RandomResizedCrop((height, width), scale=(0.5, 1.0), ratio=(0.8 * aspect, 1.25 * aspect)),
-                A.HorizontalFlip(),
-                A.VerticalFlip(),
-                A.Rotate(30, border_mode=cv2.BORDER_REFLECT_101),
-            ]
-        )
-
-    def __call__(self, pixels: np.ndarray, sample: Sample, seed: int) -> tuple[np.ndarray, int]:
-        """Stored pixels uint8 [h, w, 3] → image uint8 [H, W, 3] and class index; `seed` decides all draws."""
-        self.transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        return self.transforms(image=np.ascontiguousarray(pixels))["image"], sample.label
-
-
-class PatchTransforms:
-    """Training views for classification: a random patch, flips, rotation by up to 10°; the target is the label.
-
-    size: (width, height) of the network's input.
-    """
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        self.size = size
-        self.transforms = A.Compose(
-            [
-                A.HorizontalFlip(),
-                A.VerticalFlip(),
-                A.Affine(rotate=(-10, 10), border_mode=cv2.BORDER_REFLECT_101, p=1.0),
-            ]
-        )
-
-    def __call__(self, pixels: Pixels, sample: Sample, seed: int) -> tuple[np.ndarray, int]:
-        """Stored pixels → image uint8 [H, W, 3] and class index; `seed` decides all draws."""
-        rng = np.random.default_rng(seed)
-        image = take(pixels, draw_patch(rng), self.size)
-        self.transforms.set_random_state(rng, random.Random(seed))
-        return self.transforms(image=image)["image"], sample.label
-
-
-@dataclass(frozen=True)
-class TrainTransforms:
-    """What a classifier is trained on, and what goes with it.
-
-    Attributes:
-        build: training views for a (width, height) of the network's input.
-        stored_scale: images are stored at so many times the network's size.
-        center_scale: and their CENTER once more, at so many times that size.
-        selection, selection_flips: what the best epoch is chosen by. One view alone is too noisy for that.
-        frame_scale: the whole frame shows things as large as the training views do at so many times the input's size.
-    """
-
-    build: Callable[[tuple[int, int]], Callable[[np.ndarray, Sample, int], tuple[np.ndarray, Any]]]
-    stored_scale: float
-    center_scale: float | None
-    selection: tuple[Patch, ...]
-    selection_flips: bool
-    frame_scale: int
-
-
-# Against patches of 17 originals (1,456 to 2,816 px wide, input 224×224), the stored ones keep in the finest octave all
-# the energy at 4/5 and 2/5, 87 % at 3/5, and at 1/5 all of it thanks to the center (30 % without); medians.
-TRAIN_TRANSFORMS: dict[str, TrainTransforms] = {
-    "patches": TrainTransforms(PatchTransforms, 2.5, 2.0, tuple(patch_at(scale) for scale in SCALES), False, 2),
-    "frame": TrainTransforms(FrameTransforms, 1.5, None, (FRAME,), True, 1),
-}
-
-
-TRAIN_SCALE = 1.5  # training images are stored at 1.5 × the network's size: a crop of half the area stays sharp
+TRAIN_SCALE = 1.5  # training images are cached at 1.5 × the network's size: a crop of half the area stays sharp
 
 
 def cache_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -160,12 +83,14 @@ def cache_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 class SegmentationTransforms:
-    """Training views for segmentation: random resized crop, flips, rotation, Gaussian noise; the target is the mask.
+    """Training images for segmentation: random resized crop, flips, rotation, Gaussian noise; the target is the mask.
 
     size: (width, height) of the network's input.
     """
 
     def __init__(self, size: tuple[int, int]) -> None:
+        import albumentations as A  # imports slowly, and prediction needs none of it
+
         width, height = size
         aspect = width / height
         self.transforms = A.Compose(
@@ -184,12 +109,107 @@ class SegmentationTransforms:
         )
 
     def __call__(self, pixels: np.ndarray, sample: Sample, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Stored pixels uint8 [h, w, 4] → image uint8 [H, W, 3], mask uint8 [H, W] of 0 and 1; `seed` decides all."""
+        """Cached pixels uint8 [h, w, 4] → image uint8 [H, W, 3], mask uint8 [H, W] of 0 and 1; `seed` decides all."""
         # One state that all transforms draw from in turn. set_random_seed would give each its own generator with the
         # same seed, and an image would be flipped one way exactly when it is flipped the other way.
         self.transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        view = self.transforms(image=np.ascontiguousarray(pixels[..., :3]), mask=np.ascontiguousarray(pixels[..., 3]))
-        return view["image"], view["mask"]
+        drawn = self.transforms(image=np.ascontiguousarray(pixels[..., :3]), mask=np.ascontiguousarray(pixels[..., 3]))
+        return drawn["image"], drawn["mask"]
 
 
-Transforms = Callable[[Pixels, Sample, int], tuple[np.ndarray, Any]]  # (stored pixels, sample, seed) → image, target
+class FrameTransforms:
+    """Training images for classification: a crop of half the frame to all of it, flips, rotation by up to 30°.
+
+    size: (width, height) of the network's input. The target is the label.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        import albumentations as A  # imports slowly, and prediction needs none of it
+
+        width, height = size
+        aspect = width / height
+        self.transforms = A.Compose(
+            [
+                A.RandomResizedCrop((height, width), scale=(0.5, 1.0), ratio=(0.8 * aspect, 1.25 * aspect)),
+                A.HorizontalFlip(),
+                A.VerticalFlip(),
+                A.Rotate(30, border_mode=cv2.BORDER_REFLECT_101),
+            ]
+        )
+
+    def __call__(self, pixels: np.ndarray, sample: Sample, seed: int) -> tuple[np.ndarray, int]:
+        """Cached pixels uint8 [h, w, 3] → image uint8 [H, W, 3] and class index; `seed` decides all draws."""
+        self.transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        return self.transforms(image=np.ascontiguousarray(pixels))["image"], sample.label
+
+
+class PatchTransforms:
+    """Training images for classification: a random patch, flips, rotation by up to 10°; the target is the label.
+
+    size: (width, height) of the network's input.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        import albumentations as A  # imports slowly, and prediction needs none of it
+
+        self.size = size
+        self.transforms = A.Compose(
+            [
+                A.HorizontalFlip(),
+                A.VerticalFlip(),
+                A.Affine(rotate=(-10, 10), border_mode=cv2.BORDER_REFLECT_101, p=1.0),
+            ]
+        )
+
+    def __call__(self, pixels: Pixels, sample: Sample, seed: int) -> tuple[np.ndarray, int]:
+        """Cached pixels → image uint8 [H, W, 3] and class index; `seed` decides all draws."""
+        rng = np.random.default_rng(seed)
+        image = take(pixels, draw_patch(rng), self.size)
+        self.transforms.set_random_state(rng, random.Random(seed))
+        return self.transforms(image=image)["image"], sample.label
+
+
+@dataclass(frozen=True)
+class TrainTransforms:
+    """What a classifier is trained on, and what goes with it.
+
+    Attributes:
+        build: training transforms for a (width, height) of the network's input.
+        cached_scale: images are cached at so many times the network's size.
+        center_scale: and their CENTER once more, at so many times that size.
+        selection, selection_flips: what the best epoch is chosen by. One patch alone is too noisy for that.
+        frame_scale: the whole frame shows things as large as the training images do at so many times the input's size.
+    """
+
+    build: Callable[[tuple[int, int]], Transforms]
+    cached_scale: float
+    center_scale: float | None
+    selection: tuple[Patch, ...]
+    selection_flips: bool
+    frame_scale: int
+
+
+# Against patches of 17 originals (1,456 to 2,816 px wide, input 224×224), the cached ones keep in the finest octave all
+# the energy at 4/5 and 2/5, 87 % at 3/5, and at 1/5 all of it thanks to the center (30 % without); medians.
+TRAIN_TRANSFORMS: dict[str, TrainTransforms] = {
+    "patches": TrainTransforms(PatchTransforms, 2.5, 2.0, tuple(patch_at(scale) for scale in SCALES), False, 2),
+    "frame": TrainTransforms(FrameTransforms, 1.5, None, (FRAME,), True, 1),
+}
+
+
+def cache_sizes(
+    samples: Sequence[Sample], size: tuple[int, int], transforms: TrainTransforms
+) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    """(width, height) at which to cache a classifier's images, for a network's input `size`, and their center.
+
+    Neither is larger than in the largest original; the center is None where it would not be finer than the image.
+    """
+    originals = [image_size(sample.image) for sample in samples]
+    largest = [max(sides) for sides in zip(*originals, strict=True)]
+    axes = [*zip(size, largest, strict=True)]
+    cached = tuple(max(side, min(round(transforms.cached_scale * side), most)) for side, most in axes)
+    if transforms.center_scale is None:
+        return cached, None
+    center = tuple(min(round(transforms.center_scale * side), int(CENTER[2] * most)) for side, most in axes)
+    finer = all(inner > CENTER[2] * outer for inner, outer in zip(center, cached, strict=True))
+    return cached, center if finer else None

@@ -1,4 +1,4 @@
-"""The classification task: probabilities of the three classes from views of a photograph, scored and explained."""
+"""Probabilities of the three classes from a network, averaged over patches of a photograph."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,37 +7,10 @@ from torch import nn
 
 from utils import UserError, distributed
 from utils.data.cache import ImageCache
-from utils.data.images import image_size
 from utils.data.isic import CLASSES, Sample
-from utils.data.transforms import CENTER, FLIPS, Patch, TrainTransforms, take
+from utils.data.transforms import FLIPS, Patch, take
 from utils.device import Precision
 from utils.inference.network import predict
-
-
-def cache_sizes(
-    samples: Sequence[Sample], size: tuple[int, int], views: TrainTransforms
-) -> tuple[tuple[int, int], tuple[int, int] | None]:
-    """(width, height) at which to cache images for a network's input `size`, and their center where it is finer then.
-
-    Neither is larger than in the largest original.
-    """
-    originals = [image_size(sample.image) for sample in samples]
-    largest = [max(sides) for sides in zip(*originals, strict=True)]
-    axes = [*zip(size, largest, strict=True)]
-    stored = tuple(max(side, min(round(views.stored_scale * side), most)) for side, most in axes)
-    if views.center_scale is None:
-        return stored, None
-    center = tuple(min(round(views.center_scale * side), int(CENTER[2] * most)) for side, most in axes)
-    finer = all(inner > CENTER[2] * outer for inner, outer in zip(center, stored, strict=True))
-    return stored, center if finer else None
-
-
-def balanced_weights(labels: Sequence[int]) -> tuple[float, ...]:
-    """Weights that give every class the same share of the loss: N / (classes · images of the class)."""
-    counts = np.bincount(labels, minlength=len(CLASSES))
-    if not counts.all():
-        raise UserError(f"--class-weights balanced: no training image of {CLASSES[int(counts.argmin())]}")
-    return tuple(round(float(weight), 4) for weight in len(labels) / (len(CLASSES) * counts))
 
 
 def class_probabilities(
@@ -51,8 +24,8 @@ def class_probabilities(
 ) -> np.ndarray:
     """Probabilities float32 [N, 3] of the images of a cache, averaged over patches (each flipped in all four ways).
 
-    size: (width, height) of the network's input; patches: such as those of `utils.data.transforms.TEST_PATCHES`. Of several processes
-    each predicts its share, and all get all.
+    size: (width, height) of the network's input; patches: such as those of `utils.data.transforms.TEST_PATCHES`.
+    Of several processes each predicts its share, and all get all.
     """
     steps = FLIPS if flips else FLIPS[:1]
     indices = distributed.share(len(cache.samples))

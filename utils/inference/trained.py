@@ -13,12 +13,12 @@ import nets
 from utils import UserError
 from utils.data.cache import ImageCache, prepare
 from utils.data.isic import Sample
-from utils.data.transforms import TEST_PATCHES, TRAIN_TRANSFORMS
+from utils.data.transforms import TEST_PATCHES, TRAIN_TRANSFORMS, cache_sizes
 from utils.device import Precision
 from utils.evaluation.runs import RunResult
 from utils.files import check_file, written_whole
-from utils.inference.classification import cache_sizes, class_probabilities
-from utils.model.fit import load_best
+from utils.inference.classification import class_probabilities
+from utils.model.checkpoints import load_best
 
 RELEASED = "weights.safetensors"
 

@@ -1,7 +1,6 @@
 """The run folder: what a training run keeps, and finding it again."""
 
 import csv
-import errno
 import hashlib
 import importlib.metadata
 import json
@@ -9,27 +8,29 @@ import math
 import os
 import platform
 import shlex
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
-from filelock import FileLock, Timeout
-from matplotlib.figure import Figure
 
 from utils import UserError, distributed
+from utils.config import ROOT
 from utils.data.isic import Sample
-from utils.files import errors_named, is_one_line, load_json, written_whole
+from utils.files import load_json, locked, written_whole
 from utils.logger import log
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 OWN = ("config.json", "history.csv", "last.pth", "best.pth")  # tell that a folder is a run's
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "albumentations", "segmentation-models-pytorch")
+TOLD = ("precision", "cpu_threads", "versions", "arl_kernel")  # where these differ, a continuation has other bits
 
 
 class Run:
@@ -53,14 +54,21 @@ class Run:
         self, folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any] | None = None, *, resume: bool
     ) -> None:
         self.folder = folder
-        self._events, self._lock = None, None
+        self._writer: Any = None
+        self._open = ExitStack()
         if distributed.is_main():
-            self._start(settings, facts or {}, resume)
+            try:
+                self._start(settings, facts or {}, resume)
+            except OSError as error:
+                raise UserError(f"{folder} cannot be written ({error.strerror}); choose --output DIR") from error
         distributed.wait_for_all()
 
     def _start(self, settings: Mapping[str, Any], facts: Mapping[str, Any], resume: bool) -> None:
         folder = self.folder
-        self._lock = _locked(folder)
+        place = Path(os.path.realpath(folder))  # two names of one folder have one lock
+        place.parent.mkdir(parents=True, exist_ok=True)
+        busy = f"{folder} is in use by another process; wait for it, stop it, or choose another run number (-i)"
+        self._open.enter_context(locked(place.parent / f".{place.name}.lock", busy))
         settings = json.loads(json.dumps(dict(settings)))  # as they will be read back
         config = {"settings": settings, **facts}
         if folder.is_dir() and any(path.suffix != ".partial" for path in folder.iterdir()):  # left by a kill
@@ -72,14 +80,11 @@ class Run:
                 old = next(p for n in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old{n}")).exists())
                 folder.rename(old)
                 log.info("%s: the run that lay here is now %s", folder, old.name)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.glob("*.partial"):  # by a kill
-                left.unlink()
-            self.write_json("config.json", config)
-            (folder / "figures").mkdir(exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{folder} cannot be written ({error.strerror}); choose --output DIR") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob("*.partial"):  # by a kill
+            left.unlink()
+        self.write_json("config.json", config)
+        (folder / "figures").mkdir(exist_ok=True)
 
     def _continued(self, settings: dict[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
         """The config that is there, with the facts of this continuation added. UserError when settings differ."""
@@ -95,17 +100,15 @@ class Run:
                 f"{self.folder} was started with {', '.join(changed)}: repeat those settings to continue it, "
                 "choose another -i, or start afresh with -c 0 (the old run is kept)"
             )
-        pixels = config.get("prepared", {})
-        if differ := [split for split, key in facts.get("prepared", {}).items() if pixels.get(split, key) != key]:
+        pixels, now = config.get("prepared", {}), facts.get("prepared", {})
+        if differ := [s for s in ("train", "validation") if s in pixels and s in now and pixels[s] != now[s]]:
             raise UserError(
                 f"{self.folder} was started with other {' and '.join(differ)} images or masks: files were changed, or "
                 "this version prepares them in another way; put them back, or start afresh with -c 0 (the old run is "
                 "kept)"
             )
-        before = [config, *config.get("continued", [])][-1]
-        told = before.keys() & {"precision", "cpu_threads", "versions", "arl_kernel"}
-        other = sorted(name for name in told if before[name] != facts.get(name))
-        if other:
+        last = [config, *config.get("continued", [])][-1]
+        if other := [name for name in TOLD if name in last and last[name] != facts.get(name)]:
             log.warning("%s goes on with other %s: not to the same bits", self.folder, " and ".join(other))
         return config | {"continued": [*config.get("continued", []), dict(facts)]}
 
@@ -128,10 +131,9 @@ class Run:
                 rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
             if [row["epoch"] for row in rows] != [*range(1, len(rows) + 1)]:
                 raise ValueError("its epochs are not 1, 2, 3 …")
-            rows = [row | {"epoch": epoch} for epoch, row in enumerate(rows, start=1)]
         except (AttributeError, KeyError, OSError, TypeError, ValueError, csv.Error) as error:
             raise UserError(f"{path}: damaged ({error}); start afresh with -c 0 (the old run is kept)") from error
-        return rows
+        return [row | {"epoch": epoch} for epoch, row in enumerate(rows, start=1)]
 
     def write_history(self, rows: list[dict[str, float]]) -> None:
         """Replace history.csv by `rows` (an epoch that was cut off before its checkpoint drops out this way).
@@ -142,7 +144,7 @@ class Run:
         lines = [",".join(columns)] + [",".join(str(row.get(name, math.nan)) for name in columns) for row in rows]
         self._write("history.csv", "\n".join(lines) + "\n")
 
-    def write_table(self, name: str, table: pd.DataFrame) -> None:
+    def write_table(self, name: str, table: "pd.DataFrame") -> None:
         self._write(name, table.to_csv(index=False, lineterminator="\n"))
 
     def _write(self, name: str, text: str) -> None:
@@ -153,29 +155,24 @@ class Run:
 
     def write_events(self, row: Mapping[str, float], epoch: int) -> None:
         """Add an epoch's numbers to the TensorBoard events below tensorboard/."""
-        if not distributed.is_main():
+        if not distributed.is_main() or self._writer is False:
             return
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # a dry run does without
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
+        if self._writer is None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter  # imports slowly
+            except Exception as error:  # of a broken installation anything; training does without
+                log.warning("no TensorBoard events: it cannot be imported (%s)", error)
+                self._writer = False
+                return
+            # Of a run that goes on, what was written of this epoch and later ones no longer counts.
+            self._writer = SummaryWriter(self.path("tensorboard"), purge_step=epoch)
+            self._open.callback(self._writer.close)
+        for name, value in row.items():
+            if name != "epoch":
+                self._writer.add_scalar(name, value, epoch)
+        self._writer.flush()
 
-        now = time.time()
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items() if name != "epoch"]
-        events = [Event(wall_time=now, step=epoch, summary=Summary(value=values))]
-        folder = self.path("tensorboard")
-        if self._events is None:
-            self._events = folder / f"events.out.tfevents.{now:.0f}.{socket.gethostname()}.{os.getpid()}"
-            start = SessionLog(status=SessionLog.START)  # what was written of later epochs no longer counts
-            first = Event(wall_time=now, file_version="brain.Event:2")
-            events = [first, Event(wall_time=now, step=epoch, session_log=start), *events]
-        # Not by SummaryWriter, whose thread prints a traceback when the disk is full.
-        with errors_named(self._events):
-            folder.mkdir(exist_ok=True)
-            with self._events.open("ab") as file:
-                for event in events:
-                    RecordWriter(file).write(event.SerializeToString())
-
-    def save_figure(self, figure: Figure, name: str) -> Path:
+    def save_figure(self, figure: "Figure", name: str) -> Path:
         path = self.path("figures") / name
         path.parent.mkdir(exist_ok=True)
         with written_whole(path) as file:
@@ -183,44 +180,13 @@ class Run:
         return path
 
     def close(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._open.close()
 
     def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _locked(folder: Path) -> ExitStack:
-    """The lock on a run's folder, which lies beside it; the system takes it back when the process ends, however.
-
-    Of a link there are two: beside where it leads, since other links may lead there, and beside itself, since it may
-    be moved aside. Where nobody may write beside a link's target, the other one has to do.
-    """
-    if not is_one_line(str(folder)):
-        raise UserError(f"{str(folder)!r}: a line break or control character in a name; choose another --output DIR")
-    own = Path(os.path.realpath(folder.parent)) / folder.name
-    try:
-        with ExitStack() as locks:
-            for place in dict.fromkeys((own, Path(os.path.realpath(folder)))):
-                try:
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    # One object for all of this process: a notebook's cell may be run again.
-                    lock = FileLock(place.parent / f".{place.name}.lock", is_singleton=True)
-                    locks.enter_context(lock.acquire(timeout=0))
-                except OSError as error:
-                    if place == own or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                        raise
-            return locks.pop_all()
-    except Timeout:
-        raise UserError(
-            f"{folder} is in use by another process; wait for it, stop it, or choose another run number (-i)"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}); choose --output DIR") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -233,18 +199,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """A run's config.json, whose "settings" are a dict. UserError when it cannot be read, or is damaged."""
-    path = folder / "config.json"
-    config = read_json(path)
-    settings, continued = config.get("settings"), config.get("continued", [])
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} holds no settings; start afresh with -c 0")
-    dicts = [
-        settings.get("weights") or {},
-        config.get("prepared", {}),
-        *(continued if isinstance(continued, list) else [0]),
-    ]
-    if not all(isinstance(each, dict) for each in dicts):
-        raise UserError(f"{path}: weights, prepared or continued is damaged; start afresh with -c 0")
+    config = read_json(folder / "config.json")
+    if not isinstance(config.get("settings"), dict):
+        raise UserError(f"{folder / 'config.json'} holds no settings; start afresh with -c 0")
     return config
 
 
@@ -289,9 +246,9 @@ def _program() -> list[str]:
 
 def _git_commit() -> str | None:
     """The checkout's commit, with "+changes" where tracked files differ from it; None outside a checkout."""
-    here = Path(__file__).parent
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+    ours = os.environ | {"GIT_CEILING_DIRECTORIES": str(ROOT.parent)}  # not of a repository that this one lies in
     try:
-        command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=ours).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,4 +1,4 @@
-"""Training on any device: the loop that both tasks share, its checkpoints, and running a model over images."""
+"""Training on any device: the step, the pass over an epoch, and the state that a checkpoint keeps."""
 
 import math
 from collections import deque
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from utils import UserError, distributed
 from utils.data.loader import to_input
 from utils.device import Precision, keep_freed_memory
-from utils.logger import log, progress
+from utils.logger import progress
 
 HALVED_EVERY = 30  # epochs, of the ARL-CNN paper's schedule
 MOMENTS = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}  # of each weight, by optimizer
@@ -126,7 +126,7 @@ class _LateFlags:
         return step, bool(host)
 
 
-Piece = tuple[Tensor, Tensor]  # images uint8 [B, H, W, 3], targets [B, …]
+MicroBatch = tuple[Tensor, Tensor]  # images uint8 [B, H, W, 3], targets [B, …]
 
 
 class Trainer:
@@ -138,7 +138,7 @@ class Trainer:
 
     Args:
         model: images → logits.
-        criterion: (logits, targets) → mean loss, over images or over what its `mass(targets)` says (`utils.loss`).
+        criterion: (logits, targets) → mean loss over images, or over what its `batch_weight(targets)` counts.
         schedule: learning rate and length.
         steps: of an epoch.
         precision: device and number type.
@@ -164,10 +164,10 @@ class Trainer:
         self.optimizer, self.scheduler = schedule.build(self.model, steps, precision.device)
         self.scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.dtype == torch.float16)
         self.progress, self.steps = Progress(), steps
-        self.splits = 1  # of each piece, more when the GPU's memory did not hold it
+        self.note = ""  # said beside an epoch's progress
         self._parallel = distributed.parallel(self.model, precision.device)
         self._late = _LateFlags() if precision.device.type == "cuda" else None
-        self._ahead: tuple[int, Iterator[Piece]] | None = None  # an epoch whose batches are under way
+        self._ahead: tuple[int, Iterator[MicroBatch]] | None = None  # an epoch whose batches are under way
 
     def train_one_epoch(self, loader: DataLoader, should_stop: Callable[[], bool] = lambda: False) -> float | None:
         """The rest of this epoch's pass over the loader; returns the mean of the steps' losses.
@@ -186,7 +186,8 @@ class Trainer:
         batches.epoch, batches.start = done.epoch, done.step
         ahead, self._ahead = self._ahead, None
         begun = ahead[1] if ahead and (ahead[0], 0) == (done.epoch, done.step) else iter(loader)
-        pieces = iter(progress(begun, f"epoch {done.epoch + 1}/{self.schedule.epochs}", len(loader)))
+        which = f"epoch {done.epoch + 1}/{self.schedule.epochs}{self.note}"
+        micro_batches = iter(progress(begun, which, len(loader)))
 
         def look(flags: Iterable[tuple[int, bool]]) -> None:
             for step, finite in flags:
@@ -196,7 +197,7 @@ class Trainer:
                 done.uncounted += not finite
 
         for step in range(done.step, batches.steps):
-            loss, finite = self.step(list(islice(pieces, batches.parts)))
+            loss, finite = self.step(list(islice(micro_batches, batches.accumulate)))
             total += torch.where(finite, loss, 0)
             done.step = step + 1
             look([(step, bool(finite))] if self._late is None else self._late.add(step, finite))
@@ -217,14 +218,17 @@ class Trainer:
             loader.batch_sampler.epoch, loader.batch_sampler.start = self.progress.epoch + 1, 0
             self._ahead = self.progress.epoch + 1, iter(loader)
 
-    def step(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
-        """One update of the weights by the gradient of a batch that comes in pieces.
+    def step(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
+        """One update of the weights by the gradient of a batch that comes in micro-batches.
 
         Returns the mean loss and whether it and the gradient are finite (bool), both on the device; where they are not,
         the weights and running statistics stay as they are.
+
+        Raises:
+            UserError: micro-batches of one image where batch norm needs more, or too large for the GPU's memory.
         """
         try:
-            return self._step([part for piece in pieces for part in _split(piece, self.splits)])
+            return self._step(micro_batches)
         except ValueError as error:
             if not str(error).startswith("Expected more than 1 value per channel"):
                 raise
@@ -233,33 +237,28 @@ class Trainer:
                 "--size, a smaller --accumulate"
             ) from error
         except torch.OutOfMemoryError as error:
-            images = len(pieces[0][0]) // self.splits
-            if self.splits > 1 or images < 2 or distributed.processes() > 1:
-                raise UserError(
-                    f"{images} images at a time do not fit into the memory of {self.precision.device}: try "
-                    f"--accumulate {2 * len(pieces) * self.splits}, --recompute, or a smaller --batch-size or --size"
-                ) from error
-        self.splits = 2
-        torch.cuda.empty_cache()  # does nothing without CUDA
-        log.warning("%d images at a time do not fit into the GPU's memory: %d from here on", images, images // 2)
-        return self.step(pieces)
+            images = len(micro_batches[0][0])
+            raise UserError(
+                f"{images} images at a time do not fit into the memory of {self.precision.device}: try "
+                f"--accumulate {2 * len(micro_batches)}, or a smaller --batch-size or --size; the same command goes on"
+            ) from error
 
-    def _step(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
+    def _step(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
-        passes_over = self.on_nan == "skip" or self.scaler.is_enabled()
-        before = [buffer.clone() for buffer in self.model.buffers()] if passes_over else []
+        skips = self.on_nan == "skip" or self.scaler.is_enabled()
+        before = [buffer.clone() for buffer in self.model.buffers()] if skips else []
         device = self.precision.device
         loss = torch.zeros((), device=device)
-        pieces = [(images, targets.to(device, non_blocking=True)) for images, targets in pieces]
-        masses = torch.stack([_mass(self.criterion, targets) for _, targets in pieces])
-        shares = masses / distributed.mean_tensor(masses.sum())  # gradients are averaged over processes, not added
-        for number, (images, targets) in enumerate(pieces, start=1):
-            with self._gradients_averaged(number == len(pieces)):
+        micro_batches = [(images, targets.to(device, non_blocking=True)) for images, targets in micro_batches]
+        weights = torch.stack([_weight(self.criterion, targets) for _, targets in micro_batches])
+        shares = weights / distributed.mean_tensor(weights.sum())  # gradients are averaged over processes, not added
+        for number, (images, targets) in enumerate(micro_batches, start=1):
+            with self._gradients_averaged(number == len(micro_batches)):
                 with self.precision.autocast():
                     logits = self._parallel(to_input(images, device))
-                of_piece = self.criterion(logits, targets) * shares[number - 1]
-                self.scaler.scale(of_piece).backward()
-            loss += of_piece.detach()
+                part = self.criterion(logits, targets) * shares[number - 1]
+                self.scaler.scale(part).backward()
+            loss += part.detach()
         finite = loss.isfinite()
         if self.scaler.is_enabled():  # which looks at the gradients itself, and leaves steps out while it finds a scale
             self.scaler.step(self.optimizer)
@@ -285,7 +284,7 @@ class Trainer:
             self.optimizer._opt_called = True  # the scheduler would take the order of the two for wrong
 
     def _gradients_averaged(self, last: bool) -> AbstractContextManager:
-        """Over the processes, once a step: with the last piece."""
+        """Over the processes, once a step: with the last micro-batch."""
         return nullcontext() if last or self._parallel is self.model else self._parallel.no_sync()
 
     def state(self) -> dict[str, Any]:
@@ -330,12 +329,8 @@ class Trainer:
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
 
 
-def _mass(criterion: nn.Module, targets: Tensor) -> Tensor:
-    """Of a piece in its batch, float32 []: its share of what the criterion is a mean over."""
-    if hasattr(criterion, "mass"):
-        return criterion.mass(targets)
+def _weight(criterion: nn.Module, targets: Tensor) -> Tensor:
+    """Weight of a micro-batch in its batch, float32 []: how much of what the criterion is a mean over it has."""
+    if hasattr(criterion, "batch_weight"):
+        return criterion.batch_weight(targets)
     return targets.new_full((), len(targets), dtype=torch.float32)
-
-
-def _split(piece: Piece, count: int) -> Iterable[Piece]:
-    return zip(*(tensor.chunk(count) for tensor in piece), strict=True) if count > 1 else [piece]

@@ -1,0 +1,103 @@
+"""From a config to what `fit` takes: the network with its weights, its trainer and loader, and the run's folder."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import nets
+from nets.fast import kernel
+from nets.pretrained import PRETRAINED
+from utils import UserError, distributed
+from utils.config import MODEL, Config
+from utils.data.cache import ImageCache
+from utils.data.isic import SPLITS
+from utils.data.loader import to_input, train_loader
+from utils.data.splits import Data
+from utils.data.transforms import Transforms
+from utils.device import Precision, compile_network, use_deterministic_kernels
+from utils.logger import log
+from utils.model.run import Run, digest, environment, read_config
+from utils.model.trainer import Schedule, Trainer
+from utils.model.weights import find_weights, load_pretrained
+
+
+def build_model(config: Config) -> tuple[nn.Module, dict[str, Any] | None]:
+    """The network with its weights pretrained as asked, and what was loaded (`LoadReport`).
+
+    Pretrained weights are looked for among the runs (`output`, where `cls_main.py` leaves arl18.pth) and in model/.
+    A run that will be continued needs them no more: its checkpoint replaces them.
+    """
+    model = nets.create_model(config.net, attention=config.attention, alpha=config.alpha)
+    weights, origin = None, "random weights"
+    if config.weights:
+        log.info("%s: if these weights have seen ISIC 2018 or later, they have seen most test images", config.weights)
+    if config.resume and not config.weights and (config.folder / "last.pth").is_file():
+        weights, origin = read_config(config.folder)["settings"].get("weights"), str(config.folder)
+    elif config.weights or config.pretrained:
+        path = config.weights or find_weights(PRETRAINED[config.net], config.output, MODEL)
+        origin = load_pretrained(model, config.net, path)
+        weights = asdict(origin)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    log.info("%s, %.1f M parameters, from %s", config.net, parameters / 1e6, origin)
+    return model, weights
+
+
+def build_training(
+    config: Config,
+    model: nn.Module,
+    criterion: nn.Module,
+    cache: ImageCache,
+    transforms: Transforms,
+    precision: Precision,
+) -> tuple[Trainer, DataLoader]:
+    """What `fit` takes: the model's trainer, and the loader of the training images.
+
+    UserError when the batch cannot be shared out, or a setting needs another device.
+    """
+    device = precision.device
+    if config.deterministic:
+        use_deterministic_kernels()
+    if config.sync_batchnorm:
+        if device.type != "cuda":
+            raise UserError(f"--sync-batchnorm needs CUDA devices, not {device.type}: leave it away")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    loader = train_loader(cache, transforms, config.batch_size, config.seed, device, config.workers, config.accumulate)
+    model.to(device, memory_format=torch.channels_last)
+    if config.compile:
+        images = config.batch_size // (config.accumulate * distributed.processes())
+        start = time.perf_counter()
+        example = torch.zeros((images, config.size[1], config.size[0], 3), dtype=torch.uint8)
+        if compile_network(model, to_input(example, device), precision):
+            log.info("compiled in %.0f s", time.perf_counter() - start)
+    schedule = Schedule(config.epochs, config.lr, config.weight_decay, config.patience, config.optimizer)
+    return Trainer(model, criterion, schedule, loader.batch_sampler.steps, precision, config.on_nan), loader
+
+
+def start_run(
+    config: Config,
+    data: Data,
+    weights: Mapping[str, Any] | None,
+    precision: Precision,
+    caches: Mapping[str, ImageCache],
+    facts: Mapping[str, Any],
+) -> Run:
+    """The run's folder, with its settings and what it is made with written to config.json."""
+    train = caches["train"]
+    settings = {**config.settings(), "weights": weights, "stored_size": train.size}
+    settings |= {"stored_center": train.center} if train.center else {}
+    settings |= {f"{split}_images": digest(data[split]) for split in SPLITS if split != "test"}
+    facts = {"data": str(config.data), "test_images": digest(data["test"]), "message": config.message, **facts}
+    facts |= {"prepared": {split: caches[split].path.stem for split in SPLITS if split in caches}}
+    if config.net in nets.ATTENTIVE and precision == Precision(torch.device("cpu"), torch.bfloat16):
+        facts |= {"arl_kernel": kernel.load() is not None}
+    facts |= {"precision": str(precision), "processes": distributed.processes(), "accumulate": config.accumulate}
+    facts |= environment(precision.device)
+    run = Run(config.folder, settings, facts, resume=config.resume)
+    together = f", {distributed.processes()} processes" if distributed.processes() > 1 else ""
+    log.info("%s: %s, %d×%d pixels, %s%s", run.folder, config.loss, *config.size, precision, together)
+    return run

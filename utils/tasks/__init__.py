@@ -1,0 +1,84 @@
+"""The two tasks, and `train`: what scripts, notebooks and `reproduce.py` start a run with.
+
+A task is an object with the methods of `Task`; this is the only place where a config's task decides what is done.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from utils import distributed
+from utils.config import Config
+from utils.data.cache import ImageCache
+from utils.data.copies import copies_between
+from utils.data.splits import refuse_copies
+from utils.device import Precision, find_device, find_precision
+from utils.logger import log
+from utils.model.build import build_model, build_training, start_run
+from utils.model.checkpoints import load_best
+from utils.model.fit import fit
+from utils.model.run import Run
+from utils.tasks.classification import Classification
+from utils.tasks.segmentation import Segmentation
+from utils.tasks.task import Task
+from utils.visualize.figures import plot_history
+
+TASKS: dict[str, Task] = {"segmentation": Segmentation(), "classification": Classification()}
+
+
+def train(config: Config) -> Run:
+    """Train a network, or go on where its run was stopped; score the best weights, write predictions and figures.
+
+    The same call on a finished run scores it again.
+
+    Raises:
+        UserError: data, weights, settings or the run's folder are not as they must be; training failed.
+        utils.signals.StopRequested: by a signal, after a checkpoint is written.
+    """
+    device = find_device(config.device)
+    with distributed.joined(device):
+        return _train(config, TASKS[config.task], find_precision(device, config.amp))
+
+
+def _train(config: Config, task: Task, precision: Precision) -> Run:
+    with distributed.main_first():
+        data, facts = task.read_data(config)
+        config = replace(config, **task.settings_from(data, config))
+        torch.manual_seed(config.seed)
+        model, weights = build_model(config)
+        caches = task.prepare(data, config)
+        refuse_copies(copies_between(caches), data, keep_copies=config.keep_copies)
+
+    validate = task.validation(caches["validation"], config, precision)
+    trainer, loader = build_training(
+        config, model, task.loss(config), caches["train"], task.transforms(config), precision
+    )
+    with start_run(config, data, weights, precision, caches, facts) as run:
+        fit(trainer, loader, validate, run)
+        if distributed.is_main():
+            with distributed.alone():
+                evaluate(model, caches, config, precision, run)
+        distributed.wait_for_all()
+    log.info("run folder: %s", run.folder)
+    return run
+
+
+def evaluate(model: nn.Module, caches: dict[str, ImageCache], config: Config, precision: Precision, run: Run) -> None:
+    """Score the best weights where there is truth, write all predictions, draw the figures."""
+    task = TASKS[config.task]
+    best_epoch, history = load_best(model, run.folder), run.history()
+    metrics = {"validation": None, "test": None, "best_epoch": best_epoch, "epochs": len(history)}
+    metrics |= {"views": config.views} if config.views else {}
+    metrics["flips"] = config.flips
+    results = {}
+    for split in ("validation", "test"):
+        if split in caches:
+            metrics[split], results[split] = task.score(model, caches[split], split, config, precision, run)
+    results = {split: result for split, result in results.items() if result is not None}
+    task.finish(model, results, best_epoch, config, run)
+    run.write_json("metrics.json", metrics)
+    run.save_figure(plot_history(history, best_epoch), "history.png")
+    for split, result in results.items():
+        for name, figure in task.figures(model, caches[split], split, result, config, precision):
+            log.info("figure: %s", run.save_figure(figure, name))

@@ -1,0 +1,133 @@
+"""The classification task: melanoma, seborrheic keratosis or nevus."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import nn
+
+from utils import UserError
+from utils.config import Config
+from utils.data.cache import ImageCache, prepare
+from utils.data.isic import CLASSES
+from utils.data.splits import Data, classification_data
+from utils.data.transforms import TEST_PATCHES, TRAIN_TRANSFORMS, Transforms, cache_sizes
+from utils.device import Precision
+from utils.evaluation.classification import (
+    TASKS,
+    classification_scores,
+    official_predictions,
+    official_truth,
+    predictions_table,
+    summarize,
+)
+from utils.evaluation.tables import format_scores
+from utils.inference.classification import class_probabilities, labels_of
+from utils.logger import log
+from utils.loss import create_loss
+from utils.model.fit import Validate
+from utils.model.run import Run
+from utils.model.weights import export_arl18
+from utils.visualize.examples import plot_saliency
+from utils.visualize.figures import plot_classification
+
+
+class Classification:
+    """See `utils.tasks.task.Task`. The best epoch is chosen by AUC(melanoma) + AUC(seborrheic keratosis)."""
+
+    def read_data(self, config: Config) -> tuple[Data, dict[str, Any]]:
+        data, absent = classification_data(config.data, keep_copies=config.keep_copies, require_all=config.require_all)
+        return data, {"images_not_there": {split: len(ids) for split, ids in absent.items()}}
+
+    def settings_from(self, data: Data, config: Config) -> dict[str, Any]:
+        if config.class_weights != "balanced":
+            return {}
+        return {"class_weights": balanced_weights(labels_of(data["train"]))}
+
+    def prepare(self, data: Data, config: Config) -> dict[str, ImageCache]:
+        size, center = cache_sizes(data["train"], config.size, TRAIN_TRANSFORMS[config.train_views])
+        return {
+            split: prepare(data[split], size, config.cache, masks=False, center=center) for split in data if data[split]
+        }
+
+    def transforms(self, config: Config) -> Transforms:
+        return TRAIN_TRANSFORMS[config.train_views].build(config.size)
+
+    def loss(self, config: Config) -> nn.Module:
+        return create_loss(config.loss, class_weights=config.class_weights)
+
+    def validation(self, cache: ImageCache, config: Config, precision: Precision) -> Validate:
+        kind, truth = TRAIN_TRANSFORMS[config.train_views], labels_of(cache.samples)
+
+        def validate(model: nn.Module) -> tuple[float, dict[str, float]]:
+            """By the same patches of the same images every epoch, whatever `--views`."""
+            probabilities = class_probabilities(
+                model, cache, precision, config.size, config.batch_size, kind.selection, kind.selection_flips
+            )
+            scores = classification_scores(probabilities, truth)
+            columns = {"val_mean_auc": scores["mean_auc"]} | {f"val_{task}_auc": scores[task]["auc"] for task in TASKS}
+            more = {f"val_{name}": scores[name] for name in ("balanced_accuracy", "accuracy")}
+            return sum(scores[task]["auc"] for task in TASKS), columns | more
+
+        return validate
+
+    def score(
+        self, model: nn.Module, cache: ImageCache, split: str, config: Config, precision: Precision, run: Run
+    ) -> tuple[dict[str, Any] | None, np.ndarray | None]:
+        patches = TEST_PATCHES[config.views]
+        probabilities = class_probabilities(
+            model, cache, precision, config.size, config.batch_size, patches, config.flips
+        )
+        table = predictions_table([sample.id for sample in cache.samples], probabilities)
+        run.write_table(f"{split}_predictions.csv", table)
+        run.write_table(f"{split}_predictions_official.csv", official_predictions(table))
+        log.info("probabilities of the %d %s images: %s", len(table), split, run.path(f"{split}_predictions.csv"))
+        if any(sample.label is None for sample in cache.samples):
+            return None, None
+        truth = {sample.id: sample.label for sample in cache.samples}
+        run.write_table(f"{split}_truth_official.csv", official_truth(truth))
+        summary = summarize(probabilities, labels_of(cache.samples))
+        log.info(format_scores(split, summary))
+        return summary, probabilities
+
+    def finish(
+        self, model: nn.Module, results: Mapping[str, np.ndarray], best_epoch: int, config: Config, run: Run
+    ) -> None:
+        """The best weights of the paper's ARL-18 become the ARL-UNet's encoder, unless their origin is in doubt."""
+        if (config.net, config.attention, config.alpha) != ("arl18", "spatial", "learn"):
+            return
+        if config.keep_copies or config.weights:
+            log.info("arl18.pth is not made of weights that saw copies of test images, or that started from --weights")
+            return
+        source = {
+            "run": f"{config.name}/{run.folder.name}",
+            "val_mean_auc": round(run.history()[best_epoch - 1]["val_mean_auc"], 4),
+            "data": str(config.data),
+            "training": run.read_json("config.json")["settings"]["train_images"],
+        }
+        export_arl18(model, config.output, source)
+
+    def figures(
+        self,
+        model: nn.Module,
+        cache: ImageCache,
+        split: str,
+        result: np.ndarray,
+        config: Config,
+        precision: Precision,
+    ) -> Iterator[tuple[str, Figure]]:
+        labels = labels_of(cache.samples)
+        title = f"{config.name}, {len(labels)} {split} images"
+        yield f"{split}_scores.png", plot_classification(result, labels, title)
+        scale = TRAIN_TRANSFORMS[config.train_views].frame_scale
+        for name, figure in plot_saliency(model, cache, result, config.size, precision.device, scale).items():
+            yield f"{split}_{name}.png", figure
+
+
+def balanced_weights(labels: Sequence[int]) -> tuple[float, ...]:
+    """Weights that give every class the same share of the loss: N / (classes · images of the class)."""
+    counts = np.bincount(labels, minlength=len(CLASSES))
+    if not counts.all():
+        raise UserError(f"--class-weights balanced: no training image of {CLASSES[int(counts.argmin())]}")
+    return tuple(round(float(weight), 4) for weight in len(labels) / (len(CLASSES) * counts))
