@@ -18,7 +18,6 @@ from benchmarks.timing import memory_mb, peak_private
 from utils.data.cache import ImageCache
 from utils.data.isic import Sample
 from utils.data.loader import train_loader
-from utils.data.samples import Samples
 from utils.data.transforms import PatchTransforms
 
 BATCH_SIZE = 32
@@ -27,7 +26,7 @@ BATCH_SIZE = 32
 def make_samples(count: int) -> Sequence[Sample]:
     """`count` samples, each with an id and a path, as a split of that size has."""
     names = (f"ISIC_{index:07}" for index in range(count))
-    return Samples(Sample(name, Path("images") / f"{name}.jpg", None, 0) for name in names)
+    return tuple(Sample(name, Path("images") / f"{name}.jpg", None, 0) for name in names)
 
 
 def main() -> None:

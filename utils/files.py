@@ -37,11 +37,11 @@ def quoted(value: Any, longest: int = 120) -> str:
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
-def listed(names: Iterable[Any], most: int = 3) -> str:
+def listed(names: Iterable[Any], most: int = 3, longest: int = 120) -> str:
     """Names as a message may list them, each `quoted`: "a, b, c and 4 more"."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(quoted, names[:most])) + more
+    return ", ".join(quoted(name, longest) for name in names[:most]) + more
 
 
 def readable_size(count: int) -> str:
@@ -65,8 +65,8 @@ def load_json(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():
         raise ValueError("no regular file")  # reading a pipe waits for ever
     text = path.read_text(encoding="utf-8")
-    brackets = re.sub(r'"(?:\\.|[^"\\])*"', "", text)  # but for those in strings
-    if max(accumulate((sign in "[{") - (sign in "]}") for sign in brackets), default=0) > MAX_DEPTH:
+    signs = re.findall(r'"(?:\\.|[^"\\])*"|[][{}]', text)  # brackets, but for those in strings
+    if max(accumulate((sign in "[{") - (sign in "]}") for sign in signs), default=0) > MAX_DEPTH:
         raise ValueError("nested too deeply")
     content = json.loads(text)
     if not isinstance(content, dict):

@@ -2,16 +2,14 @@
 
 A cache is named after what it is made of: the SHA-256 of the originals' bytes (images, and masks where they are kept),
 the size, and the version of this pipeline. So data that is moved or copied finds its cache again, and other content
-never does. `hashes.json` beside the caches spares unchanged files the hashing. A file counts as unchanged while path,
-size, mtime, ctime and inode are the same. On Linux and macOS every write moves ctime on and no program sets it back: a
-file changed in place is noticed although its size and mtime are as before. On Windows, which has no such time, exactly
-that is not. A file that changed within the two seconds before it was hashed is hashed again the next time, since clocks
-of file systems tick coarsely.
+never does. `hashes.json` beside the caches spares unchanged files the hashing: those whose path, size, inode, mtime and
+ctime are the same. Every write moves ctime on and no program sets it back (but on Windows there is no such time, and
+what changes neither size nor mtime goes unnoticed). Clocks of file systems tick coarsely, so what changed within two
+seconds before it was hashed is hashed again the next time.
 
-A cache is a NumPy file that `np.load` reads too: [N, height, width, channels], or with a finer center [N, bytes], each
-row an image and its center. After the pixels come a CRC-32 of every image and the hash of the
-name. An interrupted build leaves it behind unfinished, as `.partial`, and the next one goes on there. One process at a
-time builds in a folder. Others wait for its lock, which the system frees when it dies, and use what it has built.
+A cache is a NumPy file: [N, height, width, channels], or with a finer center [N, bytes], each row an image and its
+center. After the pixels come a CRC-32 of every image and the hash of the name. An interrupted build leaves it behind
+unfinished, as `.partial`, and the next one goes on there. One process at a time builds in a folder; others wait.
 """
 
 import errno
@@ -24,33 +22,30 @@ import re
 import shutil
 import time
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from utils import UserError
-from utils.data.images import MIN_SIDE, decode_image, image_size, read_image, read_mask, resized
+from utils.data.images import decode_image, image_size, pair_fault, read_image, read_mask, resized
 from utils.data.isic import Sample
-from utils.data.samples import Samples
+from utils.data.parallel import attempts
 from utils.data.transforms import CENTER, Pixels, take
-from utils.device import cores
-from utils.files import sha256
+from utils.files import check_file, load_json, locked, sha256, written_whole
 from utils.logger import log, progress
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
+Size = tuple[int, int]  # (width, height)
 CACHE = Path(__file__).resolve().parents[2] / "Data" / "cache"
-STORE_VERSION = 3  # raise it when other pixels are stored, or the layout changes
+VERSION = 3  # raise it when other pixels are stored, or the layout changes
 SETTLED = 2 * 10**9  # nanoseconds after which a file's times tell whether it has changed since
 LEFTOVER = 24 * 3600  # seconds after which nobody is expected to go on with an interrupted build
-OURS = re.compile(r"(?:v(?P<version>\d+)-)?[0-9a-f]{16}(?:\.\d+)?\.(?:npy|partial)|(?:hashes|copies)\.\d+\.partial")
+OURS = re.compile(r"(?:v(?P<version>\d+)-)?[0-9a-f]{16}(?:\.\d+)?\.(?:npy|partial)")
 
 
 @dataclass(frozen=True)
@@ -59,7 +54,7 @@ class ImageCache:
 
     samples: Sequence[Sample]
     path: Path
-    sizes: tuple[tuple[int, int], ...] = ()  # (width, height) of image and center, where there is a center
+    sizes: tuple[Size, ...] = ()  # (width, height) of image and center, where there is a center
     digests: Sequence[str] = field(default=(), repr=False, compare=False)  # SHA-256 of each original image
     _levels: tuple[np.ndarray, ...] = field(init=False, repr=False, compare=False)
 
@@ -76,13 +71,13 @@ class ImageCache:
         return ImageCache, (self.samples, self.path, self.sizes)  # a worker process opens the file itself
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         """(width, height) of the images."""
         height, width = self.pixels().shape[1:3]
         return width, height
 
     @property
-    def center(self) -> tuple[int, int] | None:
+    def center(self) -> Size | None:
         """(width, height) of their centers, where there are any."""
         return self.sizes[1] if self.sizes else None
 
@@ -97,79 +92,50 @@ class ImageCache:
 
 
 def prepare(
-    samples: Sequence[Sample],
-    size: tuple[int, int],
-    folder: Path = CACHE,
-    *,
-    masks: bool = True,
-    center: tuple[int, int] | None = None,
+    samples: Sequence[Sample], size: Size, folder: Path = CACHE, *, masks: bool = True, center: Size | None = None
 ) -> ImageCache:
     """Every image, and mask if asked, decoded at `size` = (width, height) with the whole frame kept, once for all runs.
 
-    center: (width, height) at which the middle of the image (`utils.data.transforms.CENTER`) is kept besides, without masks.
+    center: (width, height) at which the middle of the image (`transforms.CENTER`) is kept besides, without masks.
 
-    A cache that is there is used when header, length and all checksums are right, else made anew. Measured on one core:
-    0.1 s for 2,000 images at 168×168 with masks (226 MB), 0.4 to 0.7 s for 1.9 GB that is in the page cache; from disk
-    it is the reading that the first epoch is spared. Hashing originals takes 0.5 s a GB beside reading them.
+    A cache that is there is used when header, length and all checksums are right, else made anew. Checking takes 0.3 s
+    a GB on one core; hashing originals takes 0.5 s a GB beside reading them.
 
     Raises UserError that names the unreadable files, or the folder when it cannot be written or has no room.
     """
     samples = tuple(samples)
+    sizes = (size, center) if center else ()
+    shape = (3 * sum(map(math.prod, sizes)),) if center else (size[1], size[0], 4 if masks else 3)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         originals = _hashes(samples, masks, folder / "hashes.json")
-        sizes = (size, center) if center else ()
-        shape = (size[1], size[0], 4 if masks else 3) if not center else (3 * sum(map(math.prod, sizes)),)
-        shape = (len(samples), *shape)
         hashes = [[originals[file][-1] for file in _files(sample, masks)] for sample in samples]
-        key = hashlib.sha256(json.dumps([STORE_VERSION, shape, hashes, *sizes]).encode())
+        shape = (len(samples), *shape)
+        key = hashlib.sha256(json.dumps([VERSION, shape, hashes, *sizes]).encode())
         layout = _Layout(shape, key.digest())
-        path = folder / f"v{STORE_VERSION}-{key.hexdigest()[:16]}.npy"
+        path = folder / f"v{VERSION}-{key.hexdigest()[:16]}.npy"
         if layout.check(path)[1]:
-            with _alone(folder):
+            busy = f"{folder}: waiting for another process that prepares images there"
+            with locked(folder / "lock", busy, wait=True):
                 if doubt := layout.check(path)[1]:  # else another process has built it meanwhile
                     if path.exists():
                         log.warning("%s: %s; made anew", path, doubt)
                     _build(path, layout, samples, originals, size, center)
-        return ImageCache(Samples(samples), path, sizes, tuple(each[0] for each in hashes))
+        return ImageCache(samples, path, sizes, tuple(each[0] for each in hashes))
     except OSError as error:
         raise UserError(
             f"{folder}: the prepared images cannot be written there ({error}); choose --cache DIR"
         ) from error
 
 
-def in_order(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 32
-) -> Iterator[Result]:
-    """As `pool.map`, but takes items only as they are needed: at most `ahead` are worked on or wait for use."""
-    waiting: deque[Future] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) == ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
 def _each(function: Callable[[Item], Result], items: Sequence[Item], description: str) -> Iterator[Result]:
-    """`function` of each item, in order, on all cores: decoders, resizing and checksums release the interpreter lock.
-
-    A UserError ends it after the last item, not before, as one that names the first five files.
-    """
-
-    def attempt(item: Item) -> Result | UserError:
-        try:
-            return function(item)
-        except UserError as error:
-            return error
-
+    """As `attempts`; UserErrors end it after the last item, not before, as one that names the first five files."""
     faults = []
-    with ThreadPoolExecutor(cores()) as pool:
-        for result in progress(in_order(pool, attempt, items), description, len(items)):
-            if isinstance(result, UserError):
-                faults.append(str(result))
-            else:
-                yield result
+    for result in attempts(function, items, description):
+        if isinstance(result, UserError):
+            faults.append(str(result))
+        else:
+            yield result
     if faults:
         more = f" (and {len(faults) - 5} more files; see python -m utils.data.check)" if len(faults) > 5 else ""
         raise UserError("; ".join(faults[:5]) + more)
@@ -181,67 +147,36 @@ def _files(sample: Sample, masks: bool) -> list[Path]:
 
 def _identity(path: Path) -> list[int]:
     """What tells an unchanged file. UserError when there is none."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise UserError(f"{path}: {'no such file' if error.errno == errno.ENOENT else error.strerror}") from error
+    status = check_file(path).stat()
     return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _hashes(samples: Sequence[Sample], masks: bool, index: Path) -> dict[Path, list]:
     """[size, inode, mtime, ctime, SHA-256] of every original; kept in `index`, so that unchanged files are not read."""
     files = [path for sample in samples for path in _files(sample, masks)]
-    known = read_index(index)
+    try:
+        known = load_json(index)
+    except (OSError, ValueError):  # not there, or damaged: all it does is to save time
+        known = {}
 
     def entry(path: Path) -> list:
         identity = _identity(path)  # taken before the content: a change from here on will show
         there = known.get(str(path.absolute()))
-        if isinstance(there, list) and there[:-1] == identity:
-            return there
-        return [*identity, sha256(path)]
+        return there if isinstance(there, list) and there[:-1] == identity else [*identity, sha256(path)]
 
     settled = time.time_ns() - SETTLED
     found = dict(zip(files, _each(entry, files, "checking files"), strict=True))
     new = {str(path.absolute()): entry for path, entry in found.items() if max(entry[2:4]) < settled}
     if any(known.get(path) != entry for path, entry in new.items()):
-        write_index(index, {path: entry for path, entry in known.items() if Path(path).exists()} | new)
+        known = {path: entry for path, entry in known.items() if Path(path).exists()}
+        with suppress(OSError), written_whole(index) as file:  # a full or read-only folder may hold caches all the same
+            file.write(json.dumps(known | new).encode())
     return found
-
-
-def read_index(index: Path) -> dict[str, Any]:
-    """What `write_index` wrote; empty when it is absent or damaged, since all it does is to save time."""
-    try:
-        content = json.loads(index.read_text())
-    except (OSError, ValueError, RecursionError):
-        content = {}
-    return content if isinstance(content, dict) else {}
-
-
-def write_index(index: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all. A folder that is full or read-only may hold caches all the same, so it is no error."""
-    partial = index.with_suffix(f".{os.getpid()}.partial")
-    with suppress(OSError):
-        index.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_text(json.dumps(content))
-            partial.replace(index)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-def pair_fault(image: tuple[int, int], mask: tuple[int, int]) -> str:
-    """Why a mask of this (width, height) is none of an image of that; "" when it may be: mirrors have resized ones."""
-    sizes = "mask {}x{}, image {}x{}".format(*mask, *image)
-    if min(mask) < MIN_SIDE <= min(image):
-        return f"too small to be the mask of its image ({sizes}); fetch this file again"
-    if mask == image[::-1] != image:
-        return f"lies on its side against its image ({sizes}); turn one of them, or take the image's EXIF rotation away"
-    return ""
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where things are in a cache of uint8 `shape`, its first axis the images: header, pixels, checksums, key."""
+    """Where things are in a file of uint8 `shape`, its first axis the images: header, pixels, checksums, key."""
 
     shape: tuple[int, ...]
     key: bytes
@@ -249,8 +184,7 @@ class _Layout:
     @cached_property
     def header(self) -> bytes:
         file = io.BytesIO()
-        content = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(file, content)
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": self.shape})
         return file.getvalue()
 
     def image(self, index: int) -> int:
@@ -263,12 +197,23 @@ class _Layout:
     def length(self) -> int:
         return self.checksum(self.shape[0]) + len(self.key)
 
+    def write(self, file: BinaryIO, start: int, images: Iterable[np.ndarray]) -> None:
+        """All but the images before `start`. Each checksum comes after its pixels: none without them."""
+        file.write(self.header)
+        file.truncate(self.length)
+        file.seek(self.checksum(self.shape[0]))
+        file.write(self.key)
+        for index, pixels in enumerate(images, start):
+            file.seek(self.image(index))
+            file.write(pixels)
+            file.seek(self.checksum(index))
+            file.write(zlib.crc32(pixels).to_bytes(4, "little"))
+
     def check(self, path: Path) -> tuple[int, str]:
         """How many images from the first on are as they were written; why that is not a whole cache, else ""."""
         count, size = self.shape[0], math.prod(self.shape[1:])
-        if not path.is_file():
-            return 0, "not there"
-        if (length := path.stat().st_size) != self.length:
+        length = path.stat().st_size if path.is_file() else 0
+        if length != self.length:
             return 0, f"{length} bytes long, not {self.length}"
         with path.open("rb") as file:
             if file.read(len(self.header)) != self.header:
@@ -285,15 +230,10 @@ class _Layout:
 
 
 def _build(
-    path: Path,
-    layout: _Layout,
-    samples: Sequence[Sample],
-    originals: dict[Path, list],
-    size: tuple[int, int],
-    center: tuple[int, int] | None,
+    path: Path, layout: _Layout, samples: Sequence[Sample], originals: dict[Path, list], size: Size, center: Size | None
 ) -> None:
     """Decode what an interrupted build has not, and give the whole its name. To be called under the folder's lock."""
-    count, masks = layout.shape[0], layout.shape[-1] == 4
+    count, masks, start = layout.shape[0], layout.shape[-1] == 4, time.monotonic()
     partial = path.with_suffix(".partial")
     _clean(path.parent, keep=partial)
     done, _ = layout.check(partial)
@@ -301,34 +241,17 @@ def _build(
         log.info("going on with %d of %d images that an interrupted run has prepared", done, count)
 
     def decode(sample: Sample) -> np.ndarray:
-        if masks and sample.mask and (fault := pair_fault(image_size(sample.image), image_size(sample.mask))):
-            raise UserError(f"{sample.mask}: {fault}")
-        if center:
-            pixels = _with_center(sample.image, size, center)
-        else:
-            pixels = np.zeros(layout.shape[1:], np.uint8)
-            pixels[..., :3] = read_image(sample.image, size)
-            if masks and sample.mask:
-                pixels[..., 3] = read_mask(sample.mask, size)
+        pixels = _with_center(sample.image, size, center) if center else _pixels(sample, size, masks)
         for file in _files(sample, masks):
             if _identity(file) != originals[file][:-1]:
                 raise UserError(f"{file}: changed while it was read; start again when it is whole")
         return pixels
 
-    start = time.monotonic()
     try:
         if shutil.disk_usage(path.parent).free < layout.image(count) - layout.image(done):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with partial.open("r+b" if done else "w+b") as file:
-            file.write(layout.header)
-            file.truncate(layout.length)
-            file.seek(layout.checksum(count))
-            file.write(layout.key)
-            for index, pixels in enumerate(_each(decode, samples[done:], "decoding images"), done):
-                file.seek(layout.image(index))
-                file.write(pixels)
-                file.seek(layout.checksum(index))  # after the pixels: none without the other
-                file.write(zlib.crc32(pixels).to_bytes(4, "little"))
+            layout.write(file, done, _each(decode, samples[done:], "decoding images"))
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -347,7 +270,18 @@ def _build(
     log.info("prepared %s: %s, %.1f MB; %s holds %.1f MB", what, path, layout.length / 1e6, path.parent, total / 1e6)
 
 
-def _with_center(path: Path, size: tuple[int, int], center: tuple[int, int]) -> np.ndarray:
+def _pixels(sample: Sample, size: Size, masks: bool) -> np.ndarray:
+    """The image at `size`, and with `masks` its mask or zeros: uint8 [height, width, 3 or 4]."""
+    pixels = np.zeros((size[1], size[0], 4 if masks else 3), np.uint8)
+    if masks and sample.mask and (fault := pair_fault(image_size(sample.image), image_size(sample.mask))):
+        raise UserError(f"{sample.mask}: {fault}")
+    pixels[..., :3] = read_image(sample.image, size)
+    if masks and sample.mask:
+        pixels[..., 3] = read_mask(sample.mask, size)
+    return pixels
+
+
+def _with_center(path: Path, size: Size, center: Size) -> np.ndarray:
     """The image at `size` and its middle at `center`, one after the other: uint8 [bytes]. Decoded once."""
     enlarged = (math.ceil(center[0] / CENTER[2]), math.ceil(center[1] / CENTER[3]))
     image = decode_image(path, (max(size[0], enlarged[0]), max(size[1], enlarged[1])))
@@ -359,21 +293,6 @@ def _clean(folder: Path, keep: Path) -> None:
     for path in folder.iterdir():
         if path != keep and (match := OURS.fullmatch(path.name)):
             with suppress(OSError):  # another process is done with it, or on Windows is not
-                partial, foreign = path.suffix == ".partial", match["version"] != str(STORE_VERSION)
+                partial, foreign = path.suffix == ".partial", match["version"] != str(VERSION)
                 if time.time() - path.stat().st_mtime > LEFTOVER if partial else foreign:
                     path.unlink()
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time; the system frees the lock of a process that ends, however it ends."""
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("%s: waiting for another process that prepares images there", folder)
-        lock.acquire(poll_interval=0.2)
-    try:
-        yield
-    finally:
-        lock.release()

@@ -1,8 +1,7 @@
 """The same photograph in two splits: found by its bytes, by a thumbnail, or by what keypoints it shares."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from utils import UserError
-from utils.data.cache import ImageCache, in_order, read_index, write_index
+from utils.data.cache import ImageCache
 from utils.data.images import read_image, resized
 from utils.data.isic import KNOWN_COPIES, SPLITS, Sample
-from utils.device import cores
+from utils.data.parallel import in_order
 from utils.logger import progress
 
 # Measured on all 2,750 images. Grey thumbnails of two photographs correlate by 0.974 at most, re-encoded copies by
@@ -23,8 +21,6 @@ from utils.logger import progress
 # photographs correlate by 0.965 at most.
 THUMBNAIL, CANDIDATE, COPY, KEYPOINTS = 32, 0.90, 0.99, 30
 SMALLEST = 96  # pixels: below, thumbnails are made of the originals. Splits are prepared at different sizes
-SEARCH_VERSION = 1  # raise it when other copies are found
-BLOCK = 4096  # images of a split that are compared at a time
 
 
 @dataclass(frozen=True)
@@ -61,61 +57,25 @@ class Copy:
 
 
 def copies_between(caches: Mapping[str, ImageCache]) -> list[Copy]:
-    """Copies across the splits, by the prepared images: of the originals only those of look-alikes are decoded, or all
-    where images are prepared smaller than SMALLEST.
+    """Copies across the splits by bytes and thumbnail, as a run that starts looks for them: 2 s for ISIC 2017.
 
-    What is found is kept in `copies.json` beside the caches, so that the same images are searched once.
+    The thumbnails are made of the prepared images, or of the originals where those are smaller than SMALLEST.
     """
-    splits = [split for split in SPLITS if split in caches]
-    if len(splits) < 2:
-        return []
-    folder = caches[splits[0]].path.parent
-    index = folder / "copies.json"
-    key = " ".join([f"v{SEARCH_VERSION}", *(f"{split} {caches[split].path.stem}" for split in splits)])
-    known = read_index(index)
-    try:
-        return [_unpacked(entry, caches) for entry in known[key]]
-    except (ArithmeticError, IndexError, KeyError, TypeError, ValueError):  # not there, or damaged
-        pass
-    small = min(min(caches[split].size) for split in splits) < SMALLEST
-    copies = find_copies({split: _looks(caches[split], small) for split in splits})
-    known = {
-        key: entries
-        for key, entries in known.items()
-        if all((folder / f"{stem}.npy").exists() for stem in key.split()[2::2])
-    }
-    write_index(index, known | {key: [_packed(copy, caches) for copy in copies]})
-    return copies
-
-
-def _packed(copy: Copy, caches: Mapping[str, ImageCache]) -> list:
-    places = [
-        next(place for place, sample in enumerate(caches[split].samples) if sample.id == id_)
-        for split, id_ in zip(copy.splits, copy.ids, strict=True)
-    ]
-    return [*copy.splits, *places, copy.similarity, copy.exact, copy.turned]
-
-
-def _unpacked(entry: list, caches: Mapping[str, ImageCache]) -> Copy:
-    a, b, i, j, similarity, exact, turned = entry
-    first, second = caches[a].samples[i], caches[b].samples[j]
-    return Copy((a, b), (first.image, second.image), (first.id, second.id), float(similarity), exact, turned)
+    small = any(min(cache.size) < SMALLEST for cache in caches.values())
+    return find_copies({split: _looks(cache, small) for split, cache in caches.items()})
 
 
 def _looks(cache: ImageCache, of_originals: bool) -> Looks:
-    thumbnails = np.empty((len(cache.samples), THUMBNAIL**2), np.uint8)
-    with ThreadPoolExecutor(cores()) as pool:
-        if of_originals:
-            found = in_order(pool, thumbnail, (sample.image for sample in cache.samples))
-        else:
-            found = in_order(pool, _thumbnail, cache.pixels())
-        for place, each in enumerate(progress(found, "looking for copies", len(thumbnails))):
-            thumbnails[place] = each
-    return Looks(cache.samples, cache.digests, thumbnails)
+    if of_originals:
+        found = in_order(thumbnail, (sample.image for sample in cache.samples))
+    else:
+        found = in_order(_thumbnail, cache.pixels())
+    found = progress(found, "looking for copies", len(cache.samples))
+    return Looks(cache.samples, cache.digests, np.array(list(found)))
 
 
-def find_copies(looks: Mapping[str, Looks]) -> list[Copy]:
-    """Copies across splits, by bytes, by thumbnail (turned and mirrored too), or by thumbnail and keypoints together.
+def find_copies(looks: Mapping[str, Looks], *, edited: bool = False) -> list[Copy]:
+    """Copies across splits by bytes, or by thumbnail (turned and mirrored too); `edited`: also by shared keypoints.
 
     Not found: copies framed so differently, or turned by other angles, that their thumbnails do not resemble each
     other; and any whose colours, contrast or frame were edited and that are turned or mirrored too.
@@ -123,29 +83,20 @@ def find_copies(looks: Mapping[str, Looks]) -> list[Copy]:
     copies, doubtful = [], []
     for a, b in itertools.combinations([split for split in SPLITS if split in looks and looks[split].samples], 2):
         left, right = looks[a], looks[b]
-        thumbnails = _normalised(right.thumbnails)
-        places: dict[str, list[int]] = {}
-        for j, digest in enumerate(right.digests):
-            places.setdefault(digest, []).append(j)
-        for start in range(0, len(left.samples), BLOCK):
-            block = _normalised(left.thumbnails[start : start + BLOCK])
-            upright = block @ thumbnails.T  # [images of the block, images of b]
-            turned = np.full_like(upright, -1)
-            for other in _turns(thumbnails):
-                np.maximum(turned, block @ other.T, out=turned)
-            exact = np.zeros(upright.shape, bool)
-            for i, digest in enumerate(left.digests[start : start + BLOCK]):
-                exact[i, places.get(digest, [])] = True
-            for i, j in np.argwhere(exact | (upright >= CANDIDATE) | (turned >= COPY)):
-                one, other = left.samples[start + i], right.samples[j]
-                as_it_is = bool(exact[i, j] or upright[i, j] >= max(COPY, turned[i, j]))
-                is_turned = bool(not as_it_is and turned[i, j] >= COPY)
-                similarity = float((turned if is_turned else upright)[i, j])
-                files, ids = (one.image, other.image), (one.id, other.id)
-                copy = Copy((a, b), files, ids, similarity, bool(exact[i, j]), is_turned)
-                (copies if as_it_is or is_turned else doubtful).append(copy)
-    keypoints = read_all(_keypoints, {path for copy in doubtful for path in copy.files}, "look-alikes")
-    copies += [copy for copy in doubtful if _shared_keypoints(*(keypoints[path] for path in copy.files)) >= KEYPOINTS]
+        others = _normalised(right.thumbnails)
+        upright = _normalised(left.thumbnails) @ others.T  # [images of a, images of b]
+        turned = np.max([_normalised(left.thumbnails) @ each.T for each in _turns(others)], axis=0)
+        exact = np.array(left.digests)[:, None] == np.array(right.digests)
+        for i, j in np.argwhere(exact | (upright >= CANDIDATE) | (turned >= COPY)):
+            one, other = left.samples[i], right.samples[j]
+            is_turned = bool(not exact[i, j] and turned[i, j] >= COPY and turned[i, j] > upright[i, j])
+            similarity = float((turned if is_turned else upright)[i, j])
+            copy = Copy((a, b), (one.image, other.image), (one.id, other.id), similarity, bool(exact[i, j]), is_turned)
+            (copies if copy.exact or similarity >= COPY else doubtful).append(copy)
+    if edited:
+        paths = list({path for copy in doubtful for path in copy.files})
+        keypoints = dict(zip(paths, in_order(_keypoints, progress(paths, "look-alikes")), strict=True))
+        copies += [copy for copy in doubtful if _shared_keypoints(*map(keypoints.get, copy.files)) >= KEYPOINTS]
     return sorted(copies, key=lambda copy: (copy.splits, -copy.similarity, copy.ids))
 
 
@@ -197,17 +148,3 @@ def _shared_keypoints(a: Any, b: Any) -> int:
         ransacReprojThreshold=3,
     )
     return 0 if moved is None or abs(np.linalg.det(moved[:, :2])) < 0.4 else int(inliers.sum())
-
-
-def read_all(read: Callable[[Path], Any], paths: Iterable[Path], what: str) -> dict[Path, Any]:
-    """`read(path)` for each path on all cores (decoding runs outside the interpreter lock); a UserError is a value."""
-
-    def one(path: Path) -> Any:
-        try:
-            return read(path)
-        except UserError as error:
-            return error
-
-    paths = list(paths)
-    with ThreadPoolExecutor(cores()) as pool:
-        return dict(zip(paths, progress(pool.map(one, paths), what, len(paths)), strict=True))

@@ -14,11 +14,7 @@ from utils import UserError
 from utils.files import check_file, quoted
 
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of bombs; the largest image of ISIC 2017 has a third of it
-
-
 MIN_SIDE = 8  # pixels; what is narrower is no photograph
-
-
 _SIGNATURES = {b"\xff\xd8\xff": JpegImageFile, b"\x89PNG\r\n\x1a\n": PngImageFile}
 
 
@@ -87,6 +83,16 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """(width, height) from the header alone, upright. Raises UserError when the header cannot be read."""
     with _opened(path, decode=False) as image:
         return image.size[::-1] if _lies_on_its_side(image) else image.size
+
+
+def pair_fault(image: tuple[int, int], mask: tuple[int, int]) -> str:
+    """Why a mask of this (width, height) is none of an image of that; "" when it may be: mirrors have resized ones."""
+    sizes = "mask {}x{}, image {}x{}".format(*mask, *image)
+    if min(mask) < MIN_SIDE <= min(image):
+        return f"too small to be the mask of its image ({sizes}); fetch this file again"
+    if mask == image[::-1] != image:
+        return f"lies on its side against its image ({sizes}); turn one of them, or take the image's EXIF rotation away"
+    return ""
 
 
 @contextmanager

@@ -8,6 +8,7 @@ Nothing here is trusted: what a file holds is read right or refused by a UserErr
 """
 
 import csv
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,31 +20,15 @@ from utils.files import check_file, quoted
 SPLITS = ("train", "validation", "test")
 CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
 
+_FACTS = json.loads(Path(__file__).with_name("isic2017.json").read_text(encoding="utf-8"))
+OFFICIAL = {split: frozenset(ids) for split, ids in _FACTS["official"].items()}  # ids of the validation and test images
+LAST_ID = max(int(id_.removeprefix("ISIC_")) for id_ in OFFICIAL["test"])  # of ISIC 2017
 # The same photograph in two splits: (split, id, split, id). The first six are widely known. The others were found by
 # content (`utils.data.check`, and a search for shared keypoints) and each was looked at: one lesion, in most pairs
 # with other colours, contrast and frame, in some turned around.
-KNOWN_COPIES = (
-    ("train", "ISIC_0012271", "test", "ISIC_0016018"),
-    ("train", "ISIC_0012175", "test", "ISIC_0015982"),
-    ("train", "ISIC_0012887", "test", "ISIC_0012989"),
-    ("train", "ISIC_0013163", "test", "ISIC_0013109"),
-    ("train", "ISIC_0012970", "validation", "ISIC_0012127"),
-    ("validation", "ISIC_0012221", "test", "ISIC_0016002"),
-    ("validation", "ISIC_0012222", "test", "ISIC_0016003"),
-    ("train", "ISIC_0000157", "validation", "ISIC_0014946"),
-    ("train", "ISIC_0000171", "validation", "ISIC_0015124"),
-    ("train", "ISIC_0000215", "validation", "ISIC_0015313"),
-    *(
-        ("train", f"ISIC_0000{train}", "test", f"ISIC_00{test}")
-        for train, test in (
-            (160, 14963), (162, 14826), (169, 15132), (174, 15071), (179, 14765), (182, 15395), (184, 15310),
-            (185, 15155), (186, 14698), (189, 15161), (191, 14907), (193, 15436), (196, 14957), (201, 15023),
-            (209, 15016), (212, 14927), (213, 15201), (217, 14973), (218, 15241), (220, 15202), (226, 14949),
-            (227, 15034), (231, 15146),
-        )
-    ),
-)  # fmt: skip
-LEFT_OUT = frozenset(copy[1] for copy in KNOWN_COPIES if copy[0] == "train")
+KNOWN_COPIES = tuple(tuple(copy) for copy in _FACTS["copies"])
+COPIES_WITHIN = tuple(tuple(copy) for copy in _FACTS["copies_within"])  # of one split: (split, id, id)
+LEFT_OUT = frozenset(copy[1] for copy in KNOWN_COPIES if copy[0] == "train")  # of training
 
 # split: (image folders, mask folders, label files), each in order of preference.
 _NAMES = {
@@ -108,7 +93,7 @@ def find_files(root: str | Path, split: str) -> SplitFiles:
     if not Path(root).is_dir():
         raise UserError(
             f"{root}: no such folder; put the challenge's data there (Data/README.md), "
-            "or draw the embedded sample (python -m utils.data.synthetic) and take --data Data/sample"
+            "or draw synthetic data (python -m utils.data.synthetic) and take --data Data/sample"
         )
     here = _entries(Path(root))
     images, masks, labels = _NAMES[split]

@@ -4,7 +4,6 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -13,11 +12,12 @@ from PIL import Image
 from torch import nn
 
 from utils import distributed
-from utils.data.cache import ImageCache, in_order
+from utils.data.cache import ImageCache
 from utils.data.images import image_size, read_mask
 from utils.data.isic import Sample
+from utils.data.parallel import in_order
 from utils.data.transforms import FLIPS
-from utils.device import Precision, cores
+from utils.device import Precision
 from utils.evaluation.segmentation import SegmentationCounts, confusion_counts
 from utils.files import written_whole
 from utils.inference.network import predict
@@ -95,9 +95,8 @@ def score(
         truth = masks.read(sample.mask) if masks else read_mask(sample.mask).astype(bool)
         return sample.id, _compare(probability, truth)
 
-    with ThreadPoolExecutor(cores()) as pool:
-        probabilities = predict_lesions(model, cache, precision, batch_size, flips, indices)
-        found = dict(distributed.gather(list(in_order(pool, compare, probabilities))))
+    probabilities = predict_lesions(model, cache, precision, batch_size, flips, indices)
+    found = dict(distributed.gather(list(in_order(compare, probabilities))))
     counts = SegmentationCounts()
     for index in with_mask:
         counts.add_counts(cache.samples[index].id, found[cache.samples[index].id])
@@ -125,12 +124,11 @@ def write_masks(
         return sample, mask, _compare(probability, read_mask(sample.mask).astype(bool)) if sample.mask else None
 
     with (
-        ThreadPoolExecutor(cores()) as pool,
         written_whole(path) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,  # PNG is compressed
     ):
         probabilities = predict_lesions(model, cache, precision, batch_size, flips)
-        for sample, mask, compared in in_order(pool, finish, probabilities):
+        for sample, mask, compared in in_order(finish, probabilities):
             add_mask(archive, sample.id, mask)
             if compared:
                 counts.add_counts(sample.id, compared)
