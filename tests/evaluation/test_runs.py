@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from utils import UserError
-from utils.config import DEFAULTS, EXPERIMENTS, experiments, find_experiment
+from utils.config import DEFAULTS, EXPERIMENTS, Experiment, default_attention, experiments
 from utils.data.isic import CLASSES, LEFT_OUT, Sample, read_labels, read_split
 from utils.evaluation.classification import classification_scores, official_truth, predictions_table, score_intervals
 from utils.evaluation.rows import deviations, result_rows, row_names
@@ -85,6 +85,10 @@ def labels_of(split) -> np.ndarray:
     return np.random.default_rng(len(IDS[split])).permutation(np.arange(len(IDS[split])) % 3)
 
 
+def own_row(task: str, name: str, net: str, pretrained: bool, **changed) -> Experiment:
+    return replace(DEFAULTS[task], name=name, net=net, pretrained=pretrained, **default_attention(net) | changed)
+
+
 def edit(path, change) -> None:
     content = json.loads(path.read_text())
     change(content)
@@ -100,7 +104,7 @@ def example_results(root: Path) -> Path:
         segmentation_run(root / f"seg-4/seed{seed}", seed=seed)
         classification_run(root / f"cls-2-4/seed{seed}", seed=seed)
     segmentation_run(root / "seg-2/seed0", EXPERIMENTS["seg-2"], draw=7, size=(128, 128), epochs=8)
-    own = find_experiment("classification", "arl18", False)
+    own = own_row("classification", "arl18-scratch", "arl18", False)
     classification_run(root / "arl18-scratch/seed4", own, seed=4, truth=("validation",))
     return root
 
@@ -530,11 +534,10 @@ def test_settings_that_an_older_run_did_not_keep_are_passed_over(tmp_path):
 
 
 def test_own_names_are_held_against_the_defaults(tmp_path):
-    row = find_experiment("classification", "arl18", False, class_weights=(1.0, 2.0, 3.0))
-    assert row.name == "arl18-scratch"
+    row = own_row("classification", "arl18-scratch", "arl18", False, class_weights=(1.0, 2.0, 3.0))
     (run,) = find_runs(classification_run(tmp_path / "run0", row, epochs=5))
     assert deviations(run) == ["5 of 100 epochs", "class weights 1 2 3"]
-    row = find_experiment("classification", "resnet18", True)
+    row = own_row("classification", "resnet18-pretrained", "resnet18", True)
     assert deviations(find_runs(classification_run(tmp_path / "run1", row))[0]) == []
 
 
@@ -571,7 +574,7 @@ def test_rows_are_those_of_the_table_then_own_names(tmp_path):
         [("seg-4", {"seed": 2}), ("seg-2", {}), ("seg-4", {"seed": 1}), ("seg-4", {"seed": 1, "size": (128, 128)})]
     ):
         segmentation_run(tmp_path / f"run{number}", EXPERIMENTS[name], draw=number, **changed)
-    own = find_experiment("segmentation", "unet", False, loss="ce")
+    own = own_row("segmentation", "unet-scratch", "unet", False, loss="ce")
     segmentation_run(tmp_path / "run8", own, splits=("validation",))
     runs = find_runs(tmp_path)
     rows = result_rows(runs, "segmentation", "validation")

@@ -1,14 +1,8 @@
-"""The segmentation scores: against hand-computed numbers, the official scoring command and the published table."""
+"""The segmentation scores: against hand-computed numbers, the official functions and the published table."""
 
 import itertools
-import json
-import subprocess
-import sys
-import tracemalloc
 import weakref
-from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,22 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from isic_challenge_scoring import metrics as official_metrics
-from PIL import Image
 
 from utils.config import EXPERIMENTS, experiments
-from utils.data.images import read_mask
 from utils.evaluation.segmentation import (
     COUNTS,
     METRICS,
     SegmentationCounts,
-    bootstrap_interval,
     confusion_counts,
     image_scores,
     official_scores,
+    pooled_intervals,
     pooled_scores,
+    summarize,
 )
+from utils.evaluation.statistics import bootstrap_interval
 
-relaxed = settings(deadline=None)  # timing is no property; a shared machine stalls now and then
+relaxed = settings(deadline=None, max_examples=40)  # timing is no property; a shared machine stalls now and then
 BOTH = "mean_of_background_and_lesion"
 MASK_PAIRS = hnp.array_shapes(min_dims=2, max_dims=2, max_side=12).flatmap(
     lambda shape: st.tuples(hnp.arrays(bool, shape), hnp.arrays(bool, shape))
@@ -217,43 +211,30 @@ def test_published_means_follow_from_published_rates(row):
 # --- intervals and faults ---------------------------------------------------------------------------------------
 
 
-def test_bootstrap_of_two_values():
-    # The mean of two draws from {0, 1} is 0, 0.5, 1 with probability 1/4, 1/2, 1/4.
-    assert bootstrap_interval([0, 1], level=0.95) == (0, 1)
-    assert bootstrap_interval([0, 1], level=0.4) == (0.5, 0.5)
-    assert bootstrap_interval([0.25]) == (0.25, 0.25)
+def test_pooled_intervals_are_of_the_mean_over_trainings():
+    counts = np.random.default_rng(3).integers(0, 1000, (3, 20, 4))
+    counts[:, ::4, :2] = 0  # images without positives in the prediction
+    generator, drawn = np.random.default_rng(0), []
+    for _ in range(60):
+        rows = generator.integers(20, size=20)
+        drawn.append([pooled_scores(one[rows]) for one in counts])
+    intervals = pooled_intervals(counts, resamples=60)
+    assert intervals.keys() == set(METRICS) | {BOTH} and len(intervals[BOTH]) == 3
+    both = intervals.pop(BOTH)
+    for found, scores in ((intervals, lambda one: one), (both, lambda one: one[BOTH])):
+        for name in found:
+            means = [np.mean([scores(one)[name] for one in each]) for each in drawn]
+            assert found[name] == pytest.approx(np.quantile(means, (0.025, 0.975)), abs=1e-12)
 
 
-def test_bootstrap_is_near_the_normal_interval_and_deterministic():
-    values = np.random.default_rng(0).normal(0.8, 0.1, 600)
-    low, high = bootstrap_interval(values)
-    assert (low, high) == bootstrap_interval(pd.Series(values)) != bootstrap_interval(values, seed=1)
-    half = 1.96 * values.std() / np.sqrt(values.size)
-    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
-    wider = bootstrap_interval(values, level=0.99)
-    assert wider[0] < low < values.mean() < high < wider[1]
-
-
-def test_bootstrap_memory_does_not_grow_with_resamples():
-    values = np.random.default_rng(0).random(100_000)
-    tracemalloc.start()
-    bootstrap_interval(values, resamples=100)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 40e6  # all indices at once would be 80 MB
-
-
-@pytest.mark.parametrize("level", [0, 1, 95])
-def test_bootstrap_refuses_levels(level):
-    with pytest.raises(ValueError, match="level"):
-        bootstrap_interval([0, 1], level=level)
-
-
-def test_bootstrap_refuses_values_that_are_not_numbers():
-    with pytest.raises(ValueError, match="finite"):
-        bootstrap_interval([0.5, np.nan])
-    with pytest.raises(ValueError, match=r"\[N\]"):
-        bootstrap_interval([[0.5, 0.5]])
+def test_a_summary_holds_scores_and_intervals():
+    counts = SegmentationCounts()
+    for number in range(9):
+        counts.add_counts(number, (number, 1, 2, 30))
+    summary = summarize(counts)
+    assert (summary["images"], summary["official"], summary["pooled"]) == (9, counts.official(), counts.pooled())
+    expected = {name: list(bootstrap_interval(counts.per_image()[name])) for name in METRICS}
+    assert summary["official_interval_95"] == expected
 
 
 def test_no_images_is_an_error():
@@ -265,85 +246,9 @@ def test_no_images_is_an_error():
         for counts in ([], np.empty((0, 4), int), pd.DataFrame(columns=list(COUNTS))):
             with pytest.raises(ValueError, match="no images"):
                 score(counts)
-    with pytest.raises(ValueError, match="at least one image"):
-        bootstrap_interval([])
 
 
 @pytest.mark.parametrize("counts", [[1, 2, 3, 4], [[1, 2, 3]], [[1.5, 2, 3, 4]], [[-1, 2, 3, 4]], [[0, 0, 0, 0]]])
 def test_counts_that_cannot_be(counts):
     with pytest.raises(ValueError, match="counts must"):
         official_scores(counts)
-
-
-# --- the official scoring command -------------------------------------------------------------------------------
-
-
-def official_command(truth: Path, predictions: Path) -> dict[str, float]:
-    """The six macro averages of `isic-challenge-scoring`; -o belongs to the group and stands before the command."""
-    command = [sys.executable, "-m", "isic_challenge_scoring", "-o", "json", "segmentation", truth, predictions]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)["macro_average"]
-
-
-def our_scores(truth: Path, predictions: Path) -> dict[str, float]:
-    counts = SegmentationCounts()
-    for path in sorted(truth.iterdir()):
-        masks = [read_mask(folder / path.name) for folder in (predictions, truth)]
-        counts.add(path.stem[:12], *masks)
-    return counts.official()
-
-
-def draw_mask(kind: str, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    mask = np.zeros(shape, np.uint8)
-    if kind == "full":
-        mask[:] = 255
-    elif kind == "pixel":
-        mask[rng.integers(shape[0]), rng.integers(shape[1])] = 255
-    elif kind == "noise":
-        mask[:] = 255 * rng.integers(0, 2, shape)
-    elif kind == "disc":
-        y, x = np.ogrid[: shape[0], : shape[1]]
-        centre, radius = rng.uniform(0.35, 0.65, 2) * shape, rng.uniform(0.3, 0.4) * min(shape)
-        mask[(y - centre[0]) ** 2 + (x - centre[1]) ** 2 <= radius**2] = 255
-    elif kind == "grey":
-        mask[:] = rng.integers(120, 137, shape)
-    return mask
-
-
-def test_agrees_with_the_official_command(tmp_path):
-    rng = np.random.default_rng(0)
-    kinds = ("empty", "full", "pixel", "noise", "disc", "grey")
-    sizes = [(1, 1), (1, 7), (37, 53), (203, 301)]
-    folders = tmp_path / "truth", tmp_path / "prediction"
-    for folder in folders:
-        folder.mkdir()
-    for number, (shape, truth, prediction) in enumerate(itertools.product(sizes, kinds, (*kinds, "near"))):
-        masks = [draw_mask(truth, shape, rng)]
-        flip = rng.random(shape) < rng.uniform(0, 0.3)
-        masks.append(masks[0] ^ (255 * flip).astype(np.uint8) if prediction == "near" else None)
-        if prediction != "near":
-            masks[1] = draw_mask(prediction, shape, rng)
-        for folder, mask in zip(folders, masks, strict=True):
-            Image.fromarray(mask).save(folder / f"ISIC_{number:07}_segmentation.png")
-    ours, official = our_scores(*folders), official_command(*folders)
-    assert tuple(official) == METRICS
-    assert ours == pytest.approx(official, abs=1e-12, rel=0)
-    assert 0.05 < ours["threshold_jaccard"] < ours["jaccard"] - 0.05  # both sides of the threshold took part
-
-
-def test_agrees_with_the_official_command_on_real_masks(isic2017_fullsize, tmp_path):
-    truth = isic2017_fullsize / "ISIC-2017_Validation_Part1_GroundTruth"
-    for number, path in enumerate(sorted(truth.iterdir())):
-        mask = np.asarray(Image.open(path))
-        height = mask.shape[0]
-        if number % 3 == 0:
-            mask = np.roll(mask, (height // 20, -(height // 15)), axis=(0, 1))
-        elif number % 3 == 1:
-            mask = cv2.dilate(mask, np.ones((height // 6, height // 6), np.uint8))
-        else:
-            mask = cv2.blur(mask, (height // 4, height // 4))  # grey borders, cut at the limit
-        Image.fromarray(mask).save(tmp_path / path.name)
-    ours, official = our_scores(truth, tmp_path), official_command(truth, tmp_path)
-    assert ours == pytest.approx(official, abs=1e-12, rel=0)
-    assert 0.5 < ours["jaccard"] < 0.99

@@ -15,7 +15,7 @@ from utils.data.isic import CLASSES
 from utils.evaluation.classification import score_intervals
 from utils.evaluation.rows import Row, result_rows
 from utils.evaluation.runs import find_runs
-from utils.evaluation.segmentation import bootstrap_interval
+from utils.evaluation.statistics import bootstrap_interval
 from utils.evaluation.subgroups import SEGMENTATION, classification_groups, image_facts, segmentation_groups, subgroups
 from utils.evaluation.tables import Score, classification_table, segmentation_table
 

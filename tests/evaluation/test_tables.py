@@ -20,11 +20,11 @@ from utils import UserError
 from utils import config as experiments
 from utils.config import EXPERIMENTS
 from utils.data.isic import CLASSES
-from utils.evaluation.classification import TASKS, auc, classification_scores, official_truth
+from utils.evaluation.classification import TASKS, auc, classification_scores, official_truth, score_intervals
 from utils.evaluation.rows import result_rows
 from utils.evaluation.runs import find_runs
-from utils.evaluation.segmentation import METRICS, bootstrap_interval, official_scores, pooled_scores
-from utils.evaluation.statistics import classification_intervals, delong_test, holm, paired_bootstrap, wilcoxon
+from utils.evaluation.segmentation import METRICS, official_scores, pooled_scores
+from utils.evaluation.statistics import bootstrap_interval, delong_test, holm, paired_bootstrap, wilcoxon
 from utils.evaluation.tables import (
     Score,
     classification_table,
@@ -163,12 +163,10 @@ def test_operating_points(folder):
             )
             assert own[f"{short} at specificity {specificity}"] == Score(found, None, tuple(interval))
     (row,) = (row for row in result_rows(runs, "classification", "validation") if len(row.runs) == 3)
-    interval = classification_intervals(*row.probabilities("validation"))[
-        "melanoma", "sensitivity_at_specificity", "0.90"
-    ]
+    interval = score_intervals(*row.probabilities("validation"))["melanoma"]["sensitivity_at_specificity"]["0.90"]
     score = line_of(table, "cls-2-4")["MEL at specificity 0.90"]
     each = [run.metrics["validation"]["melanoma"]["sensitivity_at_specificity"]["0.90"] for run in row.runs]
-    assert score == Score(np.mean(each), np.std(each, ddof=1), interval)
+    assert score == Score(np.mean(each), np.std(each, ddof=1), tuple(interval))
 
 
 def test_an_undefined_score_is_marked(tmp_path):

@@ -20,7 +20,7 @@ from utils.data.loader import to_input
 from utils.data.synthetic import make_synthetic
 from utils.evaluation.rows import result_rows
 from utils.evaluation.runs import find_runs
-from utils.evaluation.segmentation import bootstrap_interval
+from utils.evaluation.statistics import bootstrap_interval
 from utils.evaluation.tables import Score
 from utils.inference.saliency import class_activation_maps, mass_inside, to_image_size
 from utils.visualize.examples import (

@@ -21,65 +21,78 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from utils.data.isic import CLASSES
+from utils.evaluation.statistics import RESAMPLES, interval, resample, weighted_mean
 
 TASKS = CLASSES[:2]
 SPECIFICITIES = (0.80, 0.90, 0.95)
 
 
-def auc(scores: ArrayLike, positive: ArrayLike) -> float:
+def auc(scores: ArrayLike, positive: ArrayLike, weights: np.ndarray | None = None) -> float | np.ndarray:
     """Area under the ROC curve: the share of (positive, negative) pairs in which the positive scores higher.
 
-    A tie counts half (Mann–Whitney). scores: [N] finite numbers; positive: bool [N]. NaN without positives or
-    without negatives. ValueError for other shapes or types, no images, NaN or infinite scores.
+    A tie counts half (Mann–Whitney). NaN without positives or without negatives.
+    scores: [N] finite numbers; positive: bool [N]. weights: float64 [R, N], how often each of R resamples has each
+    image; then there are R values. ValueError for other shapes or types, no images, NaN or infinite scores.
     """
-    positives, negatives = _both_sides(scores, positive)
-    below = np.searchsorted(negatives, positives, side="left")
-    not_above = np.searchsorted(negatives, positives, side="right")
-    return _mean(below + not_above) / (2 * negatives.size) if negatives.size else np.nan
+    positives, negatives, often, others = _both_sides(scores, positive, weights)
+    below = _running_sum(others)  # [R, negatives + 1]
+    won = sum(below[:, np.searchsorted(negatives, positives, side=side)] for side in ("left", "right"))
+    with np.errstate(invalid="ignore"):
+        return _one_or_all(weighted_mean(won, often) / (2 * below[:, -1]), weights)
 
 
-def average_precision(scores: ArrayLike, positive: ArrayLike) -> float:
+def average_precision(scores: ArrayLike, positive: ArrayLike, weights: np.ndarray | None = None) -> float | np.ndarray:
     """The precision at each positive's own score, averaged over the positives (scikit-learn's definition).
 
     Precision at a score: the share of positives among the images that score at least as high. Arguments and
     errors as in `auc`. NaN without positives, 1 without negatives.
     """
-    positives, negatives = _both_sides(scores, positive)
-    true = positives.size - np.searchsorted(positives, positives, side="left")
-    false = negatives.size - np.searchsorted(negatives, positives, side="left")
-    return _mean(true / (true + false))
+    positives, negatives, often, others = _both_sides(scores, positive, weights)
+    true, false = (
+        below[:, -1:] - below[:, np.searchsorted(side, positives, side="left")]
+        for side, below in ((positives, _running_sum(often)), (negatives, _running_sum(others)))
+    )
+    # Where nothing scores as high in a resample, the positive itself is not in it and has no weight.
+    return _one_or_all(weighted_mean(true / np.maximum(true + false, 1), often), weights)
 
 
-def sensitivity_at_specificity(scores: ArrayLike, positive: ArrayLike, specificity: float) -> float:
+def sensitivity_at_specificity(
+    scores: ArrayLike, positive: ArrayLike, specificity: float, weights: np.ndarray | None = None
+) -> float | np.ndarray:
     """The highest sensitivity of any threshold (positive: score ≥ threshold) with at least this specificity.
 
     specificity: in [0, 1]. No interpolation between thresholds. Other arguments, NaN and errors as in `auc`.
     """
     if not 0 <= specificity <= 1:
         raise ValueError(f"specificity must lie in [0, 1], got {specificity}")
-    positives, negatives = _both_sides(scores, positive)
-    if not negatives.size:
-        return np.nan
-    # The fewest negatives that must lie below the threshold; products as specificity · N miss exact ratios.
-    needed = np.argmax(np.arange(negatives.size + 1) / negatives.size >= specificity)
-    return _mean(positives > (negatives[needed - 1] if needed else -np.inf))
+    positives, negatives, often, others = _both_sides(scores, positive, weights)
+    below = _running_sum(others)
+    # The fewest negatives that must lie below the threshold; less a little, because the product misses exact ratios.
+    needed = np.ceil(specificity * below[:, -1:] - 1e-9)
+    highest = np.append(-np.inf, negatives)[(below < needed).sum(axis=1)]  # [R]: the highest of those
+    found = weighted_mean(positives > highest[:, None], often)
+    return _one_or_all(np.where(below[:, -1] > 0, found, np.nan), weights)
 
 
-def calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 10) -> float:
+def calibration_error(
+    probabilities: ArrayLike, labels: ArrayLike, bins: int = 10, weights: np.ndarray | None = None
+) -> float | np.ndarray:
     """Expected calibration error of the most probable class, in [0, 1] (Guo et al. 2017, arXiv:1706.04599, eq. 3).
 
     |share correct − mean confidence| in each of `bins` equal parts ((m − 1)/bins, m/bins] of [0, 1], averaged
     with the number of images as weights. It depends on `bins`, and few images raise it.
-    probabilities: [N, C], C ≥ 2; labels: integers [N] in [0, C). ValueErrors as in `classification_scores`.
+    probabilities: [N, C], C ≥ 2; labels: integers [N] in [0, C). weights: as in `auc`. ValueErrors as in
+    `classification_scores`.
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
     probabilities = _as_probabilities(probabilities)
     labels = _as_labels(labels, *probabilities.shape)
+    often = np.ones((1, labels.size)) if weights is None else weights
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    inner_edges = np.arange(1, bins) / bins
-    gaps = np.bincount(np.searchsorted(inner_edges, confidence, side="left"), weights=correct - confidence)
-    return float(np.abs(gaps).sum() / labels.size)
+    parts = np.searchsorted(np.arange(1, bins) / bins, confidence, side="left")
+    gaps = np.array([np.bincount(parts, weights=one * (correct - confidence)) for one in often])  # [R, parts]
+    return _one_or_all(np.abs(gaps).sum(axis=1) / labels.size, weights)
 
 
 def classification_scores(probabilities: ArrayLike, labels: ArrayLike) -> dict[str, Any]:
@@ -101,38 +114,29 @@ def classification_scores(probabilities: ArrayLike, labels: ArrayLike) -> dict[s
     """
     probabilities = _as_probabilities(probabilities, len(CLASSES))
     labels = _as_labels(labels, *probabilities.shape)
-    scores = _scores(probabilities, labels)
+    scores = _scores(probabilities, labels, np.ones((1, labels.size)))
     matrix = np.zeros((len(CLASSES), len(CLASSES)), dtype=np.int64)
     np.add.at(matrix, (labels, probabilities.argmax(axis=1)), 1)
-    nested = _nested({path: None if np.isnan(value) else float(value) for path, value in scores.items()})
+    nested = _nested({path: None if np.isnan(value) else float(value) for path, (value,) in scores.items()})
     return {**nested, "confusion_matrix": matrix.tolist()}
 
 
-def score_intervals(
-    probabilities: ArrayLike, labels: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> dict[str, Any]:
-    """Percentile bootstrap intervals over images (Efron 1979): [low, high] for each of `classification_scores`.
+def score_intervals(probabilities: ArrayLike, labels: ArrayLike, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """95 % bootstrap intervals [low, high] of `classification_scores`, in its structure, without the confusion matrix.
 
-    Same structure, without the confusion matrix. One resample is N images drawn with replacement, for all scores
-    at once; where it leaves a score undefined (no image of a class), that score does without it, and is
-    [None, None] when no resample is left. The same arguments give the same intervals.
+    probabilities: [N, 3]; or [S, N, 3] of S trainings, and the intervals are of the scores' means over them, every
+    resample with the same images for all. Where a resample leaves a score undefined (no image of a class), that score
+    does without it, and is [None, None] when no resample is left.
     The calibration error is larger in a resample than in the sample, on average, so that its interval leans
-    upwards and can miss the value; it tells the spread only.
-    Arguments and errors as there; ValueError also for a level outside (0, 1) or no resamples.
+    upwards and can miss the value; it tells the spread only. Errors as in `classification_scores`.
     """
-    probabilities = _as_probabilities(probabilities, len(CLASSES))
-    labels = _as_labels(labels, *probabilities.shape)
-    if not 0 < level < 1 or resamples < 1:
-        raise ValueError(f"level must lie in (0, 1) and resamples be positive, got {level} and {resamples}")
-    generator = np.random.default_rng(seed)
-    draws = (generator.integers(labels.size, size=labels.size) for _ in range(resamples))
-    drawn = [_scores(probabilities[rows], labels[rows]) for rows in draws]
-    ends = (1 - level) / 2, (1 + level) / 2
-    intervals: dict[tuple[str, ...], list] = {}
-    for path in drawn[0]:
-        values = [scores[path] for scores in drawn if not np.isnan(scores[path])]
-        intervals[path] = np.quantile(values, ends).tolist() if values else [None, None]
-    return _nested(intervals)
+    probabilities = np.asarray(probabilities)
+    trainings = probabilities if probabilities.ndim == 3 else [probabilities]
+    each = [_as_probabilities(one, len(CLASSES)) for one in trainings]
+    labels = _as_labels(labels, *each[0].shape)
+    drawn = [_scores(one, labels, resample(labels.size, resamples)) for one in each]
+    ends = {path: interval(np.mean([one[path] for one in drawn], axis=0)) for path in drawn[0]}
+    return _nested({path: [None, None] if np.isnan(low) else [low, high] for path, (low, high) in ends.items()})
 
 
 def summarize(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -178,33 +182,30 @@ def official_truth(labels: Mapping[str, int]) -> pd.DataFrame:
     return predictions_table(list(labels), np.eye(len(CLASSES))[classes]).rename(columns={"image_id": "image"})
 
 
-def _scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[tuple[str, ...], float]:
-    """Every scalar of `classification_scores` by its path in there; NaN where undefined."""
+def _scores(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[tuple[str, ...], np.ndarray]:
+    """Every scalar of `classification_scores` by its path in there, in each resample [R]; NaN where undefined."""
     predicted = probabilities.argmax(axis=1)
-    scores = {("mean_auc",): np.nan}  # the first key; filled below
+    scores = {("mean_auc",): np.empty(0)}  # the first key; filled below
     for number, task in enumerate(TASKS):
         p, positive = probabilities[:, number], labels == number
-        scores[task, "auc"] = auc(p, positive)
-        scores[task, "average_precision"] = average_precision(p, positive)
+        scores[task, "auc"] = auc(p, positive, weights)
+        scores[task, "average_precision"] = average_precision(p, positive, weights)
         for rule, said_positive in (((task,), predicted == number), ((task, "at_0.5"), p > 0.5)):
             correct = said_positive == positive
-            scores[(*rule, "accuracy")] = _mean(correct)
-            scores[(*rule, "sensitivity")] = _mean(correct[positive])
-            scores[(*rule, "specificity")] = _mean(correct[~positive])
+            scores[(*rule, "accuracy")] = weighted_mean(correct, weights)
+            scores[(*rule, "sensitivity")] = weighted_mean(correct[positive], weights[:, positive])
+            scores[(*rule, "specificity")] = weighted_mean(correct[~positive], weights[:, ~positive])
         for specificity in SPECIFICITIES:
             path = (task, "sensitivity_at_specificity", f"{specificity:.2f}")
-            scores[path] = sensitivity_at_specificity(p, positive, specificity)
-    scores["mean_auc",] = np.mean([scores[task, "auc"] for task in TASKS])
+            scores[path] = sensitivity_at_specificity(p, positive, specificity, weights)
+    scores["mean_auc",] = np.mean([scores[task, "auc"] for task in TASKS], axis=0)
     correct = predicted == labels
-    recalls = [_mean(correct[labels == number]) for number in range(len(CLASSES))]
-    scores["accuracy",] = _mean(correct)
-    scores["balanced_accuracy",] = np.nanmean(recalls)
-    scores["calibration_error",] = calibration_error(probabilities, labels)
+    classes = [labels == number for number in range(len(CLASSES))]
+    recalls = [weighted_mean(correct[those], weights[:, those]) for those in classes]
+    scores["accuracy",] = weighted_mean(correct, weights)
+    scores["balanced_accuracy",] = np.nanmean(recalls, axis=0)
+    scores["calibration_error",] = calibration_error(probabilities, labels, weights=weights)
     return scores
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if values.size else np.nan
 
 
 def _nested(by_path: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
@@ -217,8 +218,8 @@ def _nested(by_path: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
     return nested
 
 
-def _both_sides(scores: ArrayLike, positive: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """The positives' scores and the negatives', each ascending."""
+def _both_sides(scores: ArrayLike, positive: ArrayLike, weights: np.ndarray | None) -> tuple[np.ndarray, ...]:
+    """The positives' scores [P] and the negatives', each ascending; then the weights [R, P] of each."""
     scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(positive)
     if scores.ndim != 1 or scores.shape != positive.shape or positive.dtype != bool:
         raise ValueError(
@@ -228,7 +229,19 @@ def _both_sides(scores: ArrayLike, positive: ArrayLike) -> tuple[np.ndarray, np.
         raise ValueError("no images, so there is nothing to score")
     if not np.isfinite(scores).all():
         raise ValueError("scores must be finite; at least one is NaN or infinite")
-    return np.sort(scores[positive]), np.sort(scores[~positive])
+    order = np.argsort(scores)
+    sides = order[positive[order]], order[~positive[order]]
+    weights = np.ones((1, scores.size)) if weights is None else weights
+    return *(scores[side] for side in sides), *(weights[:, side] for side in sides)
+
+
+def _running_sum(weights: np.ndarray) -> np.ndarray:
+    """[R, N] to [R, N + 1]: the sum of the weights before each image, and of all."""
+    return np.pad(weights.cumsum(axis=1), ((0, 0), (1, 0)))
+
+
+def _one_or_all(values: np.ndarray, weights: np.ndarray | None) -> float | np.ndarray:
+    return float(values[0]) if weights is None else values
 
 
 def _as_probabilities(probabilities: ArrayLike, classes: int | None = None) -> np.ndarray:

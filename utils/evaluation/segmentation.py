@@ -17,11 +17,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from utils.evaluation.statistics import RESAMPLES, bootstrap_interval, interval, resample, weighted_mean
+
 COUNTS = ("tp", "fp", "fn", "tn")
 METRICS = ("accuracy", "sensitivity", "specificity", "jaccard", "threshold_jaccard", "dice")
 JACCARD_THRESHOLD = 0.65
-
-_BOOTSTRAP_CHUNK = 1_000_000  # values drawn at a time: 16 MB, whatever the number of images
 
 
 def confusion_counts(prediction: ArrayLike, truth: ArrayLike) -> tuple[int, int, int, int]:
@@ -145,29 +145,27 @@ def pooled_scores(counts: ArrayLike | pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def bootstrap_interval(
-    values: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval (low, high) of the mean over images (Efron 1979).
+def pooled_intervals(counts: ArrayLike, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """95 % bootstrap intervals (low, high) over images of `pooled_scores`, in its structure.
 
-    values: [N] floats, one an image. The same arguments give the same interval; memory does not grow with
-    resamples × N. ValueError for no images, NaN or infinite values, or a level outside (0, 1).
+    counts: integers [S, N, 4] of S trainings on the same images; the intervals are of the scores' means over them.
     """
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"bootstrap_interval needs values [N] of at least one image, got shape {values.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError("bootstrap_interval needs finite values; at least one is NaN or infinite")
-    if not 0 < level < 1 or resamples < 1:
-        raise ValueError(f"level must lie in (0, 1) and resamples be positive, got {level} and {resamples}")
-    generator = np.random.default_rng(seed)
-    chunk = max(1, _BOOTSTRAP_CHUNK // values.size)
-    means = np.empty(resamples)
-    for start in range(0, resamples, chunk):
-        drawn = means[start : start + chunk]
-        drawn[:] = values[generator.integers(values.size, size=(drawn.size, values.size))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    counts = np.asarray(counts, dtype=np.int64)
+    weights = resample(counts.shape[1], resamples)
+    lesion, both = [], []
+    for one in counts:
+        sides = one, one[:, ::-1]
+        # Sums of pixels are whole numbers far below 2⁵³, so that the product in floats is exact.
+        pooled = [image_scores((weights @ side).astype(np.int64)) for side in sides]  # [R] of lesion and of background
+        lesion.append(pooled[0])
+        mean = (pooled[0] + pooled[1])[["jaccard", "dice"]] / 2
+        thresholded = np.mean([image_scores(side)["threshold_jaccard"] for side in sides], axis=0)
+        both.append(mean.assign(threshold_jaccard=weighted_mean(thresholded, weights)))
+    of_lesion, of_both = (
+        {name: interval(np.mean([one[name] for one in tables], axis=0)) for name in tables[0]}
+        for tables in (lesion, both)
+    )
+    return {**of_lesion, "mean_of_background_and_lesion": of_both}
 
 
 def summarize(counts: SegmentationCounts) -> dict[str, Any]:

@@ -17,10 +17,9 @@ from utils import UserError
 from utils.data.images import read_mask
 from utils.data.isic import CLASSES, Metadata, read_metadata, read_split
 from utils.device import cores
-from utils.evaluation.classification import TASKS, auc
+from utils.evaluation.classification import TASKS, auc, score_intervals
 from utils.evaluation.rows import Row
-from utils.evaluation.segmentation import bootstrap_interval
-from utils.evaluation.statistics import classification_intervals
+from utils.evaluation.statistics import bootstrap_interval
 from utils.evaluation.tables import Score
 
 SEGMENTATION = ("jaccard", "threshold_jaccard", "dice")
@@ -119,14 +118,14 @@ def classification_groups(row: Row, split: str, facts: pd.DataFrame) -> pd.DataF
 
     def scores(images: np.ndarray) -> dict[str, Any]:
         chosen, classes = probabilities[:, images], labels[images]  # [S, n, 3], [n]
-        intervals = classification_intervals(chosen, classes)
+        intervals = score_intervals(chosen, classes)
         line: dict[str, Any] = {
             task.replace("_", " "): int(np.count_nonzero(classes == number)) for number, task in enumerate(TASKS)
         }
         for number, task in enumerate(TASKS):
             aucs = [auc(one[:, number], classes == number) for one in chosen]
             enough = FEWEST <= np.count_nonzero(classes == number) <= len(classes) - FEWEST
-            line[f"{_SHORT[number]} AUC"] = _score(aucs, intervals[task, "auc"]) if enough else Score()
+            line[f"{_SHORT[number]} AUC"] = _score(aucs, intervals[task]["auc"]) if enough else Score()
         return {**line, "accuracy": _mean_score(chosen.argmax(axis=2) == classes)}
 
     return _by_group(tables[0]["image_id"], facts, scores)

@@ -15,18 +15,11 @@ import pandas as pd
 
 from utils import UserError
 from utils.config import EXPERIMENTS
-from utils.evaluation.classification import SPECIFICITIES, TASKS
+from utils.evaluation.classification import SPECIFICITIES, TASKS, score_intervals
 from utils.evaluation.rows import Row, result_rows, row_names
 from utils.evaluation.runs import RunResult
-from utils.evaluation.segmentation import COUNTS, METRICS, bootstrap_interval
-from utils.evaluation.statistics import (
-    classification_intervals,
-    delong_test,
-    holm,
-    paired_bootstrap,
-    pooled_intervals,
-    wilcoxon,
-)
+from utils.evaluation.segmentation import COUNTS, METRICS, pooled_intervals
+from utils.evaluation.statistics import bootstrap_interval, delong_test, holm, paired_bootstrap, wilcoxon
 
 PUBLISHED_2022 = "published (2022, test) "  # before a metric's name: the earlier project's number for this row
 PUBLISHED = "published (test) "
@@ -115,7 +108,7 @@ def pooled_table(runs: Sequence[RunResult], split: str) -> pd.DataFrame:
 
     def intervals(row: Row) -> Intervals:
         drawn = pooled_intervals(np.stack([table[list(COUNTS)] for table in row.per_image(split)]))
-        return {("pooled", *path): interval for path, interval in drawn.items()}
+        return {("pooled", *path): _at(drawn, path) for path in _POOLED.values()}
 
     columns = {heading: ("pooled", *path) for heading, path in _POOLED.items()}
     published = {name: (name,) for name in _OFFICIAL[:3]} | {_MEAN + name: (name,) for name in _OFFICIAL[3:]}
@@ -193,9 +186,8 @@ def compare(runs: Sequence[RunResult], metric: str, split: str = "test") -> pd.D
 
 def _classification_intervals(split: str) -> Callable[[Row], Intervals]:
     def intervals(row: Row) -> Intervals:
-        if len(row.runs) > 1:
-            return classification_intervals(*row.probabilities(split))
-        known = row.runs[0].metrics[split]["interval_95"]
+        several = len(row.runs) > 1
+        known = score_intervals(*row.probabilities(split)) if several else row.runs[0].metrics[split]["interval_95"]
         return {path: _at(known, path) for path in (*_CLASSIFICATION.values(), *_OPERATING_POINTS.values())}
 
     return intervals

@@ -26,10 +26,10 @@ from utils.evaluation.classification import (
     auc,
     average_precision,
     calibration_error,
+    score_intervals,
     sensitivity_at_specificity,
 )
 from utils.evaluation.segmentation import JACCARD_THRESHOLD
-from utils.evaluation.statistics import classification_intervals
 from utils.evaluation.tables import format_number
 from utils.visualize.figures import NAMES, draw_confusion, draw_reliability
 from utils.visualize.style import (
@@ -152,20 +152,19 @@ def plot_operating_points(probabilities: Mapping[str, ArrayLike], labels: ArrayL
     """The sensitivity at the `SPECIFICITIES` of `utils.evaluation.classification`, a panel for each task.
 
     A marker for the mean over seeds, a dash for each of several seeds, and a line for the mean's 95 % bootstrap
-    interval over images (`utils.evaluation.statistics.classification_intervals`: half a second for a row of five seeds and 600
-    images). Nothing is drawn where the sensitivity is undefined. Arguments and errors as in `plot_curves`.
+    interval over images (`utils.evaluation.classification.score_intervals`). Nothing is drawn where the sensitivity is undefined. Arguments and errors as in `plot_curves`.
     """
     rows, labels = _checked_probabilities(probabilities, labels)
-    intervals = {label: classification_intervals(seeds, labels) for label, seeds in rows.items()}
+    intervals = {label: score_intervals(seeds, labels) for label, seeds in rows.items()}
     figure = Figure(figsize=(WIDE, 2.8), layout="constrained")
     for number, axes in enumerate(figure.subplots(1, len(TASKS), sharey=True)):
         positive = labels == number
-        paths = [(TASKS[number], "sensitivity_at_specificity", f"{specificity:.2f}") for specificity in SPECIFICITIES]
         for (label, seeds), look, offset in zip(rows.items(), row_dots(rows), row_offsets(rows, 0.8), strict=True):
             x = np.arange(len(SPECIFICITIES)) + offset
             scores = seeds[..., number]
             values = np.array([[sensitivity_at_specificity(one, positive, s) for s in SPECIFICITIES] for one in scores])
-            axes.vlines(x, *np.transpose([intervals[label][path] for path in paths]), color=look["color"])
+            ends = intervals[label][TASKS[number]]["sensitivity_at_specificity"].values()
+            axes.vlines(x, *np.array(list(ends), dtype=float).T, color=look["color"])  # None, undefined, as NaN
             axes.plot(x, values.mean(0), **look)
             dash = look | {"marker": "_", "markersize": 5, "markeredgewidth": 0.7}
             for one in values if len(values) > 1 else ():

@@ -21,7 +21,8 @@ from utils.device import Precision, find_device
 from utils.evaluation.classification import TASKS
 from utils.evaluation.rows import Row
 from utils.evaluation.runs import RunResult, find_runs
-from utils.evaluation.segmentation import SegmentationCounts, bootstrap_interval
+from utils.evaluation.segmentation import SegmentationCounts
+from utils.evaluation.statistics import bootstrap_interval
 from utils.evaluation.tables import Score
 from utils.inference.classification import examples, labels_of
 from utils.inference.saliency import attention_maps, class_activation_maps, grad_cam, mass_inside, to_image_size
