@@ -14,34 +14,28 @@ there, arl18 is trained first. A signal that asks to stop goes to the runs under
 
 import argparse
 import json
+import multiprocessing
 import os
 import queue
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 import cls_main
 import seg_main
-from nets.pretrained import MODEL, PRETRAINED
+from nets.pretrained import PRETRAINED
 from utils import UserError
-from utils.command_line import at_least
-from utils.config import EXPERIMENTS
-from utils.device import cores
+from utils.command_line import NETS, at_least
+from utils.config import EXPERIMENTS, MODEL, ROOT, Config
 from utils.files import written_whole
 from utils.logger import log, run_script
-from utils.model.run import read_config, read_json
 
-ROOT = Path(__file__).resolve().parent
 SCRIPTS = {"segmentation": seg_main, "classification": cls_main}
 KEPT = (
     "history.csv", "per_image.csv", "validation_predictions.csv", "validation_truth_official.csv",
@@ -51,71 +45,76 @@ KEPT = (
 
 @dataclass(frozen=True)
 class Job:
-    """One run: the script's file, its arguments, the run's folder, where its results go, and what defines it."""
+    """One run: its config, the command that makes the same, and where its results go."""
 
-    script: str
-    arguments: tuple[str, ...]
-    run: Path
+    config: Config
+    command: tuple[str, ...]
     results: Path
-    settings: Mapping[str, Any]
 
     @property
     def name(self) -> str:
-        return f"{self.run.parent.name} seed {self.results.name.removeprefix('seed')}"
+        return f"{self.config.name} seed {self.config.seed}"
+
+    @property
+    def output(self) -> Path:
+        """What the run prints."""
+        return self.config.folder.with_suffix(".log")
 
 
 def make_job(name: str, seed: int, flags: Sequence[str], output: Path, results: Path) -> Job:
     """The run of a row or network with a seed. UserError for a name that is neither, or flags that do not fit it."""
     if name in EXPERIMENTS:
-        script, chosen = SCRIPTS[EXPERIMENTS[name].task], ["--experiment", name]
+        task, chosen = EXPERIMENTS[name].task, ["--experiment", name]
     else:
-        script = next((script for script in SCRIPTS.values() if name in script.NETS), None)
-        chosen = ["-n", name]
-    if script is None:
-        nets = ", ".join(net for script in SCRIPTS.values() for net in script.NETS)
-        raise UserError(f"{name!r} is neither a row ({', '.join(EXPERIMENTS)}) nor a network ({nets})")
+        task, chosen = next((task for task in NETS if name in NETS[task]), None), ["-n", name]
+    if task is None:
+        networks = ", ".join(net for nets in NETS.values() for net in nets)
+        raise UserError(f"{name!r} is neither a row ({', '.join(EXPERIMENTS)}) nor a network ({networks})")
+    script = SCRIPTS[task]
     arguments = [*chosen, "-i", str(seed), "--seed", str(seed), "--output", str(output), *flags]
-    args = script.parse(arguments)
-    if (args.id, args.seed, args.output, args.checked) != (seed, seed, output, 1):
+    config = script.parse(arguments)
+    if (config.id, config.seed, config.output, config.resume) != (seed, seed, output, True):
         raise UserError("-i, --seed, --output and -c may not follow --: --seeds and --output before it set them")
-    row, path = script.choose(args), Path(script.__file__).name
-    settings = json.loads(json.dumps({**asdict(row), "amp": args.amp}))
-    if args.weights:
-        settings["weights"] = args.weights.name
-    return Job(path, tuple(arguments), output / row.name / f"run{seed}", results / row.name / f"seed{seed}", settings)
+    return Job(config, (Path(script.__file__).name, *arguments), results / config.name / f"seed{seed}")
 
 
 def needs_arl18(job: Job, folders: Sequence[Path]) -> bool:
     """Whether a run starts from arl18.pth (cls_main.py leaves it in `--output`) and it is in none of the folders."""
-    name = PRETRAINED["arl_unet"].files[0]
-    starts_from_it = job.settings["net"] == "arl_unet" and job.settings["pretrained"] and "weights" not in job.settings
+    config, name = job.config, PRETRAINED["arl_unet"].files[0]
+    starts_from_it = config.net == "arl_unet" and config.pretrained and not config.weights
     return starts_from_it and not any((folder / name).is_file() for folder in folders)
 
 
 def differences(job: Job) -> str:
     """In what a job's existing results were made with other settings, in words; "" where they fit."""
+    from utils.model.run import read_config, read_json  # with PyTorch, which takes seconds: after --help
+
     made = read_config(job.results)["settings"] | read_json(job.results / "metrics.json")
     made["weights"] = (made.get("weights") or {}).get("file")
-    asked = {name: value for name, value in job.settings.items() if name not in ("published", "name")}
-    if asked.get("class_weights") == "balanced":  # kept as numbers
+    asked = {**job.config.settings(), "views": job.config.views, "flips": job.config.flips}
+    if job.config.weights:
+        asked["weights"] = job.config.weights.name
+    if asked["class_weights"] == "balanced":  # kept as numbers
         del asked["class_weights"]
-    differ = [name for name, value in asked.items() if name in made and made[name] != value]
+    asked = json.loads(json.dumps(asked))
+    differ = [name for name, value in asked.items() if name != "name" and name in made and made[name] != value]
     return ", ".join(f"{name} {made[name]} (asked for: {asked[name]})" for name in sorted(differ))
 
 
 def keep(job: Job) -> None:
     """Copy the small files of a finished run to its results; config.json without the folders of this machine."""
     job.results.mkdir(parents=True, exist_ok=True)
-    config = json.loads((job.run / "config.json").read_text())
+    config = json.loads((job.config.folder / "config.json").read_text())
     for facts in (config, *config.get("continued", [])):
         facts["command"] = portable(facts["command"])
         facts["data"] = portable(facts["data"])
     with written_whole(job.results / "config.json") as file:
         file.write((json.dumps(config, indent=2) + "\n").encode())
     for name in KEPT:
-        if (job.run / name).is_file():
-            with written_whole(job.results / name) as file, (job.run / name).open("rb") as source:
-                shutil.copyfileobj(source, file)
+        source = job.config.folder / name
+        if source.is_file():
+            with written_whole(job.results / name) as file, source.open("rb") as content:
+                shutil.copyfileobj(content, file)
 
 
 def portable(command: str) -> str:
@@ -127,6 +126,26 @@ def portable(command: str) -> str:
     return shlex.join(Path(word).name if word.startswith(("/", "~")) else word for word in words)
 
 
+def run_alone(job: Job, environment: dict[str, str]) -> None:
+    """In a process of its own: train with what is printed going to the job's log."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C comes to it once, from the process that started it
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    with job.output.open("a") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+    sys.argv = list(job.command)  # what config.json tells as the run's command
+
+    def main() -> None:
+        from utils.tasks import train  # PyTorch, once the environment says which GPU and how many threads
+
+        train(job.config)
+
+    run_script(main)
+
+
 class Runner:
     """Runs jobs, one on each device at a time."""
 
@@ -136,7 +155,9 @@ class Runner:
         self._free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         for device in devices:
             self._free.put(device)
-        self._lock, self._running, self._stopping = threading.Lock(), set[subprocess.Popen](), False
+        self._context = multiprocessing.get_context("spawn")
+        self._lock, self._stopping = threading.Lock(), False
+        self._running: set[multiprocessing.Process] = set()
 
     def run(self, jobs: Sequence[Job]) -> list[str]:
         """Each device takes the next job when it is free; returns what failed. A signal is passed on to the runs."""
@@ -147,48 +168,43 @@ class Runner:
                 with self._lock:
                     self._stopping = True
                     for process in self._running:
-                        process.send_signal(getattr(request, "number", signal.SIGINT))
+                        os.kill(process.pid, getattr(request, "number", signal.SIGINT))
                 log.info("waiting for the checkpoints of %d runs", len(self._running))
                 raise
 
     def _on_a_device(self, job: Job) -> str | None:
         device = self._free.get()
         try:
-            return self.run_job(job, device)
+            return self._run_job(job, device)
         except (UserError, OSError) as error:
             return f"{job.name}: {error}"
         finally:
             self._free.put(device)
 
-    def run_job(self, job: Job, device: str | None) -> str | None:
+    def _run_job(self, job: Job, device: str | None) -> str | None:
         """Run to the end and keep the results; returns what went wrong, or None."""
         if (job.results / "metrics.json").is_file():
             if differ := differences(job):
                 return f"{job.name}: {job.results} is of other settings, {differ}: move it away or choose --results DIR"
             log.info("%s: there already (%s)", job.name, job.results)
             return None
-        environment = dict(os.environ)
-        environment |= {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
-        if self._threads is not None:
-            environment.setdefault("OMP_NUM_THREADS", str(self._threads))
-        output = job.run.with_suffix(".log")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, job.script, *job.arguments]
-        with output.open("a") as file:
-            with self._lock:
-                if self._stopping:
-                    return None
-                log.info("%s: started, output in %s", job.name, output)
-                process = subprocess.Popen(
-                    command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-                )  # a session of its own: Ctrl-C comes to it once, from here
-                self._running.add(process)
-            code = process.wait()
-            with self._lock:
-                self._running.discard(process)
-        if code:
-            last = (output.read_text(errors="replace").strip().splitlines() or [""])[-1]
-            return f"{job.name}: exit code {code}, {last} (see {output})"
+        environment = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
+        if self._threads is not None and "OMP_NUM_THREADS" not in os.environ:
+            environment["OMP_NUM_THREADS"] = str(self._threads)
+        job.output.parent.mkdir(parents=True, exist_ok=True)
+        process = self._context.Process(target=run_alone, args=(job, environment), name=job.name)
+        with self._lock:
+            if self._stopping:
+                return None
+            log.info("%s: started, output in %s", job.name, job.output)
+            process.start()
+            self._running.add(process)
+        process.join()
+        with self._lock:
+            self._running.discard(process)
+        if process.exitcode:
+            last = (job.output.read_text(errors="replace").strip().splitlines() or [""])[-1]
+            return f"{job.name}: exit code {process.exitcode}, {last} (see {job.output})"
         keep(job)
         log.info("%s: finished, %s", job.name, job.results)
         return None
@@ -196,6 +212,8 @@ class Runner:
 
 def visible_gpus() -> list[str]:
     """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
     return listed.split(",")[:count] if listed else [str(index) for index in range(count)]
@@ -214,6 +232,8 @@ def main(argv: list[str] | None = None) -> None:
     args.output, args.results = args.output.resolve(), args.results.resolve()  # runs start in the repository's root
     # A row's first seed before any second one: a stopped list holds as many rows as it can.
     jobs = [make_job(name, seed, flags, args.output, args.results) for seed in args.seeds for name in args.names]
+    from utils.device import cores
+
     gpus = visible_gpus()
     devices = gpus or [None] * (args.jobs or 1)
     threads = None if gpus or args.jobs is None else max(1, cores() // args.jobs)

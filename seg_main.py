@@ -18,11 +18,12 @@ def parse(argv: list[str] | None = None) -> Config:
     return to_config(make_parser("segmentation", __doc__).parse_args(argv))
 
 
-def main() -> None:
-    config = parse()
+def main(argv: list[str] | None = None):
+    """The run's folder, `utils.model.run.Run`."""
+    config = parse(argv)
     from utils.tasks import train  # PyTorch takes seconds to import: after --help and mistyped flags
 
-    train(config)
+    return train(config)
 
 
 if __name__ == "__main__":

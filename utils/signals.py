@@ -25,6 +25,11 @@ class StopRequested(KeyboardInterrupt):
     def name(self) -> str:
         return signal.Signals(self.number).name
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback."""
+        where = str(self).partition(";")[0] or "after the last checkpoint"
+        return [f"stopped {where}: run this cell again to go on from there"]
+
 
 class StopSignals:
     """What has arrived. Within `at_once` a signal raises StopRequested; else it is kept until `number` is looked at."""

@@ -4,9 +4,7 @@ import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -14,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 import nets
-from utils.config import Experiment
+from utils.config import Config
 from utils.data.cache import ImageCache
 from utils.data.isic import CLASSES, Sample, find_files
 from utils.data.loader import train_loader
@@ -31,40 +29,43 @@ from utils.visualize.figures import Panel
 
 # With SMOKE=1 in the environment a notebook, or the script made of it, runs through in about a minute.
 SMOKE = os.environ.get("SMOKE", "0") not in ("", "0")
-_QUICK = ["-p", "0", "--lr", "1e-3"]
-_SAMPLES = {  # counts and size of the embedded sample for each task, and flags that suit it and two cores
+_QUICK = {"pretrained": False, "lr": 1e-3}
+_SYNTHETIC = {  # counts and size of the synthetic data for each task, and settings that suit them and two cores
     "classification": (
-        ({"train": 1200, "validation": 200, "test": 200}, (192, 144)),
-        [*_QUICK, "--size", "64", "64", "--epochs", "25", "--output", "model/sample"],
+        {"train": 1200, "validation": 200, "test": 200},
+        (192, 144),
+        {**_QUICK, "size": (64, 64), "epochs": 25, "output": Path("model/synthetic")},
     ),
     "segmentation": (
-        ({"train": 160, "validation": 40, "test": 40}, (384, 288)),
-        [*_QUICK, "--size", "128", "128", "--epochs", "20", "--output", "model/sample"],
+        {"train": 160, "validation": 40, "test": 40},
+        (384, 288),
+        {**_QUICK, "size": (128, 128), "epochs": 20, "output": Path("model/synthetic")},
     ),
     "smoke": (
-        ({"train": 24, "validation": 12, "test": 12}, (96, 72)),
-        [*_QUICK, "--size", "32", "32", "--epochs", "2", "--batch-size", "8", "--output", "model/smoke"],
+        {"train": 24, "validation": 12, "test": 12},
+        (96, 72),
+        {**_QUICK, "size": (32, 32), "epochs": 2, "batch_size": 8, "output": Path("model/smoke")},
     ),
 }
 
 
-def find_data(folder: str | Path, task: str) -> tuple[Path, list[str]]:
-    """Where to find images, and the flags of the script that suit them.
+def find_data(folder: str | Path, task: str) -> tuple[Path, dict[str, Any]]:
+    """Where to find images, and settings (fields of `utils.config.Config`) that suit them.
 
-    `folder` where the challenge's images lie in it, and no flags; else an embedded sample, drawn in Data/ when it is
-    not there yet, and flags for a short run. With SMOKE it is always a sample, a very small one.
+    `folder` where the challenge's images lie in it, and no settings; else synthetic data, drawn in Data/ when they are
+    not there yet, and settings for a short run. With SMOKE they are always synthetic, and very few.
 
     task: "segmentation" or "classification".
     """
     start_logging()
     folder = Path(folder)
     if not SMOKE and folder.is_dir() and find_files(folder, "train").images:
-        return folder, []
+        return folder, {}
     kind = "smoke" if SMOKE else task
-    (counts, size), flags = _SAMPLES[kind]
+    counts, size, settings = _SYNTHETIC[kind]
     reason = "SMOKE is set" if SMOKE else f"{folder} holds no training images"
-    log.info("%s: the embedded sample instead, drawn and not photographed; its scores say nothing about skin", reason)
-    return make_synthetic(Path("Data") / f"sample_{kind}", counts, size), flags
+    log.info("%s: synthetic data instead, drawn and not photographed; scores on them say nothing about skin", reason)
+    return make_synthetic(Path("Data") / f"synthetic_{kind}", counts, size), settings
 
 
 def photographs(samples: Sequence[Sample]) -> list[Panel]:
@@ -77,18 +78,18 @@ def some_of_each_class(samples: Sequence[Sample], count: int = 4) -> list[Sample
     return [s for label in range(len(CLASSES)) for s in [s for s in samples if s.label == label][:count]]
 
 
-def training_views(cache: ImageCache, views: Transforms, seed: int = 0) -> list[Panel]:
-    """The first epoch's view of each image of a cache, as the network gets it, with its mask or class."""
-    loader = train_loader(cache, views, len(cache.samples), seed, torch.device("cpu"), workers=0)
+def training_images(cache: ImageCache, transforms: Transforms, seed: int = 0) -> list[Panel]:
+    """What the first epoch draws of each image of a cache, as the network gets it, with its mask or class."""
+    loader = train_loader(cache, transforms, len(cache.samples), seed, torch.device("cpu"), workers=0)
     images, targets = next(iter(loader))
     if targets.ndim == 1:
         return [Panel(CLASSES[t].replace("_", " "), i.numpy()) for i, t in zip(images, targets.tolist(), strict=True)]
     return [Panel("", image.numpy(), mask.numpy()) for image, mask in zip(images, targets, strict=True)]
 
 
-def settings_table(row: Experiment) -> pd.DataFrame:
-    """What the experiment's row, the notebook's parameters and flags amount to; the published numbers are left out."""
-    settings = {name: value for name, value in asdict(row).items() if name != "published" and value is not None}
+def settings_table(config: Config) -> pd.DataFrame:
+    """What the experiment's row and the notebook's parameters amount to."""
+    settings = {name: value for name, value in config.settings().items() if value is not None}
     return pd.DataFrame(
         {"setting": [name.replace("_", " ") for name in settings], "value": map(str, settings.values())}
     )
@@ -108,22 +109,6 @@ def scores_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     scores = [Score() if value is None else Score(value, None, tuple(interval)) for value, interval in found.values()]
     names = [name.replace("_", " ").replace("auc", "AUC") for name in found]
     return pd.DataFrame({"score": names, "value [95 % interval]": map(str, scores)})
-
-
-class Stopped(KeyboardInterrupt):
-    """What a notebook shows of an interrupted training, in place of a traceback."""
-
-    def _render_traceback_(self) -> list[str]:
-        return [str(self)]
-
-
-def train(script: ModuleType, command: Sequence[str]) -> Run:
-    """`seg_main` or `cls_main` with a command line; an interruption becomes one line that says how to go on."""
-    try:
-        return script.main(list(command))
-    except KeyboardInterrupt as request:
-        where = str(request).partition(";")[0] or "after the last checkpoint"
-        raise Stopped(f"stopped {where}: run this cell again to go on from there") from None
 
 
 def network_table(names: Sequence[str]) -> pd.DataFrame:
