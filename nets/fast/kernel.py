@@ -33,11 +33,13 @@ FLAGS = (
 log = logging.getLogger("isic2017")
 
 
-@cache
 def load() -> ctypes.CDLL | None:
     """The compiled functions; None where there is no Linux, no compiler, or it fails (with a line in the log)."""
-    if os.environ.get("ARL_KERNEL") == "0" or sys.platform != "linux":
-        return None
+    return None if os.environ.get("ARL_KERNEL") == "0" or sys.platform != "linux" else _load()
+
+
+@cache
+def _load() -> ctypes.CDLL | None:
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         log.info("no C compiler (cc): ARL blocks are computed by PyTorch, which is slower on a CPU")
