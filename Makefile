@@ -1,50 +1,51 @@
-# make train: a segmenter trains and is scored, from nothing; make train-cls: a classifier; make test: the tests.
-# Each makes .venv when needed.
+# make alone lists what there is. What needs packages makes .venv with them first (6.5 GB, see README).
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-# Small enough for two cores; ARGS is added last and overrides, e.g. make train ARGS="-i 1 --epochs 30 --seed 1"
-QUICK := --experiment seg-4 -p 0 --size 128 128 --lr 1e-3
+# Small enough for two cores without bfloat16; ARGS is added last and overrides, e.g. make train ARGS="-i 1 --epochs 30"
+QUICK := --experiment seg-4 -p 0 --lr 1e-3
 QUICK_CLS := -n arl18 -p 0 --lr 1e-3
 ARGS ?=
 
-.PHONY: train train-cls results test lint lock
+.PHONY: help train train-cls results test lint lock
 
-train: $(VENV)/.train
+help:  # from the lines below
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+train: $(VENV)/.train  ## train a lesion segmenter and score it; without Data/ISIC2017 on synthetic data: minutes
 	@if [ -d Data/ISIC2017 ]; then \
 		echo "Data/ISIC2017 is there: training on the challenge's photographs"; \
-		$(PY) seg_main.py $(QUICK) --epochs 8 --output model/quick $(ARGS); \
+		$(PY) seg_main.py $(QUICK) --size 128 128 --epochs 8 --output model/quick $(ARGS); \
 	else \
-		echo "no Data/ISIC2017: training on the embedded sample (drawn, not photographed)"; \
-		$(PY) -m utils.data.synthetic --out Data/sample && \
-		$(PY) seg_main.py $(QUICK) --epochs 20 --data Data/sample --output model/sample $(ARGS); \
+		echo "no Data/ISIC2017: training on synthetic data (drawn, not photographed)"; \
+		$(PY) -m utils.data.synthetic --out Data/synthetic && \
+		$(PY) seg_main.py $(QUICK) --size 96 96 --epochs 12 --data Data/synthetic --output model/synthetic $(ARGS); \
 	fi
 
-train-cls: $(VENV)/.train
+train-cls: $(VENV)/.train  ## train a classifier and score it, likewise
 	@if [ -d Data/ISIC2017 ]; then \
 		echo "Data/ISIC2017 is there: training on the challenge's photographs"; \
 		$(PY) cls_main.py $(QUICK_CLS) --size 112 112 --epochs 25 --output model/quick $(ARGS); \
 	else \
-		echo "no Data/ISIC2017: training on the embedded sample (drawn, not photographed)"; \
-		$(PY) -m utils.data.synthetic --out Data/sample_cls --train 1200 --validation 200 --test 200 --size 192 144 && \
-		$(PY) cls_main.py $(QUICK_CLS) --size 64 64 --epochs 25 --data Data/sample_cls --output model/sample $(ARGS); \
+		echo "no Data/ISIC2017: training on synthetic data (drawn, not photographed)"; \
+		$(PY) -m utils.data.synthetic --out Data/synthetic_cls --train 1200 --validation 200 --test 200 --size 192 144 && \
+		$(PY) cls_main.py $(QUICK_CLS) --size 64 64 --epochs 15 --data Data/synthetic_cls --output model/synthetic $(ARGS); \
 	fi
 
-# Every row for three seeds: days on a GPU. make results ARGS="seg-b1 cls-b1 cls-b2 --jobs 2"
-results: $(VENV)/.train
+results: $(VENV)/.train  ## every row for three seeds: days on a GPU; make results ARGS="seg-b1 cls-b1 --jobs 2"
 	$(PY) reproduce.py $(ARGS)
 
 # A file at a time on each of up to four processes, whose threads would only wait for each other. In the files' order:
 # else those of few tests, which are long ones, come last, and one process waits for the other.
-test: $(VENV)/.test
+test: $(VENV)/.test  ## the tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-lint: $(VENV)/.test
+lint: $(VENV)/.test  ## style
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
 # One file for every platform and Python from 3.10 on. Pins stay as they are unless told otherwise: make lock ARGS=-U
-lock: $(VENV)/.test
+lock: $(VENV)/.test  ## pin the packages
 	$(PY) -m pip install -q uv
 	$(PY) -m uv pip compile --universal --python-version 3.10 --no-annotate --no-header $(ARGS) \
 		-o requirements.lock requirements-dev.txt

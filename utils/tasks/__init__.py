@@ -60,7 +60,7 @@ def _train(config: Config, task: Task, precision: Precision) -> Run:
             with distributed.alone():
                 evaluate(model, caches, config, precision, run)
         distributed.wait_for_all()
-    log.info("run folder: %s", run.folder)
+    log.info("run folder: %s\nphotographs of your own: python predict.py %s PHOTOGRAPHS", run.folder, run.folder)
     return run
 
 
