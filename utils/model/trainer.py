@@ -1,6 +1,5 @@
 """Training on any device: the step, the pass over an epoch, and the state that a checkpoint keeps."""
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +19,6 @@ from utils.device import Precision, keep_freed_memory
 from utils.logger import progress
 
 HALVED_EVERY = 30  # epochs, of the ARL-CNN paper's schedule
-MOMENTS = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}  # of each weight, by optimizer
 ON_NAN = ("stop", "skip")
 
 
@@ -59,7 +57,7 @@ class Schedule:
 
 @dataclass
 class Progress:
-    """How far a run has come; goes into its checkpoint and back. ValueError for what no run comes to.
+    """How far a run has come; goes into its checkpoint and back.
 
     Attributes:
         epoch: epochs done.
@@ -77,17 +75,6 @@ class Progress:
     best_score: float = float("-inf")
     skipped: int = 0
     uncounted: int = 0
-
-    def __post_init__(self) -> None:
-        counts = (self.epoch, self.step, self.best_epoch, self.skipped, self.uncounted)
-        if any(type(count) is not int for count in counts) or min(counts) < 0:
-            raise ValueError("epochs and steps are not whole numbers")
-        if self.best_epoch > self.epoch or self.uncounted > min(self.step, self.skipped):
-            raise ValueError("more epochs or steps are told of than were done")
-        if not all(isinstance(value, float) and math.isfinite(value) for value in (self.loss, self.lr)):
-            raise ValueError("loss or lr is not finite")
-        if not self.best_score < math.inf:
-            raise ValueError("best_score is not finite")
 
     def finished(self, schedule: Schedule) -> bool:
         return self.epoch >= schedule.epochs or self.epoch - self.best_epoch >= schedule.patience
@@ -305,22 +292,12 @@ class Trainer:
         steps = done.epoch * self.steps + done.step
         if done.epoch > self.schedule.epochs or done.step > self.steps or state["scheduler"]["last_epoch"] != steps:
             raise ValueError(f"epoch {done.epoch}, step {done.step}: not of this schedule")
-        rates = [group["lr"] for group in state["optimizer"]["param_groups"]]
-        if not all(isinstance(rate, float) and 0 <= rate < math.inf for rate in rates):
-            raise ValueError(f"learning rates {rates}")
         self.model.load_state_dict(state["model"])
-        for number, parameter in enumerate(self.model.parameters()):  # nobody else looks
-            moments = state["optimizer"]["state"].get(number, {})
-            if moments and moments.keys() != MOMENTS[self.schedule.optimizer]:
-                raise ValueError(f"not the moments of {self.schedule.optimizer}: {', '.join(moments)}")
-            for name, moment in moments.items():
-                if moment.shape not in (parameter.shape, ()):
-                    raise ValueError(f"{name} of shape {list(moment.shape)} for weights {list(parameter.shape)}")
-        # The schedule's own settings stay: a file could hold anything in their place.
-        groups = zip(self.optimizer.state_dict()["param_groups"], rates, strict=True)
-        groups = [group | {"lr": rate} for group, rate in groups]
+        # The optimizer's own options stay: the run may have begun on another kind of device.
+        groups = zip(self.optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"], strict=True)
+        groups = [own | {"lr": kept["lr"]} for own, kept in groups]
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-        self.scheduler.load_state_dict({"last_epoch": steps, "_step_count": steps + 1, "_last_lr": rates})
+        self.scheduler.load_state_dict(state["scheduler"])
         if state["scaler"]:  # empty from a machine that trained without one
             self.scaler.load_state_dict(state["scaler"])
         self.progress = done

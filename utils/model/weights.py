@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -84,7 +84,8 @@ def load_pretrained(model: nn.Module, net: str, path: str | Path) -> LoadReport:
     """Load a state dict into a classifier, or into the encoder of a segmenter, strictly.
 
     Accepted are torchvision's files, a state dict of the encoder alone, and checkpoints that keep one under "model",
-    as PyTorch or safetensors write them. What may be missing: the classifier, which always starts from random weights,
+    as PyTorch or safetensors write them; also files of the same layers in the same order under other names. What may be
+    missing: the classifier, which always starts from random weights,
     and the α of all ARL blocks together. What may be left over: the classifier, and α where a variant of an ARL network
     has none that is learnt.
 
@@ -103,8 +104,9 @@ def load_pretrained(model: nn.Module, net: str, path: str | Path) -> LoadReport:
         for name, tensor in target.state_dict().items()
         if name not in classifier and (name in learnt or not _is_alpha(name))
     }
+    state = _named_alike(state, wanted, classifier)
     for name in wanted:
-        if name.endswith("num_batches_tracked"):  # torchvision's older files have none
+        if _is_count(name):  # torchvision's older files have none
             state.setdefault(name, torch.zeros_like(wanted[name]))
     if misfit := _misfit(state, wanted, net, classifier):
         whose = f"{net}'s encoder" if hasattr(model, "encoder") else net
@@ -142,8 +144,24 @@ def _misfit(state: dict[str, Tensor], wanted: dict[str, Tensor], net: str, class
     return ""
 
 
+def _named_alike(state: dict[str, Tensor], wanted: dict[str, Tensor], classifier: frozenset[str]) -> dict[str, Tensor]:
+    """A file's tensors under the network's names, where it holds the same layers in the same order under other names.
+
+    They are the same when their shapes follow each other alike; α and batch norm's counts are left aside.
+    """
+    own = [name for name in wanted if not _is_alpha(name) and not _is_count(name)]
+    theirs = [name for name in state if name not in classifier and not _is_count(name)]
+    if set(own) <= set(theirs) or [wanted[name].shape for name in own] != [state[name].shape for name in theirs]:
+        return state
+    return {name: state[other] for name, other in zip(own, theirs, strict=True)}
+
+
 def _is_alpha(name: str) -> bool:
     return name.endswith("attention.alpha")
+
+
+def _is_count(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
 
 
 def _with_current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -179,16 +197,13 @@ def _source_in(content: Any) -> str:
     return quoted(", ".join(f"{name} {value}" for name, value in source.items()), 400)
 
 
-def load_file(path: str | Path | BinaryIO, shown: str | Path | None = None) -> Any:
+def load_file(path: str | Path) -> Any:
     """What `torch.save` or (in a file named .safetensors) safetensors wrote, on the CPU.
 
     Tensors and plain values alone: a file with any other object is refused, and no code in it runs.
-    Raises UserError when there is no such file, or it is damaged or refused; it names `shown` or the file.
+    Raises UserError when there is no such file, or it is damaged or refused.
     """
-    shown = str(shown or path)
-    is_safetensors = shown.endswith(".safetensors")
-    if isinstance(path, str | Path):
-        check_file(path)
+    is_safetensors = check_file(path).suffix == ".safetensors"
     try:
         if is_safetensors:
             return safetensors.torch.load_file(path)
@@ -196,16 +211,11 @@ def load_file(path: str | Path | BinaryIO, shown: str | Path | None = None) -> A
             warnings.simplefilter("ignore")  # of formats that it may not read: then it raises
             return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
-        raise UserError(f"{shown}: not readable ({error.strerror})") from error
+        raise UserError(f"{path}: not readable ({error.strerror})") from error
     except Exception as error:  # of bytes that nobody wrote on purpose, decoders raise nearly anything
         kind = "safetensors file" if is_safetensors else "PyTorch file of plain weights"
         reason = quoted(str(error).partition("\n")[0]) or type(error).__name__
-        raise UserError(f"{shown}: truncated, or not a {kind} ({reason})") from error
-
-
-def read_state_dict(path: str | Path | BinaryIO, shown: str | Path | None = None) -> dict[str, Tensor]:
-    """The state dict in a file, or under "model" or "state_dict" in it. UserError as `load_file`, or for none."""
-    return _state_dict_in(load_file(path, shown), shown or path)
+        raise UserError(f"{path}: truncated, or not a {kind} ({reason})") from error
 
 
 def _state_dict_in(content: Any, shown: str | Path) -> dict[str, Tensor]:
