@@ -84,10 +84,9 @@ def load_pretrained(model: nn.Module, net: str, path: str | Path) -> LoadReport:
     """Load a state dict into a classifier, or into the encoder of a segmenter, strictly.
 
     Accepted are torchvision's files, a state dict of the encoder alone, and checkpoints that keep one under "model",
-    as PyTorch or safetensors write them; also files of the same layers in the same order under other names. What may be
-    missing: the classifier, which always starts from random weights,
-    and the α of all ARL blocks together. What may be left over: the classifier, and α where a variant of an ARL network
-    has none that is learnt.
+    as PyTorch or safetensors write them; also the same layers in the same order under other names. What may be missing:
+    the classifier, which always starts from random weights, and the α of all ARL blocks together. What may be left
+    over: the classifier, and α where a variant of an ARL network has none that is learnt.
 
     Raises UserError naming the file and the names or shapes that do not fit, or values that are not finite; the network
     is as it was then.
@@ -147,13 +146,15 @@ def _misfit(state: dict[str, Tensor], wanted: dict[str, Tensor], net: str, class
 def _named_alike(state: dict[str, Tensor], wanted: dict[str, Tensor], classifier: frozenset[str]) -> dict[str, Tensor]:
     """A file's tensors under the network's names, where it holds the same layers in the same order under other names.
 
-    They are the same when their shapes follow each other alike; α and batch norm's counts are left aside.
+    They are the same when their kinds (weight, bias, running_mean, …) and shapes follow each other alike; α and batch
+    norm's counts are left aside.
     """
-    own = [name for name in wanted if not _is_alpha(name) and not _is_count(name)]
-    theirs = [name for name in state if name not in classifier and not _is_count(name)]
-    if set(own) <= set(theirs) or [wanted[name].shape for name in own] != [state[name].shape for name in theirs]:
+    own = {name: tensor for name, tensor in wanted.items() if not _is_alpha(name) and not _is_count(name)}
+    theirs = {name: tensor for name, tensor in state.items() if name not in classifier and not _is_count(name)}
+    kinds = [[(name.rpartition(".")[2], tensor.shape) for name, tensor in side.items()] for side in (own, theirs)]
+    if own.keys() <= theirs.keys() or kinds[0] != kinds[1]:
         return state
-    return {name: state[other] for name, other in zip(own, theirs, strict=True)}
+    return dict(zip(own, theirs.values(), strict=True))
 
 
 def _is_alpha(name: str) -> bool:
@@ -222,11 +223,8 @@ def _state_dict_in(content: Any, shown: str | Path) -> dict[str, Tensor]:
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not content or not all(map(_is_named_tensor, content.items())):
+    state = content if isinstance(content, dict) else {}
+    tensors = [isinstance(value, Tensor) and value.layout == torch.strided for value in state.values()]  # not sparse
+    if not state or not all(tensors) or not all(isinstance(name, str) for name in state):
         raise UserError(f"{shown}: no state dict (names and tensors) in this file")
-    return dict(content)
-
-
-def _is_named_tensor(item: tuple[Any, Any]) -> bool:
-    name, tensor = item
-    return isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided  # not sparse
+    return dict(state)
