@@ -232,7 +232,7 @@ def main(argv: list[str] | None = None) -> None:
     args.output, args.results = args.output.resolve(), args.results.resolve()  # runs start in the repository's root
     # A row's first seed before any second one: a stopped list holds as many rows as it can.
     jobs = [make_job(name, seed, flags, args.output, args.results) for seed in args.seeds for name in args.names]
-    from utils.device import cores
+    from utils.data.parallel import cores
 
     gpus = visible_gpus()
     devices = gpus or [None] * (args.jobs or 1)

@@ -29,11 +29,6 @@ class Precision:
         return f"{self.device} in {'float32' if self.dtype is None else f'{self.dtype} autocast'}".replace("torch.", "")
 
 
-def cores() -> int:
-    """Processor cores that this process may use: a scheduler may have given it fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def find_device(name: str | None = None) -> torch.device:
     """The device of that name, else the first of cuda, mps, cpu that is there; under torchrun each process's own GPU.
 

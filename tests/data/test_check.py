@@ -1,4 +1,4 @@
-"""The inspection: a sound folder, one damaged in every way we know, and the real ones."""
+"""The check of a folder: a sound one, one damaged in every way we know, and the real ones."""
 
 import shutil
 from io import BytesIO
@@ -8,237 +8,149 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-import seg_main
-from tests.data.test_isic import HEADER, encoded, photograph
+from tests.data.bad_folder import bring, cut, image, images, labels, lesion, mask, photograph, row, save
 from utils import UserError
+from utils.data.cache import prepare
 from utils.data.check import inspect_folder, main
 from utils.data.isic import KNOWN_COPIES
 from utils.data.splits import segmentation_data
-from utils.data.synthetic import make_synthetic
-
-FOLDERS = {"train": "Training", "validation": "Validation", "test": "Test_v2"}
-
-
-def image_path(root: Path, split: str, number: int) -> Path:
-    return root / f"ISIC-2017_{FOLDERS[split]}_Data" / f"ISIC_{number:07}.jpg"
-
-
-def mask_path(root: Path, split: str, number: int) -> Path:
-    return root / f"ISIC-2017_{FOLDERS[split]}_Part1_GroundTruth" / f"ISIC_{number:07}_segmentation.png"
-
-
-def lesion(low: int = 0, high: int = 255) -> np.ndarray:
-    mask = np.full((64, 96), low, np.uint8)
-    mask[20:40, 30:60] = high
-    return mask
-
-
-def save_mask(path: Path, mask: np.ndarray) -> None:
-    Image.fromarray(mask).save(path)
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    """20 training, 3 validation and 2 test images (numbers 1…, 101…, 201…) with masks and labels, all sound."""
-    for split, first, count in (("train", 1, 20), ("validation", 101, 3), ("test", 201, 2)):
-        numbers = range(first, first + count)
-        for number in numbers:
-            image, mask = image_path(tmp_path, split, number), mask_path(tmp_path, split, number)
-            image.parent.mkdir(exist_ok=True)
-            mask.parent.mkdir(exist_ok=True)
-            photograph(number).save(image, quality=95)
-            save_mask(mask, lesion())
-        rows = "".join(f"ISIC_{n:07},{float(n % 3 == 0)},{float(n % 3 == 1)}\n" for n in numbers)
-        (tmp_path / f"ISIC-2017_{FOLDERS[split]}_Part3_GroundTruth.csv").write_text(HEADER + rows)
-    return tmp_path
 
 
 def lines_with(text: str, *words: str) -> list[str]:
     return [line for line in text.splitlines() if all(word in line for word in words)]
 
 
-def test_a_sound_folder(folder, capsys):
-    assert main([str(folder)]) == 0
+def test_a_sound_folder(root, capsys):
+    assert main([str(root)]) == 0
     text = capsys.readouterr().out
-    assert "train: 20 images, 20 masks, 20 pairs\n  classes: melanoma 6, seborrheic_keratosis 7, nevus 7\n" in text
-    assert "min 96x64, median 96x64, max 96x64; 1 distinct" in text
+    assert "train: 8 images, 8 masks, 8 pairs\n  classes: melanoma " in text
+    assert "min 96x72, median 96x72, max 96x72; 1 distinct" in text
     assert "problems: none\ncopies across splits: none\n" in text
     assert text.endswith("training can start\n")
 
 
-def test_every_damage_is_named(folder, capsys):
-    train = {number: image_path(folder, "train", number) for number in range(1, 21)}
-    masks = {number: mask_path(folder, "train", number) for number in range(1, 21)}
-    train[1].write_bytes(train[1].read_bytes()[:-20])
-    train[2].write_bytes(b"")
-    train[3].write_bytes(b"<!DOCTYPE html><title>404</title>")
-    masks[4].write_bytes(masks[4].read_bytes()[:-30])
-    masks[5].unlink()
-    save_mask(masks[6], lesion(0, 0))
-    save_mask(masks[7], lesion(255, 255))
-    save_mask(masks[8], lesion(0, 1))
-    save_mask(masks[9], lesion(40, 200))
-    save_mask(masks[10], lesion()[::2, ::2])
-    train[11].unlink()
-    shutil.copy(train[12], image_path(folder, "validation", 12))
-    photograph(101).resize((48, 32)).save(train[13], quality=70)
-    shutil.copy(image_path(folder, "test", 201), train[14])
-    shutil.copy(train[15], train[16])
-    labels = folder / "ISIC-2017_Validation_Part3_GroundTruth.csv"
-    labels.write_text(HEADER + "ISIC_0000101,1.0,1.0\n")
-    train_labels = folder / "ISIC-2017_Training_Part3_GroundTruth.csv"
-    kept = [line for line in train_labels.read_text().splitlines() if "0000017" not in line]
-    train_labels.write_text("\n".join([*kept, "ISIC_0000999,0,0\n"]))
+def test_every_damage_is_named(root, capsys):
+    for number in range(10, 22):
+        bring(root, photograph(number), f"ISIC_00000{number}")
+    train, masks = images(root), mask(root).parent
+    cut(train / "ISIC_0000010.jpg", last=20)
+    cut(masks / "ISIC_0000011_segmentation.png", last=30)
+    (masks / "ISIC_0000012_segmentation.png").unlink()
+    save(masks / "ISIC_0000013_segmentation.png", lesion(0))
+    save(masks / "ISIC_0000014_segmentation.png", lesion(255, 255))
+    save(masks / "ISIC_0000015_segmentation.png", lesion(1))
+    save(masks / "ISIC_0000016_segmentation.png", lesion(200, 40))
+    save(masks / "ISIC_0000017_segmentation.png", lesion()[::2, ::2])
+    (train / "ISIC_0000018.jpg").unlink()
+    shutil.copy(train / "ISIC_0000019.jpg", images(root, "validation"))
+    shutil.copy(image(root, "test"), train / "ISIC_0000020.jpg")
+    shutil.copy(image(root), train / "ISIC_0000021.jpg")
+    row(labels(root, "validation"), 2, "ISIC_9100000,1.0,1.0")
+    row(labels(root), 3, "ISIC_0000999,0,0")
 
-    assert main([str(folder)]) == 1
+    assert main([str(root)]) == 1
     text = capsys.readouterr().out
     for words in (
-        ("ISIC_0000001.jpg", "truncated"),
-        ("ISIC_0000002.jpg", "truncated or not an image"),
-        ("ISIC_0000003.jpg", "truncated or not an image"),
-        ("ISIC_0000004_segmentation.png", "truncated"),
-        ("ISIC_0000005.jpg", "mask missing"),
-        ("ISIC_0000006_segmentation.png", "mask is empty"),
-        ("ISIC_0000007_segmentation.png", "mask is full"),
-        ("ISIC_0000008_segmentation.png", "not 0/255", "1 is read as lesion"),
-        ("ISIC_0000009_segmentation.png", "not 0/255", "above 128"),
-        ("ISIC_0000010_segmentation.png", "mask 48x32, image 96x64"),
-        ("ISIC_0000011_segmentation.png", "mask without image"),
-        ("ISIC_0000012 is in two splits", "Training_Data", "Validation_Data"),
-        ("ISIC_0000012.jpg", "same file", "not known, stops training"),
-        ("train ", "ISIC_0000013.jpg", "validation ", "ISIC_0000101.jpg", "near copy", "not known"),
-        ("ISIC_0000014.jpg", "test ", "ISIC_0000201.jpg", "same file", "not known"),
-        ("note", "the same file under 2 ids", "ISIC_0000015.jpg", "ISIC_0000016.jpg"),
-        ("ISIC-2017_Validation_Part3_GroundTruth.csv", "row 2, ISIC_0000101", "both"),
-        ("1 images of train have no label", "ISIC_0000017"),
+        ("  ", "ISIC_0000010.jpg", "truncated"),
+        ("  ", "ISIC_0000011_segmentation.png", "truncated"),
+        ("train: mask missing for 1 images", "ISIC_0000012.jpg"),
+        ("ISIC_0000013_segmentation.png", "mask is empty"),
+        ("ISIC_0000014_segmentation.png", "mask is full"),
+        ("ISIC_0000015_segmentation.png", "not 0/255", "1 is read as lesion"),
+        ("ISIC_0000016_segmentation.png", "not 0/255", "above 128"),
+        ("ISIC_0000017_segmentation.png", "mask 48x36, image 96x72"),
+        ("ISIC_0000018_segmentation.png", "mask without image"),
+        ("ISIC_0000019 is in two splits", "Training_Data", "Validation_Data"),
+        ("ISIC_0000019.jpg", "same file", "not known, stops training"),
+        ("train ", "ISIC_0000020.jpg", "test ", "ISIC_9200000.jpg", "same file; not known"),
+        ("note", "the same file under 2 ids", "ISIC_0000021.jpg", "ISIC_9000000.jpg"),
+        ("  ", "ISIC-2017_Validation_Part3_GroundTruth.csv", "row 2, ISIC_9100000", "both"),
+        ("1 images of train have no label", "ISIC_9000001"),
         ("note", "Training_Part3", "2 labels have no image"),
+        ("training cannot start: ", "ISIC_0000020.jpg", "1 training images are copies of images of other splits"),
     ):
-        assert len(lines_with(text.rsplit("training cannot start", 1)[0], *words)) == 1, (words, text)
-    assert "copies across splits: 3\n" in text
-    last = text.splitlines()[-1]
-    assert last.startswith("training cannot start: ")
-    assert "ISIC_0000001.jpg" in last
-    assert last.endswith("(and 5 more)")
+        assert len(lines_with(text, *words)) == 1, (words, text)
+    assert "copies across splits: 2\n" in text
 
 
-def test_odd_masks_and_labels_alone_do_not_stop_segmentation(folder):
-    save_mask(mask_path(folder, "train", 1), lesion(0, 1))
-    mask_path(folder, "validation", 101).unlink()
-    (folder / "ISIC-2017_Training_Part3_GroundTruth.csv").write_text(HEADER + "ISIC_0000001,2,0\n")
-    report = inspect_folder(folder)
-    assert report.can_start
-    assert len(report.problems) == 3
-    assert str(report).splitlines()[-1].startswith("training can start (segmentation only; classification: ")
-
-
-@pytest.mark.parametrize(("split", "reason"), [("train", "training"), ("validation", "validation")])
-def test_without_any_mask_training_cannot_start(folder, split, reason):
-    shutil.rmtree(mask_path(folder, split, 1).parent)
-    assert f"training cannot start: no {reason} image has a mask" in str(inspect_folder(folder))
-
-
-def test_a_folder_without_masks_is_for_classification(tmp_path):
-    root = make_synthetic(tmp_path / "sample", {"train": 8, "validation": 8, "test": 3}, (64, 64), seed=3)
+def test_without_masks_it_is_for_classification(root):
+    cut(image(root))
+    cut(image(root, index=1))
+    report = str(inspect_folder(root))
+    assert lines_with(report, "training cannot start: ", "9000000.jpg: truncated") and report.endswith("(and 1 more)")
     for folder in root.glob("*Part1_GroundTruth"):
         shutil.rmtree(folder)
-    report = inspect_folder(root)
-    assert report.can_start
-    assert str(report).splitlines()[-1] == "training can start (classification only; segmentation: there are no masks)"
-    next((root / "ISIC-2017_Training_Data").glob("*.jpg")).write_bytes(b"cut")
     assert not inspect_folder(root).can_start
+    for index in range(2):
+        save(image(root, index=index), photograph(index))
+    report = inspect_folder(root)
+    assert report.can_start and str(report).endswith("(classification only; segmentation: there are no masks)")
 
 
-def test_it_agrees_with_training_on_what_stops_it(folder, tmp_path_factory):
-    """Whatever the inspection lets pass, `seg_main.py` starts with, and the other way round."""
+def test_it_agrees_with_training_on_what_stops_it(root, tmp_path):
+    """Whatever the check lets pass, training starts with, and the other way round."""
     damages = {
         "nothing": (lambda: None, True),
-        "training image without a mask, cut": (lambda: (mask_path(folder, "train", 1).unlink(), cut("train", 1)), True),
-        "test image, cut": (lambda: cut("test", 201), False),
-        "test image mended, id in two splits": (
-            lambda: shutil.copy(image_path(folder, "train", 2), image_path(folder, "test", 2)),
-            False,
-        ),
+        "known copy, left out, cut": (lambda: bring(root, b"cut", "ISIC_0012271"), True),
+        "training image without a mask, cut": (lambda: (mask(root).unlink(), cut(image(root))), True),
+        "test image, cut": (lambda: cut(image(root, "test")), False),
+        "id in two splits": (lambda: shutil.copy(image(root, index=2), images(root, "test")), False),
     }
-
-    def cut(split: str, number: int) -> None:
-        image_path(folder, split, number).write_bytes(b"cut")
-
     for what, (damage, can_start) in damages.items():
-        photograph(201).save(image_path(folder, "test", 201))
+        save(image(root, "test"), photograph(201))
         damage()
-        assert inspect_folder(folder).can_start == can_start, what
+        assert inspect_folder(root).can_start == can_start, what
         try:
-            data = segmentation_data(folder)
-            seg_main.prepare_all(data, (32, 32), tmp_path_factory.mktemp("cache"))
-            started = True
+            for samples in segmentation_data(root).values():
+                prepare(samples, (32, 32), tmp_path / "cache")
         except UserError:
-            started = False
-        assert started == can_start, what
+            assert not can_start, what
+        else:
+            assert can_start, what
 
 
-def test_many_images_without_a_mask_take_one_line(folder):
-    for number in range(300, 320):
-        photograph(number).save(image_path(folder, "train", number))
-    (line,) = lines_with(str(inspect_folder(folder)), "mask missing")
-    assert "mask missing for 20 images" in line and "ISIC_0000300.jpg" in line
-
-
-def test_no_folder_is_an_error_in_one_line(tmp_path, capsys):
+def test_no_folder_and_an_empty_one(tmp_path, capsys):
     assert main([str(tmp_path / "nowhere")]) == 2
     out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert err.startswith("error: ")
-
-
-def test_an_empty_folder_cannot_start(tmp_path):
-    assert not inspect_folder(tmp_path).can_start
-
-
-def test_a_known_copy_that_is_left_out_does_not_stop_training(folder):
-    known = image_path(folder, "train", 12271)
-    known.write_bytes(b"cut")
-    report = inspect_folder(folder)
-    assert report.can_start
-    assert lines_with(str(report), "ISIC_0012271.jpg", "not an image")
+    assert (out, err.count("\n")) == ("", 1) and err.startswith("error: ")
+    assert main([str(tmp_path)]) == 1
 
 
 @pytest.mark.parametrize("edit", ["quality", "shrunk", "colour and frame", "mirrored", "turned"])
-def test_copies_of_a_real_photograph_are_found_however_edited(folder, isic2017_fullsize, edit):
-    original = isic2017_fullsize / "ISIC-2017_Training_Data" / "ISIC_0000217.jpg"
-    image = Image.open(original)
-    shutil.copy(original, image_path(folder, "test", 217))
+def test_copies_of_a_real_photograph_are_found_however_edited(root, isic2017_fullsize, edit):
+    picture = Image.open(isic2017_fullsize / "ISIC-2017_Training_Data" / "ISIC_0000217.jpg")
+    save(images(root, "test") / "ISIC_0000217.jpg", picture.resize((600, 400)), quality=95)
+    quality = 95
     if edit == "quality":
-        content = encoded(image, "JPEG", quality=40)
+        picture, quality = picture.resize((600, 400)), 40
     elif edit == "shrunk":
-        content = encoded(image.resize((300, 200)), "JPEG")
+        picture = picture.resize((300, 200))
     elif edit in ("mirrored", "turned"):
         how = Image.Transpose.FLIP_LEFT_RIGHT if edit == "mirrored" else Image.Transpose.ROTATE_90
-        content = encoded(image.transpose(how).resize((300, 200)), "JPEG", quality=60)
+        picture, quality = picture.transpose(how).resize((300, 200)), 60
     else:
-        frame = image.crop((20, 15, image.width - 30, image.height - 10))
-        red, green, blue = ImageEnhance.Contrast(frame).enhance(1.3).split()
-        content = encoded(Image.merge("RGB", (red.point(lambda v: v * 0.7), green, blue)), "JPEG")
-    Image.open(BytesIO(content)).save(image_path(folder, "train", 300))
-    (copy,) = inspect_folder(folder).copies
+        picture = picture.crop((20, 15, picture.width - 30, picture.height - 10)).resize((600, 400))
+        red, green, blue = ImageEnhance.Contrast(picture).enhance(1.3).split()
+        picture = Image.merge("RGB", (red.point(lambda v: v * 0.7), green, blue))
+    content = BytesIO()
+    picture.save(content, "JPEG", quality=quality)
+    bring(root, content.getvalue(), "ISIC_0000300")
+    (copy,) = inspect_folder(root).copies
     assert (copy.ids, copy.known, copy.exact) == (("ISIC_0000300", "ISIC_0000217"), False, False)
-    assert copy.turned == (edit in ("mirrored", "turned"))
-
-
-def test_real_originals(isic2017_fullsize):
-    report = inspect_folder(isic2017_fullsize)
-    assert report.can_start
-    assert (report.problems, report.copies) == ([], [])
-    assert report.splits["train"].classes == {"melanoma": 10, "seborrheic_keratosis": 0, "nevus": 26}
-    assert max(report.splits["train"].sizes) == (2816, 2112)
+    assert copy.turned == (edit in ("mirrored", "turned")) and copy.near == (edit != "colour and frame")
 
 
 def test_real_folder_holds_the_known_copies_and_no_others(isic2017):
     report = inspect_folder(isic2017)
-    assert report.can_start
-    assert report.problems == []
+    assert report.can_start and report.problems == []
     found = {(c.splits[0], c.ids[0], c.splits[1], c.ids[1]) for c in report.copies}
-    assert len(found) == 26
     # The other known ones are turned or reframed so strongly that thumbnails do not show it.
-    assert found < set(KNOWN_COPIES)
-    assert found >= set(KNOWN_COPIES[:10])
+    assert set(KNOWN_COPIES[:10]) <= found < set(KNOWN_COPIES) and len(found) == 26
     assert any("1320 labels have no image" in note for note in report.notes)
+    assert report.splits["validation"].classes == {"melanoma": 30, "seborrheic_keratosis": 42, "nevus": 78}
+    assert np.array([facts.size for facts in report.splits["train"].images.values()]).max() == 256
+
+
+def test_it_is_a_path_of_any_kind(isic2017_fullsize: Path):
+    report = inspect_folder(isic2017_fullsize)
+    assert report.can_start and (report.problems, report.copies) == ([], [])

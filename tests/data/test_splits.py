@@ -1,55 +1,41 @@
-"""Which images each task uses, and what stops it: labels and images that do not belong together."""
+"""Which images each task uses, what lies there twice, and what the folder's check says of the real ones."""
 
-import json
 import shutil
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 from PIL import Image
 
-import seg_main
+from tests.data.bad_folder import add_row, image, images, labels, mask
 from utils import UserError
-from utils.data import copies
-from utils.data.isic import LEFT_OUT, Sample, find_files, read_split
-from utils.data.splits import LAST_ID, OFFICIAL, classification_data, refuse_copies, segmentation_data
-from utils.data.synthetic import make_synthetic
-
-HEADER = "image_id,melanoma,seborrheic_keratosis\n"
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory) -> Path:
-    counts = {"train": 8, "validation": 8, "test": 3}
-    return make_synthetic(tmp_path_factory.mktemp("data") / "sample", counts, (64, 64), seed=3)
-
-
-@pytest.fixture
-def root(sample, tmp_path) -> Path:
-    return shutil.copytree(sample, tmp_path / "data")
+from utils.data.cache import prepare
+from utils.data.copies import copies_between
+from utils.data.isic import (
+    COPIES_WITHIN,
+    KNOWN_COPIES,
+    LAST_ID,
+    LEFT_OUT,
+    OFFICIAL,
+    SPLITS,
+    Sample,
+    find_files,
+    read_split,
+)
+from utils.data.splits import classification_data, refuse_copies, segmentation_data
 
 
-def labels(root: Path, split: str = "Training") -> Path:
-    return root / f"ISIC-2017_{split}_Part3_GroundTruth.csv"
+def counts(data: dict) -> dict[str, int]:
+    return {split: len(samples) for split, samples in data.items()}
 
 
-def lines(caplog) -> list[str]:
-    return [record.message for record in caplog.records]
-
-
-def test_real_data_with_the_1320_extra_labels(isic2017, caplog):
+def test_real_data_with_the_1320_extra_labels(isic2017, lines):
     """Their images are absent: said in one line, left out; the copies of test images are no absent ones."""
-    caplog.set_level("INFO", "isic2017")
     data, absent = classification_data(isic2017)
-    assert {split: len(samples) for split, samples in data.items()} == {"train": 1969, "validation": 150, "test": 600}
-    assert {split: len(ids) for split, ids in absent.items()} == {"train": 1320, "validation": 0}
-    assert (
-        sum("31 copies of validation or test images left out, 1320 of the 3320 labelled" in x for x in lines(caplog))
-        == 1
-    )
-    by_class = [sum(sample.label == label for sample in data["validation"]) for label in range(3)]
-    assert by_class == [30, 42, 78]
+    assert counts(data) == {"train": 1969, "validation": 150, "test": 600}
+    assert counts(absent) == {"train": 1320, "validation": 0}
+    said = "train: 1969 images, 31 copies of validation or test images left out, 1320 of the 3320 labelled"
+    assert sum(line.startswith(said) for line in lines) == 1
+    assert [sum(sample.label == label for sample in data["validation"]) for label in range(3)] == [30, 42, 78]
     assert all(sample.label is None for sample in data["test"])
     whole, _ = classification_data(isic2017, keep_copies=True)
     assert {sample.id for sample in whole["train"]} - {sample.id for sample in data["train"]} == LEFT_OUT
@@ -59,171 +45,68 @@ def test_real_data_with_the_1320_extra_labels(isic2017, caplog):
 
 def test_augmented_labels_come_first_and_their_images_are_used_where_they_are(root):
     extra = labels(root).with_name("ISIC-2017_Training_Aug_Part3_GroundTruth.csv")
-    extra.write_text(labels(root).read_text() + "ISIC_0000001,1,0\nISIC_0000002,0,1\n")
-    image = next((root / "ISIC-2017_Training_Data").glob("*.jpg"))
+    shutil.copy(labels(root), extra)
+    add_row(extra, "ISIC_0000001,1,0\nISIC_0000002,0,1")
     (root / "Aug_Training_Data").mkdir()
-    shutil.copy(image, root / "Aug_Training_Data" / "ISIC_0000002.jpg")
+    shutil.copy(image(root), root / "Aug_Training_Data" / "ISIC_0000002.jpg")
+    image(root, index=1).unlink()
     data, absent = classification_data(root)
-    assert absent["train"] == ["ISIC_0000001"]
-    assert {sample.id: sample.label for sample in data["train"]}["ISIC_0000002"] == 1 and len(data["train"]) == 9
+    assert absent["train"] == ["ISIC_0000001", "ISIC_9000001"]
+    assert {sample.id: sample.label for sample in data["train"]}["ISIC_0000002"] == 1 and len(data["train"]) == 8
 
 
-def test_test_labels_may_be_absent(root):
-    labels(root, "Test_v2").unlink()
+def test_labels_of_the_test_images_may_be_absent_and_segmentation_keeps_images_with_a_mask(root):
+    labels(root, "test").unlink()
+    mask(root).unlink()
+    shutil.rmtree(mask(root, "test").parent)
     assert [sample.label for sample in classification_data(root)[0]["test"]] == [None] * 3
-
-
-def replace_row(path: Path, row: int, text: str) -> None:
-    rows = path.read_text().splitlines()
-    rows[row] = text
-    path.write_text("\n".join(rows) + "\n")
-
-
-@pytest.mark.parametrize(
-    "fault,message",
-    [
-        (lambda r: labels(r).unlink(), "no labels of the train images"),
-        (lambda r: labels(r, "Validation").unlink(), "no labels of the validation images"),
-        (
-            lambda r: replace_row(labels(r), 2, "ISIC_9000001,1,1"),
-            r"Training_Part3.*row 3, ISIC_9000001: both melanoma",
-        ),
-        (lambda r: replace_row(labels(r), 2, "ISIC_9000000,0,0"), r"row 3: ISIC_9000000 is there a second time"),
-        (
-            lambda r: replace_row(labels(r), 2, "lesion 5,0,0"),
-            r"row 3: image_id is 'lesion 5', expected one like ISIC_",
-        ),
-        (lambda r: replace_row(labels(r), 2, "ISIC_9000007,yes,0"), r"row 3, ISIC_9000007: melanoma is 'yes'"),
-        (lambda r: replace_row(labels(r), 8, ""), r"1 train images have no label here: ISIC_9000007"),
-        (
-            lambda r: labels(r).write_text(labels(r).read_text() + "ISIC_9200001,0,0\n"),
-            r"1 ids are images of another split: ISIC_9200001",
-        ),
-        (
-            lambda r: shutil.copy(next((r / "ISIC-2017_Training_Data").glob("*.jpg")), r / "ISIC-2017_Test_v2_Data"),
-            r"ids are images of another split: ISIC_90000",
-        ),
-        (
-            lambda r: labels(r, "Validation").write_text(labels(r, "Validation").read_text().replace("1.0,", "0.0,")),
-            "Validation_Part3.*no images of melanoma, so there is no AUC",
-        ),
-    ],
-)
-def test_what_does_not_belong_together_is_named_and_refused(root, fault, message):
-    fault(root)
-    with pytest.raises(UserError, match=message) as caught:
-        classification_data(root)
-    assert "\n" not in str(caught.value)
-
-
-def test_labels_without_images_are_said(root, caplog):
-    caplog.set_level("INFO", "isic2017")
-    gone = sorted((root / "ISIC-2017_Training_Data").glob("*.jpg"))[:2]
-    for path in gone:
-        path.unlink()
-    data, absent = classification_data(root)
-    assert absent["train"] == [path.stem for path in gone] and len(data["train"]) == 6
-    assert any("train: 6 images, 2 of the 8 labelled images are not there (ISIC_" in line for line in lines(caplog))
-
-
-def test_segmentation_keeps_images_with_a_mask(root, caplog):
-    caplog.set_level("INFO", "isic2017")
-    next((root / "ISIC-2017_Training_Part1_GroundTruth").glob("*.png")).unlink()
-    data = segmentation_data(root)
-    assert [len(data[split]) for split in data] == [7, 8, 3]
-    assert "train: 7 images, 1 more left out because they have no mask" in lines(caplog)
+    assert counts(segmentation_data(root)) == {"train": 7, "validation": 8, "test": 3}
 
 
 def test_the_official_ids_are_those_of_the_real_folder(isic2017):
+    ids = {split: find_files(isic2017, split).images.keys() for split in SPLITS}
     for split, count in (("validation", 150), ("test", 600)):
-        assert OFFICIAL[split] == find_files(isic2017, split).images.keys() and len(OFFICIAL[split]) == count
+        assert OFFICIAL[split] == ids[split] and len(OFFICIAL[split]) == count
     assert max(OFFICIAL["test"]) == f"ISIC_{LAST_ID:07}"
+    assert all({i, j} <= ids[split] and i != j for split, i, j in COPIES_WITHIN) and len(COPIES_WITHIN) == 11
+    assert all(i in ids[a] and j in ids[b] for a, i, b, j in KNOWN_COPIES) and len(KNOWN_COPIES) == 33
 
 
-def search(root: Path, cache: Path, size: tuple[int, int] = (96, 96), keep_copies: bool = False) -> None:
-    """As `seg_main.py` does before it trains."""
-    data = segmentation_data(root, keep_copies=keep_copies)
-    caches = seg_main.prepare_all(data, size, cache)
-    refuse_copies(copies.copies_between(caches), data, keep_copies=keep_copies)
+def search(data: dict, folder: Path, size: tuple[int, int]) -> list:
+    """As a run does that starts: training images are prepared larger than the others."""
+    larger = (size[0] * 5 // 4, size[1] * 5 // 4)
+    return copies_between({split: prepare(data[split], larger if split == "train" else size, folder) for split in data})
 
 
-def test_the_real_data_raise_no_false_alarm_and_are_searched_once(isic2017, tmp_path, monkeypatch, caplog):
-    search(isic2017, tmp_path)
-    assert (tmp_path / "copies.json").is_file()
-    monkeypatch.setattr(copies, "find_copies", lambda *_: pytest.fail("the same images were searched again"))
-    search(isic2017, tmp_path)
-    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
-
-
-@pytest.mark.parametrize("size", [(33, 33), (96, 96), (168, 112)])
-def test_mirrored_copies_are_found_at_any_size(isic2017, tmp_path, size):
-    """Training images are prepared larger than the others, and the thumbnails of both must fit all the same."""
-    data = {split: read_split(isic2017, split, with_labels=False) for split in ("validation", "test")}
+@pytest.mark.parametrize("size", [(33, 33), (168, 112)])
+def test_mirrored_copies_of_real_images_are_found_at_any_size_and_no_others(isic2017, tmp_path, size):
+    data = {split: read_split(isic2017, split, with_labels=False)[::8] for split in SPLITS}
     mirrored = []
-    for sample in data["test"][::6]:
-        path = tmp_path / f"ISIC_{len(mirrored):07}.png"
+    for sample in data["test"][::3]:
+        path = tmp_path / f"ISIC_9{len(mirrored):06}.png"
         Image.open(sample.image).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
         mirrored.append(Sample(path.stem, path, None, None))
-    caches = seg_main.prepare_all({"train": mirrored} | data, size, tmp_path / "cache")
-    found = {copy.ids[0] for copy in copies.copies_between(caches) if copy.splits == ("train", "test")}
-    assert found == {sample.id for sample in mirrored}
+    found = search(data | {"train": data["train"] + mirrored}, tmp_path / "cache", size)
+    assert {(copy.ids[0], copy.turned) for copy in found} == {(sample.id, True) for sample in mirrored}
+    assert {copy.ids[1] for copy in found} == {sample.id for sample in data["test"][::3]}
 
 
-@pytest.mark.parametrize("size", [(32, 32), (168, 112)])
-def test_the_search_finds_the_same_copies_at_any_size_and_twice(isic2017, tmp_path, caplog, size):
-    for _ in range(2):
-        search(isic2017, tmp_path, size, keep_copies=True)
-        (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-        assert "ISIC_0012175.jpg = " in warning and "training on 24 copies of images of other splits" in warning
-        caplog.clear()
+def test_a_start_raises_no_false_alarm_and_counts_the_known_copies_that_are_kept(isic2017, tmp_path, lines):
+    known = {id_ for copy in KNOWN_COPIES for id_ in (copy[1], copy[3])}
+    data = segmentation_data(isic2017, keep_copies=True)
+    data = {split: [*data[split][::5], *(each for each in data[split] if each.id in known)] for split in data}
+    found = search(data, tmp_path, (96, 96))
+    assert len(found) >= 8 and all(copy.known for copy in found)
+    refuse_copies(found, data, keep_copies=True)
+    (warning,) = [line for line in lines if "copies of images" in line]
+    assert warning.startswith("training on 31 copies of images of other splits: ") and "ISIC_0012175.jpg = " in warning
 
 
-def test_the_search_decodes_nothing_but_look_alikes(root, tmp_path, monkeypatch):
-    """The prepared images are enough, and each original was decoded once for them."""
-    monkeypatch.setattr(copies, "read_image", lambda *_: pytest.fail("an original was decoded again"))
-    shutil.copy(
-        next((root / "ISIC-2017_Test_v2_Data").glob("*.jpg")), root / "ISIC-2017_Training_Data/ISIC_9000000.jpg"
-    )
-    with pytest.raises(UserError, match=r"ISIC_9000000.jpg = .*same file"):
-        search(root, tmp_path / "cache")
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "damaged entries", "other positions"])
-def test_a_damaged_memory_of_the_search_is_done_without(root, tmp_path, content):
-    shutil.copy(
-        next((root / "ISIC-2017_Test_v2_Data").glob("*.jpg")), root / "ISIC-2017_Training_Data/ISIC_9000000.jpg"
-    )
-    index = tmp_path / "cache/copies.json"
-    for _ in range(2):
-        with pytest.raises(UserError, match=r"ISIC_9000000.jpg = .*same file"):
-            search(root, tmp_path / "cache")
-        damage = {"damaged entries": [[1, "x"]], "other positions": [["train", "test", 8, 10**6, 1.0, True, False]]}
-        known = json.loads(index.read_text())
-        index.write_text(json.dumps(dict.fromkeys(known, damage[content])) if content in damage else content)
-
-
-def test_what_is_known_of_stores_that_are_gone_is_forgotten(root, tmp_path):
-    search(root, tmp_path)
-    (key,) = json.loads((tmp_path / "copies.json").read_text())
-    for path in tmp_path.glob("*.npy"):
-        path.unlink()
-    search(root, tmp_path, (128, 96))
-    (other,) = json.loads((tmp_path / "copies.json").read_text())
-    assert other != key
-
-
-def test_edited_copies_are_found_again_from_the_memory_of_the_search(root, tmp_path, monkeypatch):
-    """Keypoints decide between images that resemble each other; they are counted once."""
-    counted, count = [], copies._keypoints
-    monkeypatch.setattr(copies, "_keypoints", lambda path: counted.append(path) or count(path))
-    (image, *_) = sorted((root / "ISIC-2017_Test_v2_Data").glob("*.jpg"))
-    parts = [np.random.default_rng(0).integers(0, 256, (*side, 3), dtype=np.uint8) for side in ((6, 8), (120, 160))]
-    coarse, fine = (cv2.resize(part, (640, 480), interpolation=cv2.INTER_CUBIC) for part in parts)
-    photograph = cv2.addWeighted(coarse, 0.8, fine, 0.2, 0)
-    Image.fromarray(photograph).save(image, quality=95)
-    brighter = np.clip(photograph[12:, :-16] * 0.8 + 20, 0, 255).astype(np.uint8)
-    Image.fromarray(brighter).save(root / "ISIC-2017_Training_Data/ISIC_9000000.jpg")
-    for _ in range(2):
-        with pytest.raises(UserError, match=r"ISIC_9000000.jpg = .*near copy, similarity 0.9[0-8]"):
-            search(root, tmp_path / "cache")
-    assert len(counted) == 2
+def test_a_start_reads_no_original_again(root, tmp_path):
+    """The prepared images are enough: the originals may be gone by then."""
+    shutil.copy(image(root, "test"), image(root))
+    data = segmentation_data(root)
+    caches = {split: prepare(data[split], (96, 96), tmp_path / "cache") for split in data}
+    shutil.rmtree(images(root))
+    with pytest.raises(UserError, match=r"ISIC_9000000.jpg = .*ISIC_9200000.jpg \(same file\): 1 training images"):
+        refuse_copies(copies_between(caches), data)

@@ -18,7 +18,6 @@ import io
 import json
 import math
 import os
-import re
 import shutil
 import time
 import zlib
@@ -32,20 +31,19 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 
 from utils import UserError
+from utils.config import CACHE
 from utils.data.images import decode_image, image_size, pair_fault, read_image, read_mask, resized
 from utils.data.isic import Sample
 from utils.data.parallel import attempts
 from utils.data.transforms import CENTER, Pixels, take
-from utils.files import check_file, load_json, locked, sha256, written_whole
+from utils.files import check_file, load_json, locked, readable_size, sha256, written_whole
 from utils.logger import log, progress
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 Size = tuple[int, int]  # (width, height)
-CACHE = Path(__file__).resolve().parents[2] / "Data" / "cache"
 VERSION = 3  # raise it when other pixels are stored, or the layout changes
 SETTLED = 2 * 10**9  # nanoseconds after which a file's times tell whether it has changed since
 LEFTOVER = 24 * 3600  # seconds after which nobody is expected to go on with an interrupted build
-OURS = re.compile(r"(?:v(?P<version>\d+)-)?[0-9a-f]{16}(?:\.\d+)?\.(?:npy|partial)")
 
 
 @dataclass(frozen=True)
@@ -249,25 +247,22 @@ def _build(
 
     try:
         if shutil.disk_usage(path.parent).free < layout.image(count) - layout.image(done):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            room = f"no room for the prepared images, {readable_size(layout.length)}"
+            raise UserError(f"{path.parent}: {room}; make some, or choose --cache DIR")
         with partial.open("r+b" if done else "w+b") as file:
             layout.write(file, done, _each(decode, samples[done:], "decoding images"))
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except UserError:  # other files will make another cache
-        partial.unlink()
+    except (UserError, OSError) as error:  # after a UserError other files will make another cache
+        if isinstance(error, UserError) or error.errno in (errno.ENOSPC, errno.EDQUOT):
+            partial.unlink(missing_ok=True)
         raise
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        partial.unlink(missing_ok=True)
-        room = f"no room for the prepared images, {layout.length / 1e6:.1f} MB"
-        raise UserError(f"{path.parent}: {room} ({error.strerror}); make some, or choose --cache DIR") from error
-    total = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
     middle = f", their middle at {center[0]}×{center[1]}," if center else ""
     what = f"{count} images at {size[0]}×{size[1]}{middle} in {time.monotonic() - start:.0f} s"
-    log.info("prepared %s: %s, %.1f MB; %s holds %.1f MB", what, path, layout.length / 1e6, path.parent, total / 1e6)
+    total = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
+    sizes = f"{readable_size(layout.length)}; {path.parent} holds {readable_size(total)}"
+    log.info("prepared %s: %s, %s", what, path, sizes)
 
 
 def _pixels(sample: Sample, size: Size, masks: bool) -> np.ndarray:
@@ -290,9 +285,9 @@ def _with_center(path: Path, size: Size, center: Size) -> np.ndarray:
 
 def _clean(folder: Path, keep: Path) -> None:
     """Remove caches of other versions, and what builds left that were interrupted long ago. Under the folder's lock."""
-    for path in folder.iterdir():
-        if path != keep and (match := OURS.fullmatch(path.name)):
-            with suppress(OSError):  # another process is done with it, or on Windows is not
-                partial, foreign = path.suffix == ".partial", match["version"] != str(VERSION)
-                if time.time() - path.stat().st_mtime > LEFTOVER if partial else foreign:
-                    path.unlink()
+    old = time.time() - LEFTOVER
+    gone = [path for path in folder.glob("v*-*.partial") if path != keep and path.stat().st_mtime < old]
+    gone += [path for path in folder.glob("v*-*.npy") if not path.name.startswith(f"v{VERSION}-")]
+    for path in gone:
+        with suppress(OSError):  # on Windows another process may still use it
+            path.unlink()

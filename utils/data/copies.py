@@ -51,9 +51,14 @@ class Copy:
         return any({(a, i), (b, j)} == set(zip(self.splits, self.ids, strict=True)) for a, i, b, j in KNOWN_COPIES)
 
     @property
+    def near(self) -> bool:
+        """Whether bytes or thumbnails tell it, as at the start of a run."""
+        return self.exact or self.similarity >= COPY
+
+    @property
     def kind(self) -> str:
-        near = "turned or mirrored copy" if self.turned else "near copy"
-        return "same file" if self.exact else f"{near}, similarity {self.similarity:.4f}"
+        kind = "turned or mirrored copy" if self.turned else "near copy" if self.near else "edited copy"
+        return "same file" if self.exact else f"{kind}, similarity {self.similarity:.4f}"
 
 
 def copies_between(caches: Mapping[str, ImageCache]) -> list[Copy]:
@@ -92,7 +97,7 @@ def find_copies(looks: Mapping[str, Looks], *, edited: bool = False) -> list[Cop
             is_turned = bool(not exact[i, j] and turned[i, j] >= COPY and turned[i, j] > upright[i, j])
             similarity = float((turned if is_turned else upright)[i, j])
             copy = Copy((a, b), (one.image, other.image), (one.id, other.id), similarity, bool(exact[i, j]), is_turned)
-            (copies if copy.exact or similarity >= COPY else doubtful).append(copy)
+            (copies if copy.near else doubtful).append(copy)
     if edited:
         paths = list({path for copy in doubtful for path in copy.files})
         keypoints = dict(zip(paths, in_order(_keypoints, progress(paths, "look-alikes")), strict=True))

@@ -93,7 +93,7 @@ def find_files(root: str | Path, split: str) -> SplitFiles:
     if not Path(root).is_dir():
         raise UserError(
             f"{root}: no such folder; put the challenge's data there (Data/README.md), "
-            "or draw synthetic data (python -m utils.data.synthetic) and take --data Data/sample"
+            "or draw synthetic data (python -m utils.data.synthetic) and take --data Data/synthetic"
         )
     here = _entries(Path(root))
     images, masks, labels = _NAMES[split]
@@ -135,7 +135,7 @@ def read_labels(csv_path: str | Path) -> dict[str, int]:
     """
     labels = {}
     for where, id_, row in _rows(csv_path, CLASSES[:2]):
-        values = [_zero_or_one(row[name], where, name) for name in CLASSES[:2]]
+        values = [_cell(row, name, r"[01](\.0*)?", where, "0 or 1").startswith("1") for name in CLASSES[:2]]
         if all(values):
             raise UserError(f"{where}: both {' and '.join(CLASSES[:2])} are 1, expected one at most")
         labels[id_] = values.index(True) if any(values) else CLASSES.index("nevus")
@@ -151,8 +151,9 @@ def read_metadata(root: str | Path, split: str) -> dict[str, Metadata]:
     """
     path, found = find_files(root, split).metadata, {}
     for where, id_, row in _rows(path, ("age_approximate", "sex")) if path else ():
-        age = _recorded(row, "age_approximate", r"1?[0-9]?[0-9](\.[0-9]*)?", where, "years")
-        found[id_] = Metadata(age and float(age), _recorded(row, "sex", "female|male", where, "female, male"))
+        age = _cell(row, "age_approximate", r"(unknown|1?[0-9]?[0-9](\.[0-9]*)?)?", where, "years or unknown")
+        sex = _cell(row, "sex", "(unknown|female|male)?", where, "female, male or unknown")
+        found[id_] = Metadata(float(age) if age[:1].isdigit() else None, sex if sex in ("female", "male") else None)
     return found
 
 
@@ -190,7 +191,7 @@ def _by_id(folders: Iterable[dict[str, Path]], pattern: re.Pattern) -> dict[str,
                 if id_ in here:
                     raise UserError(f"{path}: {here[id_].name} has the same id; keep one of them")
                 here[id_] = path
-        found |= {id_: path for id_, path in here.items() if id_ not in found}
+        found = here | found  # the first folder wins
     return found
 
 
@@ -225,22 +226,10 @@ def _rows(csv_path: str | Path, columns: tuple[str, ...]) -> Iterator[tuple[str,
         raise UserError(f"{csv_path}: not readable as a comma-separated text file ({error})") from error
 
 
-def _zero_or_one(text: str | None, where: str, column: str) -> bool:
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = None
-    if value not in (0, 1):
-        raise UserError(f"{where}: {column} is {quoted(repr(text))}, expected 0 or 1")
-    return value == 1
-
-
-def _recorded(row: dict[str, str | None], column: str, pattern: str, where: str, expected: str) -> str | None:
-    """The cell in lower case; None where it says that nothing is recorded. UserError where it is not like `pattern`."""
-    text = row[column]
-    value = (text or "").strip().lower()
-    if text is not None and value in ("", "unknown"):  # None: the row ends before this cell
-        return None
-    if not re.fullmatch(pattern, value):
-        raise UserError(f"{where}: {column} is {quoted(repr(text))}, expected {expected} or unknown")
+def _cell(row: dict[str, str | None], column: str, pattern: str, where: str, expected: str) -> str:
+    """A cell in lower case, without the spaces around it. UserError where it is not like `pattern`."""
+    text = row[column]  # None where the row ends before it
+    value = None if text is None else text.strip().lower()
+    if value is None or not re.fullmatch(pattern, value):
+        raise UserError(f"{where}: {column} is {quoted(repr(text))}, expected {expected}")
     return value

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils import UserError, distributed
 from utils.data.cache import ImageCache
+from utils.data.parallel import cores
 from utils.data.transforms import Transforms
-from utils.device import cores
 from utils.signals import leave_to_the_main_process
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which the pretrained encoders expect

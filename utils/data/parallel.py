@@ -1,15 +1,20 @@
 """Many files on all cores, in threads: decoders, resizing and checksums release the interpreter lock."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from utils import UserError
-from utils.device import cores
 from utils.logger import progress
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+def cores() -> int:
+    """Processor cores that this process may use: a scheduler may have given it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 32) -> Iterator[Result]:

@@ -1,12 +1,13 @@
 """Which images each task trains, selects and is tested on; what must not be there stops it."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
 from utils import UserError
 from utils.data.copies import Copy
 from utils.data.isic import CLASSES, LAST_ID, LEFT_OUT, OFFICIAL, SPLITS, Sample, find_files, read_labels, read_split
+from utils.data.synthetic import RECORDS
 from utils.files import listed
 from utils.logger import log
 
@@ -102,7 +103,7 @@ def refuse_foreign_ids(root: Path, data: Data) -> None:
         for other, ids in misplaced(split, images).items():
             what = f"{len(ids)} {split} images are of the challenge's {other} set"
             raise UserError(f"{images[ids[0]]}: {what}: {listed(ids)}; take them out")
-    if later := later_years(root, data):
+    if later := later_years(root, {split: [sample.id for sample in samples] for split, samples in data.items()}):
         log.warning("%s: %s", root, later)
 
 
@@ -121,7 +122,7 @@ def refuse_copies(found: Sequence[Copy], data: Data, *, keep_copies: bool = Fals
         )
     if keep_copies and (copies := {copy.ids[0] for copy in training} | (LEFT_OUT & ids["train"])):
         log.warning(
-            "training on %d copies of images of other splits: %s", len(copies), _pairs(training) or "known ones"
+            "training on %d copies of images of other splits: %s", len(copies), _pairs(training) or "known by id"
         )
     if between := [copy for copy in found if copy.splits[0] != "train" and not copy.known]:
         log.warning("%s: %d validation images are copies of test images", _pairs(between), len(between))
@@ -134,14 +135,13 @@ def misplaced(split: str, ids: Collection[str]) -> dict[str, list[str]]:
     return {other: ids for other, ids in found.items() if ids}
 
 
-def later_years(root: Path, data: Mapping[str, Collection[Sample]]) -> str:
+def later_years(root: Path, ids: Mapping[str, Iterable[str]]) -> str:
     """What is to be said of training and validation images with ids above those of ISIC 2017, else "".
 
-    Synthetic data have such ids and are known by their sample.json.
+    Synthetic data have such ids too, and are known by their record.
     """
-    samples = [sample for split in ("train", "validation") for sample in data[split]]
-    ids = sorted(sample.id for sample in samples if int(sample.id.removeprefix("ISIC_")) > LAST_ID)
-    if not ids or (root / "sample.json").is_file():
+    ids = sorted(i for split in ("train", "validation") for i in ids[split] if int(i.removeprefix("ISIC_")) > LAST_ID)
+    if not ids or any((root / name).is_file() for name in RECORDS):
         return ""
     return (
         f"{len(ids)} images have ids above ISIC_{LAST_ID:07}, the last of ISIC 2017: {listed(ids)}; images of later "

@@ -17,7 +17,7 @@ import numpy as np
 
 from utils import UserError
 from utils.data.dermoscopy import KERATOSIS, MELANOMA, SIZE, SPLIT_STRIDE, draw_label, draw_lesion
-from utils.device import cores
+from utils.data.parallel import cores
 from utils.logger import progress, run_script
 
 RECORD = "synthetic.json"  # of the parameters, written last

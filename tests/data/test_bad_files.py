@@ -1,0 +1,251 @@
+"""Bad images and masks: each is read rightly, refused with one line that names the file, or warned about."""
+
+import os
+import shutil
+import struct
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.bad_folder import (
+    HEIGHT,
+    WIDTH,
+    Case,
+    Read,
+    as_png,
+    check_case,
+    cut,
+    each,
+    good_folder,
+    image,
+    images,
+    labels,
+    lesion,
+    mask,
+    original,
+    pixels,
+    png,
+    png_with_text,
+    replace,
+    save,
+)  # fmt: skip
+
+JPG, PNG, MASK = "ISIC_9000000.jpg", "ISIC_9000000.png", "ISIC_9000000_segmentation.png"
+BROKEN = ": truncated or not an image (…); fetch this file again"
+NO_IMAGES = ("._ISIC_9000000.jpg", "ISIC_9000000 (1).jpg", "ISIC_9000009_superpixels.png", "ISIC_٩٠٠٠٠٠١.jpg")
+GREY = cv2.cvtColor(original(), cv2.COLOR_RGB2GRAY)
+
+
+def same(found: list[Read]) -> bool:
+    return np.array_equal(found[0].pixels, original())
+
+
+def close(found: list[Read]) -> bool:
+    return np.abs(found[0].pixels - original()).mean() < 4
+
+
+def grey(found: list[Read]) -> bool:
+    return np.abs(found[0].pixels - GREY[..., None]).mean() < 3 and np.ptp(found[0].pixels, axis=2).max() == 0
+
+
+def is_lesion(found: list[Read]) -> bool:
+    return np.array_equal(found[0].mask, lesion(1))
+
+
+def everything(found: list[Read]) -> bool:
+    ids = [f"ISIC_{number}" for number in range(9000000, 9000008)]
+    return [each.id for each in found] == ids and all(
+        each.mask is not None and each.label is not None for each in found
+    )
+
+
+def begins(result: None) -> bool:
+    return result is None
+
+
+def flip_bit(path: Path, position: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * position)] ^= 1
+    path.write_bytes(content)
+
+
+def claim_size(path: Path, width: int, height: int) -> None:
+    """A JPEG whose header tells another size."""
+    content = path.read_bytes()
+    frame = content.index(b"\xff\xc0") + 5
+    path.write_bytes(content[:frame] + struct.pack(">HH", height, width) + content[frame + 4 :])
+
+
+def turn(root: Path, orientation: int, turn_mask: bool = False) -> None:
+    """Image 0 stored turned, with the EXIF orientation that turns it back."""
+    quarters = {3: 2, 6: 1, 8: 3}[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    save(image(root), np.rot90(pixels(image(root)), quarters).copy(), exif=exif, quality=95)
+    if turn_mask:
+        save(mask(root), np.rot90(np.asarray(Image.open(mask(root))), quarters).copy())
+
+
+def lower_case(root: Path) -> None:
+    for folder in (images(root), mask(root).parent):
+        for path in list(folder.iterdir()):
+            path.rename(path.with_name(path.name.lower().replace(".jpg", ".JPG")))
+        folder.rename(folder.with_name(folder.name.lower()))
+    labels(root).rename(labels(root).with_name(labels(root).name.upper()))
+
+
+def nest(root: Path) -> None:
+    images(root).rename(root / "x")
+    images(root).mkdir()
+    (root / "x").rename(images(root) / images(root).name)
+
+
+def picture() -> Image.Image:
+    return Image.fromarray(original())
+
+
+def alpha(value: int) -> np.ndarray:
+    return np.dstack([original(), np.full((HEIGHT, WIDTH), value, np.uint8)])
+
+
+IMAGES = [
+    Case("JPEG, first half", lambda r: cut(image(r)), JPG + BROKEN, "prepare inspect"),
+    Case("JPEG without its last 40 bytes", lambda r: cut(image(r), last=40), JPG + BROKEN, "read"),
+    Case("JPEG, first half, test", lambda r: cut(image(r, "test")), "ISIC_9200000.jpg" + BROKEN, "seg"),
+    Case("JPEG, first half, validation", lambda r: cut(image(r, "validation")), "ISIC_9100000.jpg" + BROKEN, "cls"),
+    Case("no bytes", lambda r: image(r).write_bytes(b""), JPG + ": truncated or not an image (it is empty)", "cls"),
+    Case("PNG, first half", lambda r: cut(as_png(image(r))), PNG + BROKEN, "prepare"),
+    Case("PNG without its end", lambda r: cut(as_png(image(r)), last=12), PNG + BROKEN, "read"),
+    Case("PNG with one bit changed", lambda r: flip_bit(as_png(image(r)), 0.6), PNG + BROKEN, "read"),
+    Case("six damaged images", lambda r: [cut(image(r, index=i)) for i in range(6)],
+        "0.jpg: truncated…4.jpg: truncated…(and 1 more files; see python -m utils.data.check)", "prepare"),
+    Case("HTML saved as .jpg", lambda r: image(r).write_text("<!DOCTYPE html><title>404</title>"),
+        JPG + ": truncated or not an image (no JPEG or PNG, its first bytes are b'<!DOCTYPE html><')", "seg"),
+    Case("GIF saved as .jpg", lambda r: save(image(r), original(), "GIF"), "(no JPEG or PNG", "read"),
+    Case("TIFF saved as .jpg", lambda r: save(image(r), original(), "TIFF"), "(no JPEG or PNG", "read"),
+    Case("PNG saved as .jpg", lambda r: save(image(r), original(), "PNG"), same, "read"),
+    Case("grey JPEG", lambda r: save(image(r), picture().convert("L"), quality=95), grey, "prepare"),
+    Case("grey PNG", lambda r: as_png(image(r), GREY), grey, "read"),
+    Case("16-bit grey PNG", lambda r: as_png(image(r), GREY.astype(np.uint16) << 8 | 7), grey, "prepare"),
+    Case("16-bit RGB PNG",
+        lambda r: cv2.imwrite(f"{as_png(image(r))}", original()[..., ::-1].astype(np.uint16) * 256 + 99), same, "read"),
+    Case("RGBA PNG, opaque", lambda r: as_png(image(r), alpha(255)), same, "read"),
+    Case("RGBA PNG, transparent", lambda r: as_png(image(r), alpha(0)), same, "read"),
+    Case("PNG with a palette and transparency",
+        lambda r: save(as_png(image(r)), picture().quantize(256), transparency=bytes(range(256))), close, "read"),
+    Case("CMYK JPEG", lambda r: save(image(r), picture().convert("CMYK"), quality=95), close, "read"),
+    Case("progressive JPEG", lambda r: save(image(r), original(), quality=95, progressive=True), close, "prepare"),
+    Case("JPEG of several pictures", lambda r: save(image(r), original(), "MPO", save_all=True,
+        append_images=[Image.new("RGB", (WIDTH, HEIGHT))]), close, "read"),
+    Case("bytes after the end", lambda r: image(r).write_bytes(image(r).read_bytes() + b"junk" * 99), same, "read"),
+    Case("EXIF data that are none",
+        lambda r: save(image(r), original(), exif=b"Exif\0\0" + b"\xff" * 40, quality=95), close, "prepare"),
+    Case("turned upside down by EXIF, its mask upright", lambda r: turn(r, 3), close, "prepare"),
+    Case("turned by a quarter by EXIF, its mask upright", lambda r: turn(r, 6), close, "prepare"),
+    Case("turned by a quarter by EXIF, its mask as stored", lambda r: turn(r, 8, turn_mask=True),
+        MASK + ": lies on its side against its image (mask 72x96, image 96x72)", "seg inspect"),
+    Case("JPEG of 1 pixel", lambda r: save(image(r), original()[:1, :1]), "too few pixels for a photograph (1x1)",
+        "prepare"),
+    Case("PNG 1 pixel wide", lambda r: as_png(image(r), original()[:, :1]), PNG + ": too few pixels", "cls"),
+    Case("30,000×30,000 by its header", lambda r: claim_size(image(r), 30000, 30000),
+        JPG + ": too many pixels (30000x30000)", "prepare"),
+    Case("65,535×1,300 by its header", lambda r: claim_size(image(r), 65535, 1300), JPG + BROKEN, "read"),
+    Case("PNG of 20 kB with 144 MP", lambda r: as_png(image(r)).write_bytes(png(12000, 12000, bytes(1501 * 12000))),
+        PNG + ": too many pixels (12000x12000); shrink it or take it away", "inspect"),
+    Case("PNG with a text of 64 MB", lambda r: as_png(image(r)).write_bytes(png_with_text(64 << 20)), PNG + BROKEN,
+        "read"),
+    Case("PNG of 30,000×10", lambda r: as_png(image(r), np.tile(original()[:10], (1, 320, 1))[:, :30000]),
+        lambda found: found[0].pixels.std() > 5, "prepare"),
+    Case("a folder named like an image", lambda r: replace(image(r), Path.mkdir), JPG + ": not readable (a folder)",
+        "prepare seg"),
+]  # fmt: skip
+
+LINKS = [
+    Case("image that is a link to itself", lambda r: replace(image(r), lambda p: p.symlink_to(p.name)),
+        JPG + ": …Too many levels of symbolic links", "prepare inspect"),
+    Case("link to nothing", lambda r: replace(image(r), lambda p: p.symlink_to("gone")), JPG + ": no such file", "seg"),
+    Case("link to /dev/zero", lambda r: replace(image(r), lambda p: p.symlink_to("/dev/zero")),
+        JPG + ": not readable (no regular file)", "prepare"),
+    Case("a pipe", lambda r: replace(image(r), os.mkfifo), JPG + ": not readable (no regular file)", "cls"),
+    Case("link to a file elsewhere", lambda r: replace(image(r), lambda p: p.symlink_to(image(good_folder()))), same,
+        "read"),
+    Case("folder that holds a link to itself", lambda r: (images(r) / images(r).name).symlink_to("."), everything,
+        "read"),
+    Case("folder that holds a link to the data folder", lambda r: (r / "more").symlink_to(r), begins, "seg"),
+    Case("data folder that is a link to itself", lambda r: (shutil.rmtree(r), r.symlink_to(r.name)),
+        "data: no such folder", "seg"),
+    Case("label file that is a link to itself", lambda r: replace(labels(r), lambda p: p.symlink_to(p.name)),
+        "Part3_GroundTruth.csv: not readable (Too many levels", "cls"),
+]  # fmt: skip
+
+NAMES = [
+    Case("all names in other case", lower_case, everything, "read"),
+    Case("two images whose names differ in case", lambda r: shutil.copy(image(r), images(r) / "isic_9000000.JPG"),
+        "isic_9000000.JPG: differs only in case from ISIC_9000000.jpg; keep one of them", "read"),
+    Case("two folders whose names differ in case", lambda r: (r / images(r).name.lower()).mkdir(),
+        "isic-2017_training_data: differs only in case from ISIC-2017_Training_Data", "inspect"),
+    Case("two images of one id", lambda r: save(images(r) / PNG, original()),
+        PNG + ": ISIC_9000000.jpg has the same id; keep one of them", "seg"),
+    Case("files that are no images", lambda r: [shutil.copy(image(r), images(r) / name) for name in NO_IMAGES],
+        everything, "read"),
+    Case("images in a folder of the same name inside", nest, everything, "read"),
+    Case("no data folder", shutil.rmtree, "data: no such folder; put the challenge's data there", "seg inspect"),
+    Case("a file in its place", lambda r: (shutil.rmtree(r), r.write_text("")), "data: no such folder", "cls"),
+]  # fmt: skip
+
+MASKS = [
+    Case("half its image's size", lambda r: save(mask(r), lesion(shape=(HEIGHT // 2, WIDTH // 2))), is_lesion,
+        "prepare"),
+    Case("half its image's size, said", lambda r: save(mask(r), lesion(shape=(HEIGHT // 2, WIDTH // 2))),
+        MASK + ": of another size than its image (mask 48x36, image 96x72)", "inspect", warns=True),
+    Case("0 and 1", lambda r: save(mask(r), lesion(1)), is_lesion, "prepare"),
+    Case("100 and 200", lambda r: save(mask(r), lesion(200, 100)), is_lesion, "read"),
+    Case("16 bits", lambda r: save(mask(r), lesion(1).astype(np.uint16) * 65535), is_lesion, "read"),
+    *(Case(f"mode {mode}", lambda r, mode=mode: save(mask(r), Image.fromarray(lesion()).convert(mode)), is_lesion,
+        "read") for mode in ("1", "RGB", "RGBA", "P")),
+    Case("JPEG", lambda r: save(mask(r), lesion(), "JPEG", quality=95),
+        lambda found: (found[0].mask != lesion(1)).mean() < 0.01, "read"),
+    Case("in colours", lambda r: save(mask(r), lesion((255, 0, 0), 0, (HEIGHT, WIDTH, 3))),
+        MASK + ": a mask in colours, of which lesion is not known", "seg inspect"),
+    Case("lesion is what is not transparent",
+        lambda r: save(mask(r), lesion((255, 255, 255, 255), (255, 255, 255, 0), (HEIGHT, WIDTH, 4))),
+        MASK + ": a mask with transparent pixels", "prepare"),
+    Case("empty", lambda r: save(mask(r), lesion(0)), lambda found: not found[0].mask.any(), "prepare"),
+    Case("lies on its side", lambda r: save(mask(r), lesion().T), MASK + ": lies on its side", "prepare"),
+    Case("1 pixel", lambda r: save(mask(r), lesion()[:1, :1]),
+        MASK + ": too small to be the mask of its image (mask 1x1, image 96x72)", "prepare"),
+    Case("no bytes", lambda r: mask(r).write_bytes(b""), MASK + BROKEN, "prepare"),
+    Case("first half", lambda r: cut(mask(r)), MASK + BROKEN, "seg"),
+    Case("HTML", lambda r: mask(r).write_text("<html>"), "training cannot start: …" + MASK + BROKEN, "inspect"),
+    Case("cut, for classification", lambda r: cut(mask(r)), begins, "cls"),
+    Case("not there", lambda r: mask(r).unlink(), "train: 7 images, 1 more left out because they have no mask", "seg",
+        warns=True),
+    Case("no masks to validate by", lambda r: shutil.rmtree(mask(r, "validation").parent),
+        "data: no validation image with a mask", "seg inspect"),
+]  # fmt: skip
+
+
+@each(*IMAGES, *NAMES)
+def test_images(case, entry, root, lines, recwarn):
+    check_case(case, entry, root, lines)
+    assert not [warning for warning in recwarn if issubclass(warning.category, (UserWarning, RuntimeWarning))]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such links and pipes")
+@each(*LINKS)
+def test_links_and_pipes(case, entry, root, lines):
+    check_case(case, entry, root, lines)
+
+
+@each(*MASKS)
+def test_masks(case, entry, root, lines):
+    check_case(case, entry, root, lines)
+
+
+@each(Case("good", lambda r: None, begins, "seg keep cls inspect"), Case("whole", lambda r: None, same, "read prepare"))
+def test_the_good_folder_is_good(case, entry, root, lines):
+    check_case(case, entry, root, lines)

@@ -1,0 +1,144 @@
+"""Image files as arrays: whole or refused, upright, at the wanted size; masks binary and in place."""
+
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.bad_folder import photograph
+from utils import UserError
+from utils.data.images import image_size, pair_fault, read_image, read_mask
+from utils.data.isic import read_split
+from utils.data.parallel import in_order
+
+
+def put(path: Path, image: Image.Image | np.ndarray, **options) -> Path:
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("size", [None, (12, 8)])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"format": "PNG"}], ids=["baseline", "progressive", "PNG"]
+)
+def test_truncated_images_are_refused_at_every_cut(tmp_path, options, size):
+    """The end marker (JPEG: 2 bytes) or its checksum (PNG: 4) may lack: then every pixel must be right."""
+    path = put(tmp_path / "ISIC_0000001.jpg", photograph(0), **options)
+    whole, expected = path.read_bytes(), read_image(path, size)
+    for cut in [*range(1, 30), *range(30, len(whole), 97), len(whole)]:
+        path.write_bytes(whole[: len(whole) - cut])
+        if cut > (4 if "format" in options else 2):
+            with pytest.raises(UserError, match=r"ISIC_0000001.jpg: truncated or not an image"):
+                read_image(path, size)
+            continue
+        try:
+            assert np.array_equal(read_image(path, size), expected)
+        except UserError as error:
+            assert "truncated" in str(error)
+
+
+def test_a_truncated_original_is_refused_though_it_is_decoded_small(isic2017_fullsize, tmp_path):
+    whole = next(s.image for s in read_split(isic2017_fullsize, "train") if s.id == "ISIC_0000080").read_bytes()
+    path = tmp_path / "cut.jpg"
+    for cut in (3, 1000, len(whole) // 2):
+        path.write_bytes(whole[:-cut])
+        with pytest.raises(UserError, match="truncated"):
+            read_image(path, (336, 224))
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404 Not Found</html>", b"\xff\xd8\xff"])
+def test_what_is_no_image_is_refused(tmp_path, content):
+    path = tmp_path / "ISIC_0000001.jpg"
+    path.write_bytes(content)
+    for read in (read_image, read_mask, image_size):
+        with pytest.raises(UserError, match=r"ISIC_0000001.jpg: truncated or not an image"):
+            read(path)
+
+
+@pytest.mark.parametrize("size", [(336, 224), (64, 48)])
+def test_decoding_at_reduced_size_stays_close_to_full_decoding(isic2017_fullsize, size):
+    """Tolerance: 1.5 of 255 on average and 99.9 % of the values within 16; in the last row and column 32 on average.
+
+    There JPEG's padding (up to 7 px) is averaged in, and some originals end in a dark line.
+    """
+    samples = {sample.id: sample.image for sample in read_split(isic2017_fullsize, "train", leave_out_copies=False)}
+    for id_ in ("ISIC_0000020", "ISIC_0000376"):
+        full = cv2.resize(read_image(samples[id_]), size, interpolation=cv2.INTER_AREA)
+        difference = np.abs(read_image(samples[id_], size).astype(int) - full)
+        assert difference[:-1, :-1].mean() < 1.5 and np.quantile(difference[:-1, :-1], 0.999) <= 16
+        assert max(difference[-1].mean(), difference[:, -1].mean()) < 32
+
+
+def test_a_wanted_size_is_reached_and_the_whole_frame_kept(tmp_path):
+    corners = np.zeros((64, 96, 3), np.uint8)
+    corners[:16, :16], corners[-16:, -16:] = 255, (255, 0, 0)
+    path = put(tmp_path / "corners.png", corners)
+    for width, height in ((24, 8), (96, 64), (200, 300), (200, 16)):
+        small = read_image(path, (width, height))
+        assert small.shape == (height, width, 3)
+        assert small[0, 0].tolist() == [255, 255, 255] and small[-1, -1].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("size", [None, (8, 12)])
+def test_exif_rotation_is_applied_before_the_size(tmp_path, size):
+    """Orientation 6: the stored picture is turned a quarter clockwise, and a reduced decode follows the turn."""
+    exif, picture = Image.Exif(), cv2.resize(photograph(0), (192, 128), interpolation=cv2.INTER_CUBIC)
+    exif[0x0112] = 6
+    path = put(tmp_path / "image.jpg", picture, exif=exif, quality=95)
+    upright = np.rot90(picture, -1)
+    expected = upright if size is None else cv2.resize(upright, size, interpolation=cv2.INTER_AREA)
+    assert image_size(path) == (128, 192)
+    assert np.abs(read_image(path, size).astype(int) - expected).mean() < 3
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ([[0, 128, 129, 255]], [[0, 0, 1, 1]]),  # the challenge binarises at > 128
+        ([[0, 1, 1, 0]], [[0, 1, 1, 0]]),
+        ([[0, 1, 2, 0]], [[0, 0, 0, 0]]),
+        ([[0, 0, 0, 0]], [[0, 0, 0, 0]]),
+    ],
+)
+def test_mask_rule(tmp_path, stored, expected, dtype):
+    """Of 16 bits the high byte counts, but in a mask of 0 and 1."""
+    values = np.array(stored, dtype)
+    mask = read_mask(put(tmp_path / "mask.png", values * 256 if dtype == np.uint16 and values.max() > 1 else values))
+    assert mask.dtype == np.uint8 and mask.tolist() == expected
+
+
+def test_a_resized_mask_stays_binary_and_in_place(tmp_path):
+    stored = np.zeros((64, 96), np.uint8)
+    stored[16:48, 24:72] = 255
+    mask = read_mask(put(tmp_path / "mask.png", stored), (33, 21))
+    assert mask.shape == (21, 33) and set(np.unique(mask)) == {0, 1}
+    assert np.array_equal(mask, mask[::-1, ::-1])  # a centred lesion stays centred
+
+
+def test_a_damaged_mask_is_refused(tmp_path):
+    path = put(tmp_path / "mask.png", np.eye(64, dtype=np.uint8) * 255)
+    content = BytesIO(path.read_bytes()).getbuffer()
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"mask.png"):
+        read_mask(path)
+
+
+@pytest.mark.parametrize(
+    ("mask", "fault"),
+    [((96, 64), ""), ((48, 32), ""), ((64, 64), ""), ((64, 96), "lies on its side"), ((96, 7), "too small")],
+)
+def test_a_mask_that_cannot_be_its_image_s_is_told(mask, fault):
+    """Mirrors have masks that were shrunk, and squashed ones."""
+    assert pair_fault((96, 64), mask).startswith(fault) and bool(pair_fault((96, 64), mask)) == bool(fault)
+
+
+def test_in_order_takes_items_only_as_needed():
+    taken = []
+    results = in_order(lambda number: number**2, (taken.append(n) or n for n in range(100)), ahead=8)
+    assert [next(results) for _ in range(3)] == [0, 1, 4] and len(taken) == 10
+    assert list(results) == [number**2 for number in range(3, 100)]
