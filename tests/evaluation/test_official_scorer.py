@@ -20,7 +20,7 @@ from utils.evaluation.classification import (
     official_truth,
     predictions_table,
 )
-from utils.evaluation.segmentation import METRICS, SegmentationCounts
+from utils.evaluation.segmentation import METRICS, SegmentationCounts, confusion_counts
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:isic_challenge_scoring")
 
@@ -29,7 +29,7 @@ def our_scores(truth: Path, predictions: Path) -> dict[str, float]:
     counts = SegmentationCounts()
     for path in sorted(truth.iterdir()):
         masks = [read_mask(folder / path.name) for folder in (predictions, truth)]
-        counts.add(path.stem[:12], *masks)
+        counts.add_counts(path.stem[:12], confusion_counts(*masks))
     return counts.official()
 
 

@@ -115,7 +115,7 @@ def test_several_trainings_compare_their_mean_auc():
 
 
 def test_delong_at_the_edges():
-    positive, (a, b) = draw_scores()
+    positive, (a, _) = draw_scores()
     assert delong_test(positive, a, a) == delong_test(positive, a, np.exp(a))
     same = delong_test(positive, a, a)
     assert (same.difference, same.interval, same.p_value) == (0, (0, 0), 1)
@@ -129,12 +129,8 @@ def test_delong_at_the_edges():
         delong(np.arange(80) == 3, a[None])
     with pytest.raises(ValueError, match="finite"):
         delong_test(positive, a, np.full(80, np.nan))
-    with pytest.raises(ValueError, match="expected the same images"):
-        delong_test(positive, a, b[1:])
     with pytest.raises(ValueError, match="expected positive bool"):
         delong(positive.astype(int), a[None])
-    with pytest.raises(ValueError, match="expected positive bool"):
-        delong(positive, a)
 
 
 # --- bootstrap ------------------------------------------------------------------------------------------------

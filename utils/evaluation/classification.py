@@ -2,18 +2,15 @@
 
 - Free of a threshold: AUC of each task and their mean (what the ISIC 2017 challenge ranks by, arXiv:1710.05006),
   average precision, sensitivity at given specificities.
-- By the most probable of the three classes (the primary ones): the tasks' "accuracy", "sensitivity" and
-  "specificity", the confusion matrix, accuracy, balanced accuracy, calibration error. Where classes share the
-  highest probability, the first of `CLASSES` is taken; the balanced accuracy of `isic-challenge-scoring` counts
-  such an image as wrong.
+- By the most probable of the three classes, of equal ones the first (primary): each task's "accuracy", "sensitivity",
+  "specificity"; the confusion matrix, accuracy, balanced accuracy, calibration error.
 - "at_0.5": accuracy, sensitivity and specificity at p > 0.5, the challenge's threshold.
 
 A value without the images it needs is undefined: NaN from the functions of one value, None in the dictionaries.
-Elsewhere a number stands in that would pass for a result: sensitivity without positives is 1 in
-`isic-challenge-scoring` (as specificity without negatives) and 0 in scikit-learn, as is its average precision.
+Elsewhere a number stands there that would pass for a result (1 in `isic-challenge-scoring`, 0 in scikit-learn).
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +29,7 @@ def auc(scores: ArrayLike, positive: ArrayLike, weights: np.ndarray | None = Non
 
     A tie counts half (Mann–Whitney). NaN without positives or without negatives.
     scores: [N] finite numbers; positive: bool [N]. weights: float64 [R, N], how often each of R resamples has each
-    image; then there are R values. ValueError for other shapes or types, no images, NaN or infinite scores.
+    image; then there are R values. ValueError for anything else.
     """
     positives, negatives, often, others = _both_sides(scores, positive, weights)
     below = _running_sum(others)  # [R, negatives + 1]
@@ -44,8 +41,7 @@ def auc(scores: ArrayLike, positive: ArrayLike, weights: np.ndarray | None = Non
 def average_precision(scores: ArrayLike, positive: ArrayLike, weights: np.ndarray | None = None) -> float | np.ndarray:
     """The precision at each positive's own score, averaged over the positives (scikit-learn's definition).
 
-    Precision at a score: the share of positives among the images that score at least as high. Arguments and
-    errors as in `auc`. NaN without positives, 1 without negatives.
+    Precision at a score: the share of positives among the images that score at least as high. NaN without positives.
     """
     positives, negatives, often, others = _both_sides(scores, positive, weights)
     true, false = (
@@ -61,10 +57,8 @@ def sensitivity_at_specificity(
 ) -> float | np.ndarray:
     """The highest sensitivity of any threshold (positive: score ≥ threshold) with at least this specificity.
 
-    specificity: in [0, 1]. No interpolation between thresholds. Other arguments, NaN and errors as in `auc`.
+    No interpolation between thresholds. Other arguments and NaN as in `auc`.
     """
-    if not 0 <= specificity <= 1:
-        raise ValueError(f"specificity must lie in [0, 1], got {specificity}")
     positives, negatives, often, others = _both_sides(scores, positive, weights)
     below = _running_sum(others)
     # The fewest negatives that must lie below the threshold; less a little, because the product misses exact ratios.
@@ -81,11 +75,8 @@ def calibration_error(
 
     |share correct − mean confidence| in each of `bins` equal parts ((m − 1)/bins, m/bins] of [0, 1], averaged
     with the number of images as weights. It depends on `bins`, and few images raise it.
-    probabilities: [N, C], C ≥ 2; labels: integers [N] in [0, C). weights: as in `auc`. ValueErrors as in
-    `classification_scores`.
+    probabilities: [N, C], C ≥ 2; labels: integers [N] in [0, C). weights: as in `auc`.
     """
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
     probabilities = _as_probabilities(probabilities)
     labels = _as_labels(labels, *probabilities.shape)
     often = np.ones((1, labels.size)) if weights is None else weights
@@ -108,35 +99,36 @@ def classification_scores(probabilities: ArrayLike, labels: ArrayLike) -> dict[s
          "accuracy", "balanced_accuracy", "calibration_error",
          "confusion_matrix": [[int] * 3] * 3, rows truth, columns prediction}
 
-    mean_auc is of the two tasks; balanced_accuracy is the mean sensitivity of the classes that have images.
-    ValueError for no images, other shapes, probabilities that are not finite, outside [0, 1] or whose rows miss
-    the sum 1 by more than 1e-3, labels that are no integers or no index of a class.
+    balanced_accuracy is the mean sensitivity of the classes that have images. ValueError for no images, other shapes,
+    probabilities outside [0, 1] or whose rows miss the sum 1 by more than 1e-3, labels that are no index of a class.
     """
     probabilities = _as_probabilities(probabilities, len(CLASSES))
     labels = _as_labels(labels, *probabilities.shape)
     scores = _scores(probabilities, labels, np.ones((1, labels.size)))
     matrix = np.zeros((len(CLASSES), len(CLASSES)), dtype=np.int64)
     np.add.at(matrix, (labels, probabilities.argmax(axis=1)), 1)
-    nested = _nested({path: None if np.isnan(value) else float(value) for path, (value,) in scores.items()})
-    return {**nested, "confusion_matrix": matrix.tolist()}
+    plain = _combined(lambda values: None if np.isnan(values[0]) else float(values[0]), scores)
+    return {**plain, "confusion_matrix": matrix.tolist()}
 
 
 def score_intervals(probabilities: ArrayLike, labels: ArrayLike, resamples: int = RESAMPLES) -> dict[str, Any]:
     """95 % bootstrap intervals [low, high] of `classification_scores`, in its structure, without the confusion matrix.
 
     probabilities: [N, 3]; or [S, N, 3] of S trainings, and the intervals are of the scores' means over them, every
-    resample with the same images for all. Where a resample leaves a score undefined (no image of a class), that score
-    does without it, and is [None, None] when no resample is left.
-    The calibration error is larger in a resample than in the sample, on average, so that its interval leans
-    upwards and can miss the value; it tells the spread only. Errors as in `classification_scores`.
+    resample with the same images for all. A score does without the resamples that leave it undefined (no image of a
+    class), and is [None, None] when none is left. The calibration error is larger in resamples than in the sample, on
+    average: its interval can miss the value and tells the spread only.
     """
     probabilities = np.asarray(probabilities)
     trainings = probabilities if probabilities.ndim == 3 else [probabilities]
     each = [_as_probabilities(one, len(CLASSES)) for one in trainings]
     labels = _as_labels(labels, *each[0].shape)
     drawn = [_scores(one, labels, resample(labels.size, resamples)) for one in each]
-    ends = {path: interval(np.mean([one[path] for one in drawn], axis=0)) for path in drawn[0]}
-    return _nested({path: [None, None] if np.isnan(low) else [low, high] for path, (low, high) in ends.items()})
+
+    def ends(*values: np.ndarray) -> list[float | None]:
+        return [None if np.isnan(end) else end for end in interval(np.mean(values, axis=0))]
+
+    return _combined(ends, *drawn)
 
 
 def summarize(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -148,7 +140,6 @@ def summarize(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 def predictions_table(image_ids: Sequence[Hashable], probabilities: ArrayLike) -> pd.DataFrame:
     """One row an image: image_id, then a float64 column for each of `CLASSES`; probabilities [N, 3].
 
-    `to_csv(path, index=False)` caches it, `pd.read_csv(path)` reads it back (pandas 2 can miss the last digit).
     ValueError for an id that comes twice, another number of ids than rows, or probabilities that
     `classification_scores` refuses.
     """
@@ -164,9 +155,8 @@ def predictions_table(image_ids: Sequence[Hashable], probabilities: ArrayLike) -
 def official_predictions(table: pd.DataFrame) -> pd.DataFrame:
     """A `predictions_table` as `isic-challenge-scoring classification TRUTH.csv PREDICTION.csv` reads it.
 
-    The command wants a column "image", exactly the truth's other columns, as floats in [0, 1], and exactly its
-    images, in any order. Write it with `to_csv(path, index=False)`. Further columns are dropped. KeyError for a
-    missing one, ValueErrors as in `predictions_table`.
+    That wants a column "image", and exactly the truth's other columns and images, in any order. KeyError for a
+    missing column, ValueErrors as in `predictions_table`.
     """
     return predictions_table(table["image_id"], table[list(CLASSES)]).rename(columns={"image_id": "image"})
 
@@ -174,61 +164,59 @@ def official_predictions(table: pd.DataFrame) -> pd.DataFrame:
 def official_truth(labels: Mapping[str, int]) -> pd.DataFrame:
     """Labels by image id (`utils.data.isic.read_labels`) as the TRUTH.csv of the official command: 0.0 and 1.0.
 
-    All three classes, nevus too: the command's balanced accuracy and its means are over the columns it finds.
-    The challenge's own file, with "image_id" and without nevus, is refused. ValueErrors as in
-    `classification_scores`.
+    All three classes, nevus too: the command's means are over the columns that it finds. ValueErrors as there.
     """
     classes = _as_labels(list(labels.values()), len(labels), len(CLASSES))
     return predictions_table(list(labels), np.eye(len(CLASSES))[classes]).rename(columns={"image_id": "image"})
 
 
-def _scores(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[tuple[str, ...], np.ndarray]:
-    """Every scalar of `classification_scores` by its path in there, in each resample [R]; NaN where undefined."""
+def _scores(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    """Every scalar of `classification_scores`, as values [R] in the resamples; NaN where undefined."""
     predicted = probabilities.argmax(axis=1)
-    scores = {("mean_auc",): np.empty(0)}  # the first key; filled below
-    for number, task in enumerate(TASKS):
-        p, positive = probabilities[:, number], labels == number
-        scores[task, "auc"] = auc(p, positive, weights)
-        scores[task, "average_precision"] = average_precision(p, positive, weights)
-        for rule, said_positive in (((task,), predicted == number), ((task, "at_0.5"), p > 0.5)):
-            correct = said_positive == positive
-            scores[(*rule, "accuracy")] = weighted_mean(correct, weights)
-            scores[(*rule, "sensitivity")] = weighted_mean(correct[positive], weights[:, positive])
-            scores[(*rule, "specificity")] = weighted_mean(correct[~positive], weights[:, ~positive])
-        for specificity in SPECIFICITIES:
-            path = (task, "sensitivity_at_specificity", f"{specificity:.2f}")
-            scores[path] = sensitivity_at_specificity(p, positive, specificity, weights)
-    scores["mean_auc",] = np.mean([scores[task, "auc"] for task in TASKS], axis=0)
     correct = predicted == labels
     classes = [labels == number for number in range(len(CLASSES))]
+    tasks = {
+        task: {
+            "auc": auc(p, positive, weights),
+            "average_precision": average_precision(p, positive, weights),
+            **_rates((predicted == number) == positive, positive, weights),
+            "at_0.5": _rates((p > 0.5) == positive, positive, weights),
+            "sensitivity_at_specificity": {
+                f"{wanted:.2f}": sensitivity_at_specificity(p, positive, wanted, weights) for wanted in SPECIFICITIES
+            },
+        }
+        for number, (task, p, positive) in enumerate(zip(TASKS, probabilities.T, classes, strict=False))
+    }
     recalls = [weighted_mean(correct[those], weights[:, those]) for those in classes]
-    scores["accuracy",] = weighted_mean(correct, weights)
-    scores["balanced_accuracy",] = np.nanmean(recalls, axis=0)
-    scores["calibration_error",] = calibration_error(probabilities, labels, weights=weights)
-    return scores
+    return {
+        "mean_auc": np.mean([tasks[task]["auc"] for task in TASKS], axis=0),
+        **tasks,
+        "accuracy": weighted_mean(correct, weights),
+        "balanced_accuracy": np.nanmean(recalls, axis=0),
+        "calibration_error": calibration_error(probabilities, labels, weights=weights),
+    }
 
 
-def _nested(by_path: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for (*parents, name), value in by_path.items():
-        inner = nested
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[name] = value
-    return nested
+def _rates(correct: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    those = {"accuracy": np.ones_like(positive), "sensitivity": positive, "specificity": ~positive}
+    return {name: weighted_mean(correct[chosen], weights[:, chosen]) for name, chosen in those.items()}
+
+
+def _combined(function: Callable[..., Any], *nested: Mapping[str, Any]) -> dict[str, Any]:
+    """What the function makes of the values at the same place in dictionaries of one structure."""
+    return {
+        name: _combined(function, *values) if isinstance(values[0], dict) else function(*values)
+        for name, *values in ((name, *(one[name] for one in nested)) for name in nested[0])
+    }
 
 
 def _both_sides(scores: ArrayLike, positive: ArrayLike, weights: np.ndarray | None) -> tuple[np.ndarray, ...]:
     """The positives' scores [P] and the negatives', each ascending; then the weights [R, P] of each."""
     scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(positive)
-    if scores.ndim != 1 or scores.shape != positive.shape or positive.dtype != bool:
+    if scores.ndim != 1 or scores.shape != positive.shape or positive.dtype != bool or not np.isfinite(scores).all():
         raise ValueError(
-            f"expected scores [N] and positive bool [N], got {scores.shape} and {positive.dtype} {positive.shape}"
+            f"expected finite scores [N] and positive bool [N], got {scores.shape}, {positive.dtype} {positive.shape}"
         )
-    if scores.size == 0:
-        raise ValueError("no images, so there is nothing to score")
-    if not np.isfinite(scores).all():
-        raise ValueError("scores must be finite; at least one is NaN or infinite")
     order = np.argsort(scores)
     sides = order[positive[order]], order[~positive[order]]
     weights = np.ones((1, scores.size)) if weights is None else weights
@@ -250,17 +238,14 @@ def _as_probabilities(probabilities: ArrayLike, classes: int | None = None) -> n
         raise ValueError("no images, so there is nothing to score")
     if probabilities.ndim != 2 or probabilities.shape[1] != (classes or max(2, probabilities.shape[1])):
         raise ValueError(f"probabilities must be [N, {classes or 'C'}], got shape {probabilities.shape}")
-    if not ((probabilities >= 0) & (probabilities <= 1)).all():
-        raise ValueError("probabilities must lie in [0, 1]; at least one is NaN or outside")
-    if np.abs(probabilities.sum(axis=1) - 1).max() > 1e-3:
-        raise ValueError("probabilities of each image must sum to 1 (softmax, not logits or sigmoids)")
+    sums = probabilities.sum(axis=1)
+    if not ((probabilities >= 0) & (probabilities <= 1)).all() or np.abs(sums - 1).max() > 1e-3:
+        raise ValueError("probabilities must lie in [0, 1], without NaN, and sum to 1 for each image (softmax)")
     return probabilities
 
 
 def _as_labels(labels: ArrayLike, images: int, classes: int) -> np.ndarray:
     labels = np.asarray(labels)
-    if labels.shape != (images,) or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels must be integers [{images}], got {labels.dtype} {labels.shape}")
-    if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"labels must lie in 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
+    if labels.shape != (images,) or labels.dtype.kind not in "iu" or not np.isin(labels, range(classes)).all():
+        raise ValueError(f"labels must be integers [{images}] in 0 to {classes - 1}, got {labels.dtype} {labels.shape}")
     return labels

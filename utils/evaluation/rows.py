@@ -11,14 +11,17 @@ from nets.pretrained import PRETRAINED
 from utils import UserError
 from utils.config import DEFAULTS, EXPERIMENTS, Experiment, default_attention, experiments
 from utils.data.isic import CLASSES
-from utils.evaluation.runs import IMAGES, RunResult
+from utils.evaluation.runs import IMAGES, RunResult, reading
 
 # By what `utils.model.run.digest` says of the challenge's images, each without labels (segmentation) and with them.
 _TRAIN = {"b2eebcf001ee3ca1", "5cc1395c5e7c5f0e"}  # the 2,000 less `utils.data.isic.LEFT_OUT`
 _TRAIN_WITH_COPIES = {"6c9fe817e0e7cca8", "e207a8a3f1179450"}
 _EXTRA, _EXTRA_WITH_COPIES = {"04d780f6fd6f49b4"}, {"4019f43efcbd443f"}  # and the 1,320 of the ISIC Archive
-_VALIDATION = {"bd160fd18a14af16", "cf672a04da0db6dc"}
-_VIEWS = {"9": "scored by nine patches", "center9": "scored by nine central patches", "1": "scored by the whole frame"}
+_KNOWN = {
+    "train": _TRAIN | _TRAIN_WITH_COPIES | _EXTRA | _EXTRA_WITH_COPIES,
+    "validation": {"bd160fd18a14af16", "cf672a04da0db6dc"},
+}
+_VIEWS = {"9": "scored by nine patches", "1": "scored by the whole frame"}
 
 
 @dataclass(frozen=True)
@@ -65,35 +68,32 @@ class Row:
         return np.stack([table[list(CLASSES)] for table in tables]), tables[0]["label"].to_numpy()
 
     def scores(self, split: str, metric: str) -> np.ndarray:
-        """Segmentation: float64 [S, N] by seed and image, of one of `utils.evaluation.segmentation.METRICS`. Errors: `per_image`."""
+        """Segmentation: float64 [S, N] by seed and image, of one of `METRICS`. Errors as in `per_image`."""
         return np.stack([table[metric] for table in self.per_image(split)])
 
 
 def result_rows(runs: Sequence[RunResult], task: str, split: str) -> list[Row]:
-    """The rows of a task's table: those of EXPERIMENTS in their order, each also without a run and followed by its
-    ensemble; then other names.
+    """The rows of a task's table, of the runs with scores of the split: those of EXPERIMENTS in their order, each also
+    without a run and followed by its ensemble; then other names.
 
-    Of the runs, those with scores of the split. Runs of one experiment with other deviations are rows of their own; so
-    is a run that repeats another one's seed with another result (with the same result it is a copy, and left out).
+    Runs of one experiment with other deviations are rows of their own; so is a run that repeats another one's seed
+    with another result (with the same result it is a copy, and left out).
     """
     found: dict[str, dict[tuple, list[RunResult]]] = {name: {} for name in experiments(task)}
-    scored = [run for run in runs if run.task == task and run.metrics[split]]
-    for run in sorted(scored, key=lambda run: (run.seed, run.folder.as_posix())):
-        images = run.metrics[split]["images"]
-        note = deviations(run)
+    seen: list[tuple[RunResult, list[str]]] = []
+    for run in sorted(runs, key=lambda run: (run.seed, run.folder.as_posix())):
+        if run.task != task or not run.metrics[split]:
+            continue
+        images, note = run.metrics[split]["images"], deviations(run)
         if split == "test" and images != IMAGES[split]:
             note.append(f"scored on {images} images")
-        groups = found.setdefault(run.experiment, {})
-        for repeats in range(len(scored)):
-            told = [*note, f"seed {run.seed} again ({repeats})"] if repeats else note
-            group = groups.setdefault(tuple(told), [])
-            before = [other for other in group if other.seed == run.seed]
-            if not before:
-                group.append(run)
-            if not before or before[0].metrics == run.metrics:
-                break
-    rows = []
-    order = experiments(task)
+        same = [one for one, told in seen if (one.experiment, one.seed, told) == (run.experiment, run.seed, note)]
+        if any(one.metrics == run.metrics for one in same):
+            continue
+        seen.append((run, note))
+        told = (*note, f"seed {run.seed} again ({len(same)})") if same else tuple(note)
+        found.setdefault(run.experiment, {}).setdefault(told, []).append(run)
+    order, rows = experiments(task), []
 
     def place(name: str) -> tuple[int, str]:
         row = name.removesuffix("-ensemble")
@@ -120,16 +120,35 @@ def deviations(run: RunResult) -> list[str]:
     A run with a name of its own is held against its task's defaults. A setting that the run's config does not have is
     passed over. Not told: the seed, the device and its precision.
     """
-    settings, row = run.settings, _row_of(run)
+    with reading(run.folder / "config.json"):
+        settings, row = run.settings, _row_of(run)
+        told = [
+            text.format(**settings) for name, text in _words(settings, row).items() if _differs(settings, name, row)
+        ]
+        weights, source = settings.get("weights") or {}, PRETRAINED.get(settings["net"])
+        if weights and not (settings["pretrained"] and source and weights["file"] in source.files):
+            told.append(f"weights {weights['file']}")
+        if ensemble := settings.get("ensemble"):
+            told.insert(0, f"ensemble of seeds {' '.join(map(str, ensemble['seeds']))}")
+        return [text for text in [*told, *_other_images(run), *_other_views(run.metrics, row)] if text]
 
-    def differs(name: str) -> bool:
-        value = settings.get(name)
-        return name in settings and (tuple(value) if isinstance(value, list) else value) != getattr(row, name)
 
-    weights = settings.get("weights") or {}
-    source = PRETRAINED.get(settings["net"])
-    other_weights = weights and not (settings["pretrained"] and source and weights["file"] in source.files)
-    words = {
+def _row_of(run: RunResult) -> Experiment:
+    name = run.settings.get("ensemble", {}).get("of", run.experiment)
+    if name in EXPERIMENTS:
+        return EXPERIMENTS[name]
+    net, pretrained = run.settings["net"], run.settings["pretrained"]
+    return replace(DEFAULTS[run.task], name=run.experiment, net=net, pretrained=pretrained, **default_attention(net))
+
+
+def _differs(settings: Mapping[str, Any], name: str, row: Experiment) -> bool:
+    value = settings.get(name)
+    return name in settings and (tuple(value) if isinstance(value, list) else value) != getattr(row, name)
+
+
+def _words(settings: Mapping[str, Any], row: Experiment) -> dict[str, str]:
+    """What a note says of each setting that differs from the row's, to be filled in."""
+    return {
         "net": "network {net}",
         "pretrained": "pretrained" if settings["pretrained"] else "not pretrained",
         "size": "{size[0]}×{size[1]} px",
@@ -145,28 +164,11 @@ def deviations(run: RunResult) -> list[str]:
         "alpha": "alpha {alpha}" if settings.get("alpha") else "",
         "train_views": "trained on {train_views}",
     }
-    told = [text.format(**settings) for name, text in words.items() if text and differs(name)]
-    if other_weights:
-        told.append(f"weights {weights['file']}")
-    if ensemble := settings.get("ensemble"):
-        told.insert(0, f"ensemble of seeds {' '.join(map(str, ensemble['seeds']))}")
-    return [*told, *_other_images(run), *_other_views(run.metrics, row)]
-
-
-def _row_of(run: RunResult) -> Experiment:
-    name = run.settings.get("ensemble", {}).get("of", run.experiment)
-    if name in EXPERIMENTS:
-        return EXPERIMENTS[name]
-    net, pretrained = run.settings["net"], run.settings["pretrained"]
-    return replace(DEFAULTS[run.task], name=run.experiment, net=net, pretrained=pretrained, **default_attention(net))
 
 
 def _other_images(run: RunResult) -> list[str]:
     told = []
-    for part, known in (
-        ("train", _TRAIN | _TRAIN_WITH_COPIES | _EXTRA | _EXTRA_WITH_COPIES),
-        ("validation", _VALIDATION),
-    ):
+    for part, known in _KNOWN.items():
         count, _, sha256 = (run.settings.get(f"{part}_images") or "").partition(" images, sha256 ")
         if not count:
             told.append(f"{part} images not recorded")
@@ -181,7 +183,7 @@ def _other_images(run: RunResult) -> list[str]:
 
 def _other_views(metrics: Mapping[str, Any], row: Experiment) -> list[str]:
     views, flips = metrics.get("views", row.views), metrics.get("flips", False)
-    told = [] if views == row.views else [_VIEWS.get(views, f"views {views}")]
+    told = [] if views == row.views else [_VIEWS.get(views, f"scored by views {views}")]
     return told if flips == row.flips else [*told, "flips averaged" if flips else "flips not averaged"]
 
 

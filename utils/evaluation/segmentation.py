@@ -1,13 +1,9 @@
 """Segmentation scores from four counts an image: true and false positives and negatives, lesion as positive.
 
-`SegmentationCounts` collects them one image at a time; masks are not kept, so a test set of any size and
-resolution costs four integers an image. Three ways to average, each with its own name:
-
 - `official_scores`: per image at the mask's own size, then the plain mean over images (ISIC 2017 challenge,
   arXiv:1710.05006; the numbers of the `isic-challenge-scoring` package). The primary result.
-- `pooled_scores`: all images' pixels together, lesion as the positive class.
-- `pooled_scores(...)["mean_of_background_and_lesion"]`: the mean of both classes' values. Background is the
-  larger class, so this is usually higher than the lesion's own value and no match for the challenge's.
+- `pooled_scores`: all images' pixels together, lesion as the positive class; and beside them the mean of lesion and
+  background, which is usually higher, and no match for the challenge's numbers.
 """
 
 from collections.abc import Hashable
@@ -27,14 +23,11 @@ JACCARD_THRESHOLD = 0.65
 def confusion_counts(prediction: ArrayLike, truth: ArrayLike) -> tuple[int, int, int, int]:
     """Counts (tp, fp, fn, tn) of one image's pixels; lesion is positive.
 
-    prediction, truth: [H, W], bool or numbers in {0, 1}. ValueError when the shapes differ, are not [H, W] or
-    hold no pixel, or when there is another value (`utils.data.images.read_mask` reads files to 0 and 1).
+    prediction, truth: [H, W] of one size, at least a pixel, bool or numbers in {0, 1}; else ValueError.
     """
     prediction, truth = _as_bool(prediction, "prediction"), _as_bool(truth, "truth")
-    if prediction.shape != truth.shape:
-        raise ValueError(f"prediction is {prediction.shape}, truth is {truth.shape}: expected one size")
-    if truth.ndim != 2 or truth.size == 0:
-        raise ValueError(f"expected masks [H, W] with at least one pixel, got shape {truth.shape}")
+    if prediction.shape != truth.shape or truth.ndim != 2 or truth.size == 0:
+        raise ValueError(f"expected masks [H, W] of one size, got {prediction.shape} for a truth of {truth.shape}")
     tp = np.count_nonzero(prediction & truth)
     fp = np.count_nonzero(prediction) - tp
     fn = np.count_nonzero(truth) - tp
@@ -60,15 +53,8 @@ class SegmentationCounts:
     def __len__(self) -> int:
         return len(self._counts)
 
-    def add(self, image_id: Hashable, prediction: ArrayLike, truth: ArrayLike) -> None:
-        """Masks as in `confusion_counts`; its ValueErrors name the image here, and so does a second add."""
-        try:
-            self.add_counts(image_id, confusion_counts(prediction, truth))
-        except ValueError as error:
-            raise ValueError(f"{image_id}: {error}") from error
-
     def add_counts(self, image_id: Hashable, counts: tuple[int, int, int, int]) -> None:
-        """As `add`, for an image that was counted elsewhere, e.g. in a thread; counts as `confusion_counts` gives."""
+        """counts: as of `confusion_counts`. ValueError for an image that is there."""
         if image_id in self._counts:
             raise ValueError(f"{image_id} was added before; every image counts once")
         self._counts[image_id] = counts
@@ -93,10 +79,9 @@ class SegmentationCounts:
 def image_scores(counts: ArrayLike | pd.DataFrame) -> pd.DataFrame:
     """The six official metrics of every image: float64 [N], columns `METRICS`, all in [0, 1].
 
-    counts: integers [N, 4] in the order of `COUNTS`, or a DataFrame with these columns.
+    counts: integers [N, 4] in the order of `COUNTS`, or a DataFrame with these columns; else ValueError.
     Nothing to find: sensitivity = 1 without positive truth, specificity = 1 without negative truth,
     jaccard = dice = 1 when both masks are empty. threshold_jaccard: jaccard where at least 0.65, else 0.
-    ValueError for no images, another shape, negative or non-integer counts, or an image without pixels.
     """
     tp, fp, fn, tn = _as_counts(counts).T
     jaccard = _ratio_or_one(tp, tp + fp + fn)
@@ -119,15 +104,12 @@ def official_scores(counts: ArrayLike | pd.DataFrame) -> dict[str, float]:
 
 
 def pooled_scores(counts: ArrayLike | pd.DataFrame) -> dict[str, Any]:
-    """Scores of all images' pixels together: large images weigh more. Counts and errors as in `image_scores`.
+    """Scores of all images' pixels together: large images weigh more. Counts as in `image_scores`.
 
-    The six `METRICS` are of the lesion, from the summed counts. "mean_of_background_and_lesion" holds, for
-    comparison with published tables that average both classes:
-
-    - jaccard, dice: the mean of the pooled lesion value and the pooled background value;
-    - threshold_jaccard: every image's thresholded Jaccard of lesion and of background, averaged over both and
-      over images. This definition is ours: the earlier table does not state its own, and thresholding the two
-      pooled values does not give its numbers (.434 for a row of .678; .821, the plain mean, for one of .742).
+    The six `METRICS` are of the lesion. "mean_of_background_and_lesion", for comparison with published tables:
+    jaccard and dice, each the mean of the pooled lesion's and the pooled background's; threshold_jaccard, the mean of
+    every image's, of lesion and of background. The latter is ours: the earlier table does not state its definition,
+    and thresholding the two pooled values does not give its numbers.
     """
     counts = _as_counts(counts)
     lesion = image_scores(counts.sum(axis=0, keepdims=True)).iloc[0]
@@ -152,20 +134,19 @@ def pooled_intervals(counts: ArrayLike, resamples: int = RESAMPLES) -> dict[str,
     """
     counts = np.asarray(counts, dtype=np.int64)
     weights = resample(counts.shape[1], resamples)
-    lesion, both = [], []
+    drawn = []
     for one in counts:
         sides = one, one[:, ::-1]
         # Sums of pixels are whole numbers far below 2⁵³, so that the product in floats is exact.
         pooled = [image_scores((weights @ side).astype(np.int64)) for side in sides]  # [R] of lesion and of background
-        lesion.append(pooled[0])
-        mean = (pooled[0] + pooled[1])[["jaccard", "dice"]] / 2
         thresholded = np.mean([image_scores(side)["threshold_jaccard"] for side in sides], axis=0)
-        both.append(mean.assign(threshold_jaccard=weighted_mean(thresholded, weights)))
-    of_lesion, of_both = (
+        mean = (pooled[0] + pooled[1])[["jaccard", "dice"]] / 2
+        drawn.append((pooled[0], mean.assign(threshold_jaccard=weighted_mean(thresholded, weights))))
+    lesion, both = (
         {name: interval(np.mean([one[name] for one in tables], axis=0)) for name in tables[0]}
-        for tables in (lesion, both)
+        for tables in zip(*drawn, strict=True)
     )
-    return {**of_lesion, "mean_of_background_and_lesion": of_both}
+    return {**lesion, "mean_of_background_and_lesion": both}
 
 
 def summarize(counts: SegmentationCounts) -> dict[str, Any]:
@@ -180,9 +161,7 @@ def summarize(counts: SegmentationCounts) -> dict[str, Any]:
 
 
 def _as_counts(counts: ArrayLike | pd.DataFrame) -> np.ndarray:
-    if isinstance(counts, pd.DataFrame):
-        counts = counts[list(COUNTS)]
-    counts = np.asarray(counts)
+    counts = np.asarray(counts[list(COUNTS)] if isinstance(counts, pd.DataFrame) else counts)
     if len(counts) == 0:
         raise ValueError("no images were counted, so there is nothing to score")
     if counts.ndim != 2 or counts.shape[1] != len(COUNTS) or counts.dtype.kind not in "iu":

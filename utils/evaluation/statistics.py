@@ -1,11 +1,9 @@
 """How far scores could change with the choice of images: bootstrap intervals, and paired tests between models.
 
-Every interval of the project is made here: 2,000 resamples of the images, of as many images with replacement, and the
-middle 95 % of what a score is in them (Efron 1979, the percentile interval). The draws depend on the number of images
-alone, so that all scores, trainings and models are judged by the same resamples.
-
-None of it knows how much a model changes when it is trained again: that is what several seeds are for, and their
-spread stands beside the intervals.
+Every interval of the project is made here: 2,000 resamples of the images, as many with replacement, and the middle 95 %
+of what a score is in them (Efron 1979). The draws depend on the number of images alone, so that all scores, trainings
+and models are judged by the same ones. None of it knows how much a model changes when it is trained again: that is what
+several seeds are for, and their spread stands beside the intervals.
 """
 
 from dataclasses import dataclass
@@ -56,7 +54,7 @@ def interval(drawn: ArrayLike) -> tuple[float, float]:
 
 
 def bootstrap_interval(values: ArrayLike) -> tuple[float, float]:
-    """The interval of the mean over images of values [N]. ValueError for no images, NaN or infinite values."""
+    """The interval of the mean over images of finite values [N], else ValueError."""
     values = _as_values(values)
     return interval(weighted_mean(values, resample(values.size)))
 
@@ -64,9 +62,8 @@ def bootstrap_interval(values: ArrayLike) -> tuple[float, float]:
 def paired_bootstrap(a: ArrayLike, b: ArrayLike) -> Comparison:
     """Whether the mean of `a` differs from that of `b`, by resampling the images (Efron & Tibshirani 1993).
 
-    a, b: [N] finite values, one an image, of the same images in the same order. p is the smallest 1 − level whose
-    interval leaves out 0, never below 2 / (RESAMPLES + 1), and 1 where all values are equal. ValueError for other
-    shapes or values.
+    a, b: [N] finite values of the same images in the same order, else ValueError. p is the smallest 1 − level whose
+    interval leaves out 0, never below 2 / (RESAMPLES + 1), and 1 where all values are equal.
     """
     difference = _differences(a, b)
     means = weighted_mean(difference, resample(difference.size))
@@ -90,17 +87,14 @@ def delong(positive: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarr
 
     positive: bool [N]; scores: [K, N] finite numbers, higher for positives. DeLong et al. 1988 (doi 10.2307/2531595)
     in the form of Sun & Xu 2014 (doi 10.1109/LSP.2014.2337313): midranks in place of all pairs, ties count half.
-    ValueError for other shapes or types, NaN or infinite scores, and fewer than two positives or two negatives.
+    ValueError for anything else, and for fewer than two positives or two negatives.
     """
     from scipy.stats import rankdata
 
     positive, scores = np.asarray(positive), np.asarray(scores, dtype=np.float64)
-    if scores.ndim != 2 or positive.dtype != bool or positive.shape != scores.shape[1:]:
-        raise ValueError(
-            f"expected positive bool [N] and scores [K, N], got {positive.dtype} {positive.shape} and {scores.shape}"
-        )
-    if not np.isfinite(scores).all():
-        raise ValueError("scores must be finite; at least one is NaN or infinite")
+    shapes = scores.ndim == 2 and positive.dtype == bool and positive.shape == scores.shape[1:]
+    if not shapes or not np.isfinite(scores).all():
+        raise ValueError(f"expected positive bool [N] and finite scores [K, N], got {positive.shape}, {scores.shape}")
     positives, negatives = np.count_nonzero(positive), np.count_nonzero(~positive)
     if min(positives, negatives) < 2:
         raise ValueError(f"DeLong's covariance needs two positives and two negatives, got {positives} and {negatives}")
@@ -120,8 +114,6 @@ def delong_test(positive: ArrayLike, a: ArrayLike, b: ArrayLike) -> Comparison:
     from scipy.stats import norm
 
     a, b = np.atleast_2d(a), np.atleast_2d(b)
-    if a.shape[1:] != b.shape[1:]:
-        raise ValueError(f"scores {a.shape} and {b.shape}: expected the same images")
     aucs, covariance = delong(positive, np.vstack([a, b]))
     difference = float(aucs[: len(a)].mean() - aucs[len(a) :].mean())
     weights = np.concatenate([np.full(len(a), 1 / len(a)), np.full(len(b), -1 / len(b))])

@@ -5,7 +5,7 @@ are small: read the interval before the score, and an AUC with the number of its
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,34 +13,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from utils import UserError
 from utils.data.images import read_mask
 from utils.data.isic import CLASSES, Metadata, read_metadata, read_split
-from utils.device import cores
-from utils.evaluation.classification import TASKS, auc, score_intervals
+from utils.data.parallel import cores
+from utils.evaluation.classification import TASKS, classification_scores, score_intervals
+from utils.evaluation.export import Score
 from utils.evaluation.rows import Row
 from utils.evaluation.statistics import bootstrap_interval
-from utils.evaluation.tables import Score
 
 SEGMENTATION = ("jaccard", "threshold_jaccard", "dice")
 BORDER = 0.01  # of a side
 FEWEST = 5  # positives, and negatives, that an AUC rests on
-_SHORT = ("MEL", "SK")  # of TASKS
 
 
 def image_facts(root: str | Path, split: str) -> pd.DataFrame:
     """What is known of every image of `utils.data.isic.read_split` that has a label or a mask, one row each, by id.
 
-    Columns:
-        image_id
-        class: of `utils.data.isic.CLASSES`; None without a label.
-        lesion_share: the true mask's lesion pixels / all its pixels, in [0, 1]; NaN without a mask.
-        touches_border: whether the true mask has a lesion pixel in the outermost 1 % of its rows or columns; None
-            without a mask. Not the last row alone: many originals leave free 1 to 4 pixels, but not in shrunk copies.
-        age: years, approximate as the challenge gives it; NaN where it is not recorded.
-        sex: "female" or "male"; None where it is not recorded.
+    Columns: image_id; class, of `CLASSES` (None without a label); lesion_share, the true mask's lesion pixels / all
+    its pixels (NaN without a mask); touches_border, whether the true mask has a lesion pixel in the outermost 1 % of
+    its rows or columns (None without a mask; not the last row alone, for many originals leave free 1 to 4 pixels); age
+    in years, approximate (NaN) and sex, "female" or "male" (None), as the challenge gives them, where it does.
 
-    Raises UserError when `root` is no folder, or naming the label, metadata or mask file that is faulty.
+    UserError when `root` is no folder, or naming the label, metadata or mask file that is faulty.
     """
     samples = [sample for sample in read_split(root, split) if sample.label is not None or sample.mask]
     recorded = read_metadata(root, split)
@@ -64,8 +58,7 @@ def image_facts(root: str | Path, split: str) -> pd.DataFrame:
 def subgroups(facts: pd.DataFrame) -> dict[str, dict[str, list[str]]]:
     """Image ids by factor and group, from `image_facts`.
 
-    An image is in one group of each factor, in none where its fact is not recorded. Lesion size is its share of the
-    image; both bounds belong to "10 to 30 %". Groups and factors without images are left out.
+    An image is in no group of a factor where its fact is not recorded. Groups and factors without images are left out.
     """
     share, border, age, sex = (facts[name] for name in ("lesion_share", "touches_border", "age", "sex"))
     those = {
@@ -85,50 +78,45 @@ def subgroups(facts: pd.DataFrame) -> dict[str, dict[str, list[str]]]:
 def segmentation_groups(row: Row, split: str, facts: pd.DataFrame) -> pd.DataFrame:
     """Official scores of a row's runs on each of `subgroups`, after a line of all images (factor and group "all").
 
-    Columns: factor, group, images (how many), then a `utils.evaluation.tables.Score` for each of SEGMENTATION, as
-    `utils.evaluation.tables.segmentation_table` has it, with the interval over the images of the group. Images that `facts` does
-    not have are in the first line only.
-
-    Raises UserError when a run was not scored on the split, and as `Row.per_image`; ValueError for a row without runs.
+    Columns: factor, group, images (how many), then a `Score` for each of SEGMENTATION, as `segmentation_table` has it,
+    with the interval over the images of the group. Images that `facts` does not have are in the first line only.
+    UserError as `Row.per_image`.
     """
-    tables = _tables(row, split)
-    for run, table in zip(row.runs, tables, strict=True):
-        if table.empty:
-            raise UserError(f"{run.folder}: no scores of the {split} images in per_image.csv; choose another split")
+    tables = row.per_image(split)
     values = np.stack([table[list(SEGMENTATION)] for table in tables])  # [S, N, 3]
 
     def scores(images: np.ndarray) -> dict[str, Score]:
-        return {name: _mean_score(values[:, images, number]) for number, name in enumerate(SEGMENTATION)}
+        chosen = values[:, images]
+        intervals = [bootstrap_interval(means) for means in chosen.mean(axis=0).T]
+        by_seed = chosen.mean(axis=1).T  # [3, S]
+        return {name: Score.over_seeds(*both) for name, *both in zip(SEGMENTATION, by_seed, intervals, strict=True)}
 
     return _by_group(tables[0]["image_id"], facts, scores)
 
 
 def classification_groups(row: Row, split: str, facts: pd.DataFrame) -> pd.DataFrame:
-    """As `segmentation_groups`: AUCs as in `utils.evaluation.tables.classification_table`, and the accuracy of the three classes.
+    """As `segmentation_groups`: AUCs as in `classification_table`, and the accuracy of the three classes.
 
     Columns: factor, group, images, melanoma, seborrheic keratosis (how many of the images are), then Scores: MEL AUC,
     SK AUC, and accuracy, the share of images whose most probable class is right: within a class, its sensitivity. An
     AUC of fewer than FEWEST positives or negatives is left out, Score(): one melanoma in a group gives an AUC and an
-    interval that say nothing. Resamples without either side are passed over in the interval.
-
-    Raises UserError as `Row.probabilities`; ValueError for a row without runs.
+    interval that say nothing. UserError as `Row.probabilities`.
     """
-    tables = _tables(row, split)
     probabilities, labels = row.probabilities(split)
 
     def scores(images: np.ndarray) -> dict[str, Any]:
         chosen, classes = probabilities[:, images], labels[images]  # [S, n, 3], [n]
-        intervals = score_intervals(chosen, classes)
-        line: dict[str, Any] = {
-            task.replace("_", " "): int(np.count_nonzero(classes == number)) for number, task in enumerate(TASKS)
-        }
-        for number, task in enumerate(TASKS):
-            aucs = [auc(one[:, number], classes == number) for one in chosen]
-            enough = FEWEST <= np.count_nonzero(classes == number) <= len(classes) - FEWEST
-            line[f"{_SHORT[number]} AUC"] = _score(aucs, intervals[task]["auc"]) if enough else Score()
-        return {**line, "accuracy": _mean_score(chosen.argmax(axis=2) == classes)}
+        each, intervals = [classification_scores(one, classes) for one in chosen], score_intervals(chosen, classes)
+        counts = np.bincount(classes, minlength=len(CLASSES))
+        line: dict[str, Any] = {task.replace("_", " "): int(counts[number]) for number, task in enumerate(TASKS)}
+        for number, (short, task) in enumerate(zip(("MEL", "SK"), TASKS, strict=True)):
+            enough = FEWEST <= counts[number] <= len(classes) - FEWEST
+            aucs = [one[task]["auc"] for one in each]
+            line[f"{short} AUC"] = Score.over_seeds(aucs, intervals[task]["auc"]) if enough else Score()
+        accuracy = Score.over_seeds([one["accuracy"] for one in each], intervals["accuracy"])
+        return {**line, "accuracy": accuracy}
 
-    return _by_group(tables[0]["image_id"], facts, scores)
+    return _by_group(row.per_image(split)[0]["image_id"], facts, scores)
 
 
 def _mask_facts(path: Path | None) -> tuple[float, bool | None]:
@@ -141,12 +129,6 @@ def _mask_facts(path: Path | None) -> tuple[float, bool | None]:
     return np.count_nonzero(mask) / mask.size, any(side.any() for side in sides)
 
 
-def _tables(row: Row, split: str) -> list[pd.DataFrame]:
-    if not row.runs:
-        raise ValueError(f"{row.label} has no runs, so there is nothing to score")
-    return row.per_image(split)
-
-
 def _by_group(ids: pd.Series, facts: pd.DataFrame, scores: Callable[[np.ndarray], dict[str, Any]]) -> pd.DataFrame:
     """One line a group; `scores` takes the places of its images among `ids`."""
     lines = [("all", "all", np.arange(len(ids)))]
@@ -155,15 +137,3 @@ def _by_group(ids: pd.Series, facts: pd.DataFrame, scores: Callable[[np.ndarray]
     return pd.DataFrame(
         [{"factor": factor, "group": group, "images": len(images), **scores(images)} for factor, group, images in lines]
     )
-
-
-def _mean_score(values: np.ndarray) -> Score:
-    """values: [S, N], one for each seed and image."""
-    return _score(values.mean(axis=1), bootstrap_interval(values.mean(axis=0)))
-
-
-def _score(by_seed: Sequence[float], interval: tuple[float, float]) -> Score:
-    if np.isnan(by_seed).any():
-        return Score()
-    std = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
-    return Score(float(np.mean(by_seed)), std, interval)

@@ -1,34 +1,44 @@
-"""Results tables: our runs with the published numbers beside them, and paired tests.
+"""Results tables: our runs with the published numbers beside them, paired tests, and the results section of README.md.
+
+    python -m utils.evaluation.tables            write that section from the runs in results/
+    python -m utils.evaluation.tables --check    write nothing; exit code 1 when it is out of date
 
 Every score of ours is a `Score`. Published numbers are plain floats, in columns whose names say so, and none of them
 enters any computation.
 """
 
+import argparse
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from utils import UserError
-from utils.config import EXPERIMENTS
+from utils.config import DEFAULTS, EXPERIMENTS
 from utils.evaluation.classification import SPECIFICITIES, TASKS, score_intervals
+from utils.evaluation.export import Score, to_markdown
 from utils.evaluation.rows import Row, result_rows, row_names
-from utils.evaluation.runs import RunResult
+from utils.evaluation.runs import RunResult, find_runs, lookup, reading
 from utils.evaluation.segmentation import COUNTS, METRICS, pooled_intervals
 from utils.evaluation.statistics import bootstrap_interval, delong_test, holm, paired_bootstrap, wilcoxon
+from utils.files import check_file, written_whole
+from utils.logger import run_script
 
 PUBLISHED_2022 = "published (2022, test) "  # before a metric's name: the earlier project's number for this row
 PUBLISHED = "published (test) "
 
 _OFFICIAL = ("accuracy", "sensitivity", "specificity", "jaccard", "dice", "threshold_jaccard")
 _MEAN = "mean of background and lesion: "
-_POOLED = {  # column: path in metrics.json's "pooled"
-    **{name: (name,) for name in _OFFICIAL[:5]},
-    **{_MEAN + name: ("mean_of_background_and_lesion", name) for name in _OFFICIAL[3:]},
+_POOLED = {  # as all of these: by column, where the score is in metrics.json
+    **{name: ("pooled", name) for name in _OFFICIAL[:5]},
+    **{_MEAN + name: ("pooled", "mean_of_background_and_lesion", name) for name in _OFFICIAL[3:]},
 }
 _SHORT = {"MEL": TASKS[0], "SK": TASKS[1]}
 _CLASSIFICATION = {
@@ -46,58 +56,35 @@ _OPERATING_POINTS = {
 }
 _AUC = {f"{task}_auc": number for number, task in enumerate(TASKS)}  # metrics of `compare`
 _PAPER, _CHALLENGE = "Zhang et al. 2019, doi 10.1109/TMI.2019.2893944", "ISIC 2017 challenge, arXiv:1710.05006"
-_ARL_CNN50 = (0.875, 0.850, 0.658, 0.896, 0.958, 0.868, 0.878, 0.867, 0.917)
-_RESNET50 = (0.857, 0.838, 0.632, 0.888, 0.948, 0.842, 0.867, 0.837, math.nan)
-REFERENCES: dict[str, tuple[tuple[str, str, dict[str, float]], ...]] = {
-    "segmentation": (
-        ("Yuan", _CHALLENGE, {"jaccard": 0.765}),
-        ("Berseth", _CHALLENGE, {"jaccard": 0.762}),
-        ("Bi", _CHALLENGE, {"jaccard": 0.760}),
-    ),
-    "classification": (
-        ("ARL-CNN50", _PAPER, dict(zip(_CLASSIFICATION, _ARL_CNN50, strict=True))),
-        ("ResNet50", _PAPER, dict(zip(_CLASSIFICATION, _RESNET50, strict=True))),
-        ("Matsunaga", _CHALLENGE, {"mean AUC": 0.911}),
-        ("Díaz", _CHALLENGE, {"mean AUC": 0.910}),
-        ("RECOD", _CHALLENGE, {"mean AUC": 0.908}),
-    ),
+_PAPERS_NETWORKS = (
+    ("ARL-CNN50", (0.875, 0.850, 0.658, 0.896, 0.958, 0.868, 0.878, 0.867, 0.917)),
+    ("ResNet50", (0.857, 0.838, 0.632, 0.888, 0.948, 0.842, 0.867, 0.837, math.nan)),
+)
+_JACCARDS = (("Yuan", 0.765), ("Berseth", 0.762), ("Bi", 0.760))
+_AUCS = (("Matsunaga", 0.911), ("Díaz", 0.910), ("RECOD", 0.908))
+REFERENCES = {  # published by, source, scores by column
+    "segmentation": [(name, _CHALLENGE, {"jaccard": value}) for name, value in _JACCARDS],
+    "classification": [
+        *((name, _PAPER, dict(zip(_CLASSIFICATION, values, strict=True))) for name, values in _PAPERS_NETWORKS),
+        *((name, _CHALLENGE, {"mean AUC": value}) for name, value in _AUCS),
+    ],
 }
-Intervals = Mapping[tuple[str, ...], Sequence[float]]
-
-
-@dataclass(frozen=True)
-class Score:
-    """Mean over seeds, standard deviation over seeds (None for one), 95 % interval over images.
-
-    As text ".757 ± .004 [.722, .790]"; NaN, for a row without runs or an undefined score, as "–".
-    """
-
-    mean: float = math.nan
-    std: float | None = None
-    interval: tuple[float, float] | None = None
-
-    def __str__(self) -> str:
-        if math.isnan(self.mean):
-            return "–"
-        spread = "" if self.std is None else f" ± {format_number(self.std)}"
-        return f"{format_number(self.mean)}{spread} [{', '.join(map(format_number, self.interval))}]"
+START, END = "<!-- results -->", "<!-- /results -->"
+_LEGEND = (
+    "Score: mean over seeds ± standard deviation over seeds [95 % bootstrap interval over images]; one seed has no ±. "
+    "–: no such run yet, or undefined. The numbers under seeds lead to the runs. Those under “published” are not ours "
+    "and all of the official test images. Validation images also chose the best epoch, which flatters their scores. "
+    "Intervals tell of other images, not of another training: that is what ± is for.\n"
+)
 
 
 def segmentation_table(runs: Sequence[RunResult], split: str) -> pd.DataFrame:
-    """Official scores, a line for each of `utils.evaluation.rows.result_rows`. The published (2022) numbers are no such scores.
+    """Official scores, a line for each of `result_rows`. The published (2022) numbers are no such scores.
 
     Columns: experiment, network, pretrained, size, seeds (how many), a `Score` for each metric, note (`deviations`).
-    The interval of several seeds is that of the images' means over seeds.
+    An interval is that of the mean over seeds: every resample takes the same images for all of them.
     """
-
-    def intervals(row: Row) -> Intervals:
-        by_name = row.runs[0].metrics[split]["official_interval_95"]
-        if len(row.runs) > 1:
-            means = np.mean([table[list(METRICS)] for table in row.per_image(split)], axis=0)  # [N, 6]
-            by_name = {name: bootstrap_interval(values) for name, values in zip(METRICS, means.T, strict=True)}
-        return {("official", name): interval for name, interval in by_name.items()}
-
-    return _table(runs, "segmentation", split, {name: ("official", name) for name in _OFFICIAL}, intervals)
+    return _table(runs, "segmentation", split, {name: ("official", name) for name in _OFFICIAL})
 
 
 def pooled_table(runs: Sequence[RunResult], split: str) -> pd.DataFrame:
@@ -105,29 +92,19 @@ def pooled_table(runs: Sequence[RunResult], split: str) -> pd.DataFrame:
 
     The published (2022) numbers are of this kind and stand beside.
     """
-
-    def intervals(row: Row) -> Intervals:
-        drawn = pooled_intervals(np.stack([table[list(COUNTS)] for table in row.per_image(split)]))
-        return {("pooled", *path): _at(drawn, path) for path in _POOLED.values()}
-
-    columns = {heading: ("pooled", *path) for heading, path in _POOLED.items()}
     published = {name: (name,) for name in _OFFICIAL[:3]} | {_MEAN + name: (name,) for name in _OFFICIAL[3:]}
-    return _table(runs, "segmentation", split, columns, intervals, published)
+    return _table(runs, "segmentation", split, _POOLED, published)
 
 
 def classification_table(runs: Sequence[RunResult], split: str) -> pd.DataFrame:
-    """AUC, and the scores of the most probable class; columns and lines as in `segmentation_table`, published beside.
-
-    The interval of several seeds is that of their mean score: every resample takes the same images for all of them.
-    """
-
+    """AUC, and the scores of the most probable class; otherwise as `segmentation_table`, published beside."""
     published = {heading: path for heading, path in _CLASSIFICATION.items() if heading != "mean AUC"}
-    return _table(runs, "classification", split, _CLASSIFICATION, _classification_intervals(split), published)
+    return _table(runs, "classification", split, _CLASSIFICATION, published)
 
 
 def operating_points_table(runs: Sequence[RunResult], split: str) -> pd.DataFrame:
     """The highest sensitivity that leaves a specificity of 0.80, 0.90, 0.95; lines as in `classification_table`."""
-    return _table(runs, "classification", split, _OPERATING_POINTS, _classification_intervals(split))
+    return _table(runs, "classification", split, _OPERATING_POINTS)
 
 
 def published_table(task: str) -> pd.DataFrame:
@@ -142,12 +119,10 @@ def published_table(task: str) -> pd.DataFrame:
 def compare(runs: Sequence[RunResult], metric: str, split: str = "test") -> pd.DataFrame:
     """Every pair of rows that have runs, on the same images: by how much the first scores higher, and paired tests.
 
-    Ensembles are left out: they are made of the runs of another row.
-
-    metric: of `utils.evaluation.segmentation.METRICS`, per image and averaged over seeds: p is of `paired_bootstrap`, and
-    Wilcoxon's stands beside. Or "melanoma_auc", "seborrheic_keratosis_auc": `delong_test` of the mean AUC over seeds.
-    Columns: first, second, images, difference, low, high (95 %), p, p (Holm), p Wilcoxon, p Wilcoxon (Holm); "(Holm)"
-    is adjusted for all pairs of the table. first and second are `utils.evaluation.rows.row_names`.
+    metric: of `METRICS`, per image and averaged over seeds: p is of `paired_bootstrap`, and Wilcoxon's stands beside.
+    Or "melanoma_auc", "seborrheic_keratosis_auc": `delong_test` of the mean AUC over seeds.
+    Columns: first, second (`row_names`), images, difference, low, high (95 %), p, p (Holm), p Wilcoxon, p Wilcoxon
+    (Holm); "(Holm)" is adjusted for all pairs of the table. Ensembles, made of another row's runs, are left out.
 
     UserError when rows were scored on different images, or a run does not keep what is needed; ValueError for a metric.
     """
@@ -155,42 +130,36 @@ def compare(runs: Sequence[RunResult], metric: str, split: str = "test") -> pd.D
         raise ValueError(f"metric {metric!r}: expected one of {', '.join((*METRICS, *_AUC))}")
     rows = result_rows(runs, "classification" if metric in _AUC else "segmentation", split)
     rows = [row for row in rows if row.runs and "ensemble" not in row.settings]
-    values, keys = [], []
-    for row in rows:
-        tables = row.per_image(split)
-        if metric in _AUC:
-            probabilities, classes = row.probabilities(split)
-            values.append(probabilities[..., _AUC[metric]])
-        else:
-            values.append(row.scores(split, metric).mean(axis=0))
-        keys.append(list(tables[0]["image_id"]) + ([*classes] if metric in _AUC else []))
-        if keys[-1] != keys[0]:
-            raise UserError(
-                f"{rows[0].label} and {row.label} were scored on different {split} images or labels "
-                f"({values[0].shape[-1]} and {values[-1].shape[-1]} images): compare runs on the same"
-            )
+    if metric in _AUC:
+        values = [row.probabilities(split)[0][..., _AUC[metric]] for row in rows]  # [S, N] each
+        tests = {"p": lambda a, b: delong_test((images[0]["label"] == _AUC[metric]).to_numpy(), a, b)}
+    else:
+        values = [row.scores(split, metric).mean(axis=0) for row in rows]  # [N] each
+        tests = {"p": paired_bootstrap, "p Wilcoxon": wilcoxon}
+    images = [row.per_image(split)[0].reindex(columns=["image_id", "label"]) for row in rows]
+    if other := [row.label for row, those in zip(rows, images, strict=True) if not those.equals(images[0])]:
+        raise UserError(
+            f"{rows[0].label} and {other[0]} were scored on different {split} images or labels: leave one out"
+        )
     lines, names = [], row_names(rows)
     for a, b in combinations(range(len(rows)), 2):
-        if metric in _AUC:
-            result, more = delong_test(classes == _AUC[metric], values[a], values[b]), ()
-        else:
-            result, more = paired_bootstrap(values[a], values[b]), (wilcoxon(values[a], values[b]),)
-        pair = (names[a], names[b], values[a].shape[-1])
+        result, *more = (test(values[a], values[b]) for test in tests.values())
+        pair = (names[a], names[b], len(images[0]))
         lines.append((*pair, result.difference, *result.interval, result.p_value, *more))
-    tests = ["p"] if metric in _AUC else ["p", "p Wilcoxon"]
     table = pd.DataFrame(lines, columns=["first", "second", "images", "difference", "low", "high", *tests])
     for name in tests:
         table.insert(table.columns.get_loc(name) + 1, f"{name} (Holm)", holm(table[name]))
     return table
 
 
-def _classification_intervals(split: str) -> Callable[[Row], Intervals]:
-    def intervals(row: Row) -> Intervals:
-        several = len(row.runs) > 1
-        known = score_intervals(*row.probabilities(split)) if several else row.runs[0].metrics[split]["interval_95"]
-        return {path: _at(known, path) for path in (*_CLASSIFICATION.values(), *_OPERATING_POINTS.values())}
-
-    return intervals
+def readable_tables(runs: Sequence[RunResult], task: str, split: str) -> dict[str, pd.DataFrame]:
+    """By title; that of classification in two, which are narrow enough to be read."""
+    if task == "segmentation":
+        official = {"official scores (mean over images at mask size)": segmentation_table(runs, split)}
+        return {**official, "all pixels pooled": pooled_table(runs, split)}
+    table = classification_table(runs, split)
+    hidden = {"melanoma (MEL)": "SK ", "seborrheic keratosis (SK)": "MEL "}
+    return {title: table[[name for name in table if other not in name]] for title, other in hidden.items()}
 
 
 def _table(
@@ -198,7 +167,6 @@ def _table(
     task: str,
     split: str,
     columns: Mapping[str, tuple[str, ...]],
-    intervals: Callable[[Row], Intervals],
     published: Mapping[str, tuple[str, ...]] | None = None,
 ) -> pd.DataFrame:
     """columns, published: by heading, where to find the score in a run's metrics, or in `Experiment.published`."""
@@ -207,24 +175,32 @@ def _table(
         size, pretrained = row.settings.get("size", ("–",)), row.settings["pretrained"]
         line: dict[str, Any] = {"experiment": row.experiment, "network": row.settings["net"]}
         line |= {"pretrained": "yes" if pretrained else "no", "size": "×".join(map(str, size)), "seeds": len(row.runs)}
-        known = intervals(row) if row.runs else {}
-        for heading, path in columns.items():
-            values = [_at(run.metrics[split], path) for run in row.runs]
-            line[heading] = Score()
-            if values and None not in values:
-                std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-                line[heading] = Score(float(np.mean(values)), std, tuple(known[path]))
+        line |= _scores(row, split, columns) if row.runs else dict.fromkeys(columns, Score())
         others = EXPERIMENTS[row.experiment].published if row.experiment in EXPERIMENTS else {}
         for heading, path in (published or {}).items():
-            line[PUBLISHED_2022 + heading] = _at(others, path) if others else math.nan
+            line[PUBLISHED_2022 + heading] = lookup(others, path) if others else math.nan
         lines.append({**line, "note": row.note})
     return pd.DataFrame(lines)
 
 
-def _at(scores: Mapping[str, Any], path: Sequence[str]) -> Any:
-    for name in path:
-        scores = scores[name]
-    return scores
+def _scores(row: Row, split: str, columns: Mapping[str, tuple[str, ...]]) -> dict[str, Score]:
+    with reading(row.runs[0].folder / "metrics.json"):
+        if row.runs[0].task == "segmentation":
+            tables = row.per_image(split)
+            means = np.mean([table[list(METRICS)] for table in tables], axis=0)  # [N, 6]
+            official = {name: bootstrap_interval(values) for name, values in zip(METRICS, means.T, strict=True)}
+            known = {
+                "official": official,
+                "pooled": pooled_intervals(np.stack([table[list(COUNTS)] for table in tables])),
+            }
+        elif len(row.runs) > 1:
+            known = score_intervals(*row.probabilities(split))
+        else:  # which need not keep the truth
+            known = row.runs[0].metrics[split]["interval_95"]
+        return {
+            heading: Score.over_seeds([run.score(split, path) for run in row.runs], lookup(known, path))
+            for heading, path in columns.items()
+        }
 
 
 def format_scores(split: str, summary: Mapping[str, Any]) -> str:
@@ -234,24 +210,62 @@ def format_scores(split: str, summary: Mapping[str, Any]) -> str:
         known = "undefined: no such image" if value is None else f"{value:.4f}  [{interval[0]:.4f}, {interval[1]:.4f}]"
         return f"  {name:<18} {known}"
 
-    if official := summary.get("official"):
+    if "official" in summary:
         title, intervals = "official scores (mean over images at mask size)", summary["official_interval_95"]
-        lines = [line(name, value, intervals[name]) for name, value in official.items()]
+        lines = [line(name, value, intervals[name]) for name, value in summary["official"].items()]
     else:
         title, intervals = "classes by the highest probability", summary["interval_95"]
         names = {"mean AUC": "mean_auc", "balanced accuracy": "balanced_accuracy"}
         lines = [line(name, summary[key], intervals[key]) for name, key in names.items()]
-        names = {"AUC": "auc", **{name: name for name in ("accuracy", "sensitivity", "specificity")}}
         for task in TASKS:
+            names = {"auc": "AUC"} | {name: name for name in _OFFICIAL[:3]}
             lines.append(f" {task.replace('_', ' ')}")
-            lines += [line(name, summary[task][key], intervals[task][key]) for name, key in names.items()]
+            lines += [line(name, summary[task][key], intervals[task][key]) for key, name in names.items()]
     return "\n".join([f"{split}, {summary['images']} images: {title} [95 % interval]", *lines])
 
 
-def format_number(value: float, digits: int = 3) -> str:
-    """.757, or "–" for NaN. Rounded before, so that a last bit that differs between machines does not show."""
-    if math.isnan(value):
-        return "–"
-    text = f"{round(value, 9):.{digits}f}"
-    text = text.removeprefix("-") if float(text) == 0 else text
-    return text.replace("0.", ".", 1) if abs(float(text)) < 1 else text
+def results_section(folder: Path, start: Path) -> str:
+    """The generated part of README.md, from the runs below `folder`, with links relative to the folder `start`."""
+
+    def link(path: Path) -> str:
+        return Path(os.path.relpath(path, start)).as_posix()
+
+    runs = find_runs(folder)
+    parts = [_LEGEND] if runs else [f"No runs in `{link(folder)}/` yet.\n"]
+    for task in DEFAULTS:
+        there = [run for run in runs if run.task == task]
+        for split in ("test", "validation"):
+            if any(run.metrics[split] for run in there):
+                rows = result_rows(there, task, split)
+                links = [" ".join(f"[{run.seed}]({link(run.folder)})" for run in row.runs) or "–" for row in rows]
+                for title, table in readable_tables(there, task, split).items():
+                    parts.append(f"### {task.capitalize()}, {split}: {title}\n")
+                    parts.append(to_markdown(table.assign(seeds=links)))
+        if there:
+            parts += [f"### {task.capitalize()}: published by others\n", to_markdown(published_table(task))]
+    return "\n".join(parts)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.evaluation.tables", description="Write README.md's results section."
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when it is out of date")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the runs (results)")
+    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="file with the section (README.md)")
+    args = parser.parse_args(argv)
+    text = check_file(args.readme).read_text(encoding="utf-8")
+    section = f"{START}\n\n{results_section(args.results, args.readme.parent)}\n{END}"
+    new, found = re.subn(f"{START}.*?{END}", lambda _: section, text, flags=re.DOTALL)
+    if found != 1:
+        raise UserError(f"{args.readme}: expected {START} once and {END} once after it, to write the results between")
+    if new != text and args.check:
+        print(f"{args.readme}: the results section is out of date; python -m utils.evaluation.tables writes it")
+        sys.exit(1)
+    if new != text:
+        with written_whole(args.readme) as file:
+            file.write(new.encode())
+
+
+if __name__ == "__main__":
+    run_script(main)

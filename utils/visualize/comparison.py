@@ -30,7 +30,7 @@ from utils.evaluation.classification import (
     sensitivity_at_specificity,
 )
 from utils.evaluation.segmentation import JACCARD_THRESHOLD
-from utils.evaluation.tables import format_number
+from utils.evaluation.export import format_number
 from utils.visualize.figures import NAMES, draw_confusion, draw_reliability
 from utils.visualize.style import (
     COLOURS,

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
-from utils.evaluation.tables import format_number
+from utils.evaluation.export import format_number
 from utils.visualize.figures import DASHES
 
 WIDE, NARROW = 7.2, 3.5  # inches
