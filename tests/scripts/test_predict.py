@@ -166,7 +166,7 @@ def test_a_run_of_another_program_does_not_predict(home, tmp_path, row, file, ch
     (folder / file).write_text(json.dumps(content))
     (folder / RELEASED).touch()
     with pytest.raises(
-        UserError, match=r"seed0: config.json or metrics.json damaged, or of another version \(.+\); copy"
+        UserError, match=r"seed0: config.json or metrics.json:? damaged, or of another version \(.+\); copy"
     ):
         load_network(read_run(folder), torch.device("cpu"))
 

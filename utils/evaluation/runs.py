@@ -24,7 +24,7 @@ IMAGES = {"validation": 150, "test": 600}  # of the challenge
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: Path | str) -> Iterator[None]:
     """Around the reading of a run's file: what a missing or wrong field raises becomes one line that names the file."""
     try:
         yield

@@ -10,8 +10,7 @@ import argparse
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 
 from utils import UserError
 from utils.data.images import read_mask
@@ -59,102 +57,76 @@ def _scoring(run: RunResult) -> dict[str, Any]:
 def make_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> None:
     """Write the ensemble's predictions and scores to `folder`, in place of what is there, once all of them are made.
 
-    A split that no member predicted is left out. UserError when members predict other images, or something else than
-    probabilities, or segmentation's true masks are not in `data`.
+    A split that no member predicted is left out. UserError when members predict other images, or masks are missing.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
-        partial, old = (folder.with_name(folder.name + end) for end in (".partial", ".old.partial"))
-        if old.exists() and not folder.exists():  # a kill between the two renamings
-            old.rename(folder)
-        for left in (partial, old):
-            shutil.rmtree(left, ignore_errors=True)
-        partial.mkdir()
-        try:
-            _write_ensemble(members, partial, data)
-            if folder.exists():
-                folder.rename(old)
-            partial.rename(folder)
-            shutil.rmtree(old, ignore_errors=True)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     try:
-        with FileLock(folder.parent / f".{folder.name}.lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise UserError(f"{folder}: another process makes this ensemble; wait for it") from error
+        _write_ensemble(members, partial, data)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> None:
-    first = members[0]
-    settings = {**first.settings, "name": f"{first.experiment}-ensemble", "seed": 0}
-    settings["ensemble"] = {"of": first.experiment, "seeds": [run.seed for run in members]}
-    metrics = _scoring(first)
-    kind, combine = ("predictions.csv", _average) if first.task == "classification" else ("masks.zip", _vote)
-    per_image = []
+    first, metrics, per_image = members[0], _scoring(members[0]), []
+    kind = "predictions.csv" if first.task == "classification" else "masks.zip"
     for split in ("validation", "test"):
         metrics[split] = None
-        if first.metrics[split] or any((run.folder / f"{split}_{kind}").is_file() for run in members):
-            metrics[split], table = combine(members, split, folder, data)
-            per_image += [] if table is None else [table.assign(split=split)]
+        if not first.metrics[split] and not any((run.folder / f"{split}_{kind}").is_file() for run in members):
+            continue
+        if first.task == "classification":
+            metrics[split] = _average(members, split, folder)
+        elif counts := _vote(members, split, folder, data):
+            metrics[split] = segmentation.summarize(counts)
+            per_image.append(counts.per_image().assign(split=split))
+        if metrics[split]:
+            log.info(format_scores(split, metrics[split]))
     if per_image:
         _write_table(folder / "per_image.csv", pd.concat(per_image))
-    for name, content in (
-        ("config.json", {"settings": settings, **environment(torch.device("cpu"))}),
-        ("metrics.json", metrics),
-    ):
+    settings = {**first.settings, "name": f"{first.experiment}-ensemble", "seed": 0}
+    settings["ensemble"] = {"of": first.experiment, "seeds": [run.seed for run in members]}
+    config = {"settings": settings, **environment(torch.device("cpu"))}
+    for name, content in (("config.json", config), ("metrics.json", metrics)):
         with written_whole(folder / name) as file:
             file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
-def _average(members: Sequence[RunResult], split: str, folder: Path, data: Path) -> tuple[dict | None, None]:
+def _average(members: Sequence[RunResult], split: str, folder: Path) -> dict[str, Any] | None:
     """Of classification; the scores of a split whose truth the members keep."""
     tables = Row(members[0].experiment, tuple(members)).per_image(split)
     ids = list(tables[0]["image_id"])
     mean = np.mean([table[list(CLASSES)] for table in tables], axis=0).astype(np.float32)
     _write_table(folder / f"{split}_predictions.csv", predictions_table(ids, mean))
     if "label" not in tables[0]:
-        return None, None
+        return None
     labels = tables[0]["label"].to_numpy()
     _write_table(folder / f"{split}_truth_official.csv", official_truth(dict(zip(ids, labels.tolist(), strict=True))))
-    summary = classification.summarize(mean, labels)
-    log.info(format_scores(split, summary))
-    return summary, None
+    return classification.summarize(mean, labels)
 
 
-def _vote(
-    members: Sequence[RunResult], split: str, folder: Path, data: Path
-) -> tuple[dict | None, pd.DataFrame | None]:
-    """Of segmentation; the scores of a split whose true masks are in `data`, and by image. A draw is no lesion."""
+def _vote(members: Sequence[RunResult], split: str, folder: Path, data: Path) -> SegmentationCounts | None:
+    """Of segmentation; the counts of a split that the members were scored on. A draw is no lesion."""
     truth = {sample.id: sample.mask for sample in read_split(data, split, with_labels=False)} if data.is_dir() else {}
+    ids, *others = (set(run.mask_ids(split)) for run in members)
+    if not ids or any(other != ids for other in others):
+        raise UserError(f"{members[0].folder.parent}: the seeds keep {split} masks of different images, or none")
     counts = SegmentationCounts()
     with written_whole(folder / f"{split}_masks.zip") as file, zipfile.ZipFile(file, "w") as archive:
-        for image_id in _common_ids(members, split):
+        for image_id in sorted(ids):
             masks = [run.predicted_mask(split, image_id) for run in members]
             if len({mask.shape for mask in masks}) > 1:
                 raise UserError(f"{members[0].folder}: masks of {image_id} differ in size between the seeds")
             mask = 2 * np.sum(masks, axis=0, dtype=np.int16) > len(masks)
             add_mask(archive, image_id, mask_png(mask))
             if path := truth.get(image_id):
-                counts.add_counts(image_id, confusion_counts(mask, read_mask(path).astype(bool)))
-    if not members[0].metrics[split]:
-        return None, None
-    if len(counts) != members[0].metrics[split]["images"]:
+                counts.add_counts(image_id, confusion_counts(mask, read_mask(path)))
+    scored = members[0].metrics[split]
+    if scored and len(counts) != scored["images"]:
         raise UserError(f"{data}: true masks of {len(counts)} of the {split} images; choose the folder by --data")
-    summary = segmentation.summarize(counts)
-    log.info(format_scores(split, summary))
-    return summary, counts.per_image()
-
-
-def _common_ids(members: Sequence[RunResult], split: str) -> list[str]:
-    each = [set(run.mask_ids(split)) for run in members]
-    if any(ids != each[0] for ids in each) or not each[0]:
-        raise UserError(f"{members[0].folder.parent}: the seeds keep {split} masks of different images, or none")
-    return sorted(each[0])
+    return counts if scored else None
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:
@@ -163,11 +135,7 @@ def _write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m utils.inference.ensemble",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(prog="python -m utils.inference.ensemble", description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="+", help="folders below --results")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where results are (%(default)s)")
     parser.add_argument("--data", type=Path, default=Path("Data/ISIC2017"), help="for true masks (%(default)s)")

@@ -2,16 +2,15 @@
 
     python -m utils.inference.release model/seg-b1/run2 results/seg-b1/seed2 --data Data/ISIC2017
 
-The first folder is the run's, with best.pth; the second is where `reproduce.py` has copied its results. Written are
-weights.safetensors, which `predict` takes, and README.md, the card. The scores on the card are those of the file
-itself, over the validation images: the weights are read back and scored.
+The first folder is the run's, with best.pth; the second is where `reproduce.py` has copied its results. There go
+weights.safetensors, which `predict` takes, and README.md, the card, with the scores of that file: it is read back.
 """
 
 import argparse
 from pathlib import Path
 
 from utils import UserError
-from utils.data.cache import CACHE
+from utils.config import CACHE
 from utils.data.isic import read_split
 from utils.device import find_device, find_precision
 from utils.evaluation import classification, segmentation
@@ -25,8 +24,7 @@ from utils.inference.trained import RELEASED, classify, load_network, prepare_fo
 from utils.logger import log, run_script
 from utils.model.run import read_config
 
-CARD = "README.md"
-_VIEWS = {"1": "the whole frame, squeezed", "9": "nine patches", "center9": "nine central patches"}
+_VIEWS = {"1": "the whole frame, squeezed", "9": "nine patches"}
 _TASKS = {
     "segmentation": "Outlines the skin lesion in a dermoscopic photograph: a mask of the photograph's own size.",
     "classification": "Gives a dermoscopic photograph probabilities of melanoma, seborrheic keratosis and nevus, which "
@@ -36,24 +34,22 @@ _TASKS = {
 
 def score_again(run: RunResult, data: Path, cache: Path) -> str:
     """The validation scores of the weights in the run's folder, as lines of text."""
-    device = find_device(None)
-    precision = find_precision(device)
-    model = load_network(run, device)
-    samples = read_split(data, "validation", with_labels=run.task == "classification")
-    samples = [
-        sample for sample in samples if (sample.mask if run.task == "segmentation" else sample.label is not None)
-    ]
+    precision = find_precision(find_device(None))
+    model = load_network(run, precision.device)
+    masks = run.task == "segmentation"
+    samples = read_split(data, "validation", with_labels=not masks)
+    samples = [sample for sample in samples if (sample.mask if masks else sample.label is not None)]
     if len(samples) != run.metrics["validation"]["images"]:
         raise UserError(
             f"{data}: {len(samples)} validation images with truth, the run was scored on "
             f"{run.metrics['validation']['images']}; choose the folder by --data"
         )
-    cache = prepare_for(run, samples, cache)
-    if run.task == "classification":
-        summary = classification.summarize(classify(run, model, cache, precision), labels_of(samples))
-        return format_scores("validation", summary)
-    counts = score(model, cache, precision, run.settings["batch_size"], run.metrics["flips"])
-    return format_scores("validation", segmentation.summarize(counts))
+    images = prepare_for(run, samples, cache)
+    if masks:
+        counts = score(model, images, precision, run.settings["batch_size"], run.metrics["flips"])
+        return format_scores("validation", segmentation.summarize(counts))
+    probabilities = classify(run, model, images, precision)
+    return format_scores("validation", classification.summarize(probabilities, labels_of(samples)))
 
 
 def model_card(run: RunResult, scores: str, size: int) -> str:
@@ -98,16 +94,11 @@ challenge leaves out are called one of the three. Photographs: ISIC Archive, CC-
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m utils.inference.release",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("run", type=Path, help="the run's folder, with best.pth")
-    add("results", type=Path, help="the folder of its results")
-    add("--data", type=Path, default=Path("Data/ISIC2017"), help="data folder (%(default)s)")
-    add("--cache", type=Path, default=CACHE, help="where prepared images go (Data/cache)")
+    parser = argparse.ArgumentParser(prog="python -m utils.inference.release", description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="the run's folder, with best.pth")
+    parser.add_argument("results", type=Path, help="the folder of its results")
+    parser.add_argument("--data", type=Path, default=Path("Data/ISIC2017"), help="data folder (%(default)s)")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where prepared images go (Data/cache)")
     args = parser.parse_args(argv)
     run, results = read_run(args.run), read_run(args.results)
     if run.settings != results.settings or run.metrics != results.metrics:
@@ -115,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     path = args.results / RELEASED
     write_released(load_network(run, find_device("cpu")), path)
     scores = score_again(results, args.data, args.cache)
-    with written_whole(args.results / CARD) as file:
+    with written_whole(args.results / "README.md") as file:
         file.write(model_card(results, scores, path.stat().st_size).encode())
     log.info("%s\n%s: %.1f MB", scores, path, path.stat().st_size / 1e6)
 
