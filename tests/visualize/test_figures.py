@@ -1,50 +1,26 @@
-"""Figures: they render without pyplot and without a backend, show every value once, and put it in the right place."""
+"""Figures of one run: they show every value once, in the right place, and nothing overlaps."""
 
-import io
+import subprocess
+import sys
 
-import cv2
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
 from utils.data.dermoscopy import draw_lesion
-from utils.visualize.figures import (
-    HeatRow,
-    Panel,
-    best_median_worst,
-    plot_classification,
-    plot_contours,
-    plot_heatmaps,
-    plot_history,
-)
+from utils.visualize import figures, style
 
 
-@pytest.fixture(autouse=True)
-def no_pyplot(monkeypatch):
-    """A figure of pyplot's stays in memory, and one that needs a backend may fail on a machine without a screen."""
-
-    def refuse(*_args, **_kwargs):
-        raise AssertionError("a plotting function asked pyplot for a figure or a backend")
-
-    monkeypatch.setattr(plt, "new_figure_manager", refuse)
-    monkeypatch.setattr(plt, "switch_backend", refuse)
-    before = plt.get_fignums()
-    yield
-    assert plt.get_fignums() == before
+def test_nothing_heavy_is_imported():
+    """pyplot would keep every figure in memory, and may ask for a screen."""
+    heavy = "{'matplotlib.pyplot', 'seaborn', 'sklearn'}"
+    command = f"import sys, utils.visualize.figures; print(*({heavy} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", command], capture_output=True, check=True).stdout.strip() == b""
 
 
-def render(figure: Figure) -> np.ndarray:
-    """The figure as `Run.save_figure` writes it, uint8 [H, W, 3] BGR."""
-    assert isinstance(figure, Figure)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=60, bbox_inches="tight")
-    return cv2.imdecode(np.frombuffer(file.getvalue(), np.uint8), cv2.IMREAD_COLOR)
-
-
-def labels_of(axes) -> list[str]:
+def entries(axes) -> list[str]:
     return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
@@ -54,99 +30,107 @@ def overlap(figure: Figure, texts: list) -> bool:
     return any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def history(epochs: int, scores: list[str], alphas: list[str] = ()) -> list[dict[str, float]]:
-    rng = np.random.default_rng(0)
-    names = ["train_loss", *scores, *alphas]
-    return [{"epoch": float(epoch), "lr": 1e-4} | dict(zip(names, rng.random(len(names)), strict=True))
-            for epoch in range(1, epochs + 1)]  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------------- plot_history
-
-SEGMENTATION = [f"val_{n}" for n in ("accuracy", "sensitivity", "specificity", "jaccard", "threshold_jaccard", "dice")]
+SEGMENTATION = [f"val_{n}" for n in ("jaccard", "threshold_jaccard", "dice", "accuracy", "sensitivity", "specificity")]
 ARL50 = [f"alpha_layer{level}.{i}" for level, count in enumerate((3, 4, 6, 3), 1) for i in range(count)]
+MOBILENET = [f"alpha_backbone.features.{i}" for i in (3, 5, 6, 8, 9, 10, 12, 13, 15, 16)]
 
 
-def test_history_of_a_segmentation():
-    figure = plot_history(rows := history(30, SEGMENTATION), best_epoch=12)
-    assert render(figure).size and len(figure.axes) == 2
-    left, right = figure.axes
-    assert [left.get_title(), right.get_title()] == ["Training", "Validation"]
-    assert labels_of(left) == ["training loss", "best epoch, 12"]
-    assert labels_of(right) == [name[4:].replace("_", " ") for name in SEGMENTATION] + ["best epoch, 12"]
-    for line, name in zip(right.lines, SEGMENTATION, strict=False):
+def history(epochs: int, *columns: str) -> list[dict[str, float]]:
+    rng = np.random.default_rng(0)
+    return [{"epoch": epoch, "lr": 1e-4, **{n: rng.random() for n in columns}} for epoch in range(1, epochs + 1)]
+
+
+@pytest.mark.parametrize("primary, thick", [(None, 0), ("val_dice", 2)])
+def test_history_of_a_segmentation(primary, thick):
+    rows = history(30, "train_loss", *SEGMENTATION)
+    losses, scores = figures.plot_history(rows, 12, primary).axes
+    assert [axes.get_title() for axes in (losses, scores)] == ["Loss", "Validation"]
+    assert losses.get_xlabel() == scores.get_xlabel() == "epoch"
+    assert [losses.get_ylabel(), scores.get_ylabel()] == ["loss", "score"]
+    assert entries(losses) == ["training loss", "best epoch, 12"]
+    names = ["Jaccard", "thresholded Jaccard", "Dice", "accuracy", "sensitivity", "specificity"]
+    assert entries(scores) == [*names, "best epoch, 12"]
+    for line, name in zip(scores.lines, SEGMENTATION, strict=False):
         assert list(line.get_xdata()) == [row["epoch"] for row in rows]
         assert list(line.get_ydata()) == [row[name] for row in rows]
+    assert list(scores.lines[-1].get_xdata()) == [12, 12]
+    widths = [line.get_linewidth() for line in scores.lines]
+    assert np.argmax(widths) == thick and widths.count(max(widths)) == 1
 
 
-def test_history_with_alphas_has_a_third_panel():
-    scores = ["val_loss", *(f"val_{c}_{n}" for c in ("melanoma", "keratosis") for n in ("auc", "se", "sp", "acc"))]
-    figure = plot_history(rows := history(40, [*scores, "val_mean_auc", "val_a", "val_b", "val_c"], ARL50), 7)
-    assert render(figure).size and len(figure.axes) == 3
+@pytest.mark.parametrize("alphas, colours", [(ARL50, 4), (MOBILENET, 2)])
+def test_history_with_alphas_has_a_third_panel(alphas, colours):
+    scores = ["val_mean_auc", *(f"val_{c}_{n}" for c in ("melanoma", "keratosis") for n in ("auc", "se", "sp", "ac"))]
+    rows = history(40, "train_loss", "val_loss", *scores, *alphas)
+    figure = figures.plot_history(rows, 7)
     loss, validation, alpha = figure.axes
-    assert labels_of(loss) == ["training loss", "validation loss", "best epoch, 7"]
-    assert "loss" not in " ".join(labels_of(validation)) and "mean AUC" in labels_of(validation)
-    assert labels_of(alpha) == [name.removeprefix("alpha_") for name in ARL50] + ["best epoch, 7"]
-    for line, name in zip(alpha.lines, ARL50, strict=False):
+    assert entries(loss) == ["training loss", "validation loss", "best epoch, 7"]
+    assert entries(validation)[:2] == ["mean AUC", "melanoma AUC"] and len(entries(validation)) == 10
+    assert entries(alpha) == [name.removeprefix("alpha_") for name in alphas] + ["best epoch, 7"]
+    for line, name in zip(alpha.lines, alphas, strict=False):
         assert list(line.get_ydata()) == [row[name] for row in rows]
-    for axes in (validation, alpha):
-        # No two lines look the same, and a long legend stands below the curves.
-        styles = {(to_rgb(line.get_color()), repr(line._dash_pattern)) for line in axes.lines[:-1]}
-        assert len(styles) == len(axes.lines) - 1
+    assert len({line.get_color() for line in alpha.lines[:-1]}) == colours
+    for axes in (validation, alpha):  # no two lines look the same, and a long legend stands below the curves
+        looks = {(line.get_color(), repr(line.get_linestyle()), repr(line._dash_pattern)) for line in axes.lines}
+        assert len(looks) == len(axes.lines)
+        assert {to_hex(line.get_color()) for line in axes.lines[:-1]} <= set(style.COLOURS)
         assert axes.get_legend().get_window_extent().y1 <= axes.get_window_extent().y0
+    assert all(axes.title.get_fontsize() >= 8 for axes in figure.axes)
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5])
 def test_history_of_few_epochs_has_whole_epochs_on_its_axis(epochs):
-    figure = plot_history(history(epochs, ["val_auc"], ["alpha_layer1.0"]))
-    figure.draw_without_rendering()
-    for axes in figure.axes:
+    for axes in figures.plot_history(history(epochs, "train_loss", "val_auc", "alpha_layer1.0")).axes:
         low, high = axes.get_xlim()
         ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
         assert ticks and all(tick == round(tick) for tick in ticks)
 
 
-# ------------------------------------------------------------------------------------------------- plot_heatmaps
+IMAGE, MASK, _ = draw_lesion(0, 0, (96, 72))
 
 
-def heat_rows(count: int, columns: list[str], mask: bool = True) -> list[HeatRow]:
-    rng = np.random.default_rng(0)
-    rows = []
-    for i in range(count):
-        image, truth, _ = draw_lesion(0, i, (96, 72))
-        heats = {name: rng.normal(size=(3, 4)) for name in columns}
-        rows.append(HeatRow(f"ISIC_{i:07}\nseborrheic keratosis", image, heats, truth if mask else None))
-    return rows
+def test_contours():
+    shown = [figures.Panel(f"image {i}", IMAGE, MASK if i else None, MASK) for i in range(5)]
+    figure = figures.plot_contours(shown, "Contours", columns=3)
+    assert [len(axes.lines) for axes in figure.axes] == [2, 4, 4, 4, 4, 0]  # each outline has a shadow
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["truth", "prediction"]
+    assert [to_hex(axes.lines[-1].get_color()) for axes in figure.axes[:5]] == [style.OUTLINES["prediction"]] * 5
+    x, y = figure.axes[0].lines[-1].get_data()
+    rows, columns = np.nonzero(MASK)
+    assert [x.min(), x.max(), y.min(), y.max()] == [columns.min(), columns.max(), rows.min(), rows.max()]
+    assert not figures.plot_contours([figures.Panel("photograph", IMAGE)], columns=1).legends
 
 
-def test_heatmaps_of_six_by_six():
+@pytest.mark.parametrize("width", [1.8, 3.2])
+def test_titles_of_photographs_do_not_overlap(width):
+    title = "ISIC_0000000\nseborrheic keratosis 0.34\nsaid seborrheic keratosis 0.67"
+    figure = figures.plot_contours([figures.Panel(title, IMAGE)] * 8, "The worst", width=width)
+    assert not overlap(figure, [figure._suptitle, *(axes.title for axes in figure.axes)])
+
+
+def test_heatmaps_of_three_by_six():
     columns = [f"attention of layer{i}.0" for i in range(1, 5)] + ["activation map\nof seborrheic keratosis, predicted"]
-    figure = plot_heatmaps(heat_rows(6, columns), "Six lesions")
-    assert render(figure).size and len(figure.axes) == 6 * 6 + 1
+    shown = [figures.Panel("ISIC_0000000\nseborrheic keratosis, p = 0.95", IMAGE, MASK)] * 3
+    figure = figures.plot_heatmaps(shown, dict.fromkeys(columns, np.ones((3, 3, 4))), "Three lesions")
+    assert len(figure.axes) == 3 * 6 + 1
     titles = [axes.title for axes in figure.axes[:6]]
-    assert [title.get_text() for title in titles[:-1]] == ["photograph", *columns[:-1]]
-    assert titles[-1].get_text() == "activation map\nof seborrheic\nkeratosis, predicted"
-    texts = [*titles, figure._suptitle, *(axes.yaxis.label for axes in figure.axes[:36:6])]
-    assert len({text.get_text() for text in texts}) == 6 + 1 + 6 and not overlap(figure, texts)
-    for axes in figure.axes[:36:6]:
+    named = ["photograph", *columns[:-1], "activation map\nof seborrheic\nkeratosis, predicted"]
+    assert [title.get_text() for title in titles] == named
+    assert not overlap(figure, [*titles, figure._suptitle, *(axes.yaxis.label for axes in figure.axes[:18:6])])
+    for axes in figure.axes[:18:6]:
         assert axes.yaxis.label.get_window_extent().x1 <= axes.get_window_extent().x0
-    assert all(len(axes.images) == 1 and len(axes.lines) == 2 for axes in figure.axes[:36])  # outline and its shadow
-
-
-def test_heatmaps_of_one_image_without_a_mask():
-    figure = plot_heatmaps(heat_rows(1, ["CAM"], mask=False))
-    assert render(figure).size and len(figure.axes) == 3
-    assert not any(axes.lines for axes in figure.axes[:2])
-    assert figure.axes[2].get_legend() is None
+    assert all(len(axes.images) == 1 and len(axes.lines) == 2 for axes in figure.axes[:18])
+    assert entries(figure.axes[-1]) == ["truth"]
 
 
 def test_heat_lies_where_the_map_is_high():
     image = np.full((60, 80, 3), 128, np.uint8)
     heat = np.zeros((3, 4))
     heat[0, 3] = 1e-4  # its own scale
-    rows = [HeatRow("", image, {"map": heat, "flat": np.full((7, 7), 3.0)}), HeatRow("", image, {"other": heat - 5})]
-    figure = plot_heatmaps(rows)
-    photograph, drawn, flat, other = figure.axes[:4]
+    figure = figures.plot_heatmaps(
+        [figures.Panel("", image)] * 2, {"map": np.stack([heat, heat - 5]), "flat": np.full((2, 7, 7), 3.0)}
+    )
+    photograph, drawn, flat, _, other = figure.axes[:5]
     assert np.array_equal(photograph.images[0].get_array(), image)
     pixels = drawn.images[0].get_array()
     assert pixels.shape == image.shape and pixels.dtype == np.uint8
@@ -156,33 +140,28 @@ def test_heat_lies_where_the_map_is_high():
     middle = pixels[5, 50:70].astype(int).sum(1)
     assert (np.diff(middle) >= 0).all() and len(np.unique(middle)) > 10  # bilinear: a ramp and no steps
     assert np.array_equal(flat.images[0].get_array(), np.broadcast_to(cold[0], image.shape))
-    assert not other.images and [len(axes.images) for axes in figure.axes[4:8]] == [1, 0, 0, 1]
-    assert np.array_equal(figure.axes[7].images[0].get_array(), pixels)
-
-
-# ------------------------------------------------------------------------------------------------- plot_classification
+    assert np.array_equal(other.images[0].get_array(), pixels)
+    assert figure.axes[-1].get_legend() is None  # no mask, no outline
 
 
 def test_classification():
     rng = np.random.default_rng(0)
     labels = rng.choice(3, 200, p=(0.2, 0.15, 0.65))
     scores = rng.random((200, 3)) + 0.4 * np.eye(3)[labels]
-    probabilities = (scores / scores.sum(1, keepdims=True)).astype(np.float32)
-    figure = plot_classification(probabilities, labels, "ARL-CNN50")
-    assert render(figure).size and len(figure.axes) == 4
+    probabilities = scores / scores.sum(1, keepdims=True)
+    figure = figures.plot_classification(probabilities, labels, "ARL-CNN50")
     roc, confusion, _, histogram = figure.axes
     for i, name in enumerate(("melanoma", "seborrheic keratosis")):
         area = roc_auc_score(labels == i, probabilities[:, i])
-        assert labels_of(roc)[i] == f"{name}, AUC {area:.3f}"
+        assert entries(roc)[i] == f"{name}, AUC {area:.3f}"
         x, y = roc.lines[i].get_data()
         assert np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2) == pytest.approx(area)
     counts = np.array([int(text.get_text().split()[0]) for text in confusion.texts]).reshape(3, 3)
-    for truth in range(3):
-        for predicted in range(3):
-            assert counts[truth, predicted] == ((labels == truth) & (probabilities.argmax(1) == predicted)).sum()
-            text = confusion.texts[3 * truth + predicted]
-            assert text.get_position() == (predicted, truth)
-            assert text.get_text().split()[1] == f"{counts[truth, predicted] / counts[truth].sum():.0%}"
+    for (truth, predicted), count in np.ndenumerate(counts):
+        assert count == ((labels == truth) & (probabilities.argmax(1) == predicted)).sum()
+        text = confusion.texts[3 * truth + predicted]
+        assert text.get_position() == (predicted, truth)
+        assert text.get_text().split()[1] == f"{count / counts[truth].sum():.0%}"
     assert f"{counts.trace() / 200:.3f}" in confusion.get_title()
     assert [tick.get_text() for tick in confusion.get_xticklabels()] == ["melanoma", "seborrheic\nkeratosis", "nevus"]
     assert not overlap(figure, [*confusion.get_xticklabels(), confusion.title, figure._suptitle])
@@ -192,8 +171,7 @@ def test_classification():
 def test_reliability_by_hand():
     """Two tenths: up to 0.5 (an edge belongs to the tenth below), right in 1 of 2, and 0.95, right in 3 of 3."""
     probabilities = np.array([[0.5, 0.3, 0.2], [0.45, 0.3, 0.25]] + [[0.02, 0.03, 0.95]] * 3)
-    figure = plot_classification(probabilities, np.array([0, 1, 2, 2, 2]))
-    _, _, reliability, histogram = figure.axes
+    _, _, reliability, histogram = figures.plot_classification(probabilities, np.array([0, 1, 2, 2, 2])).axes
     line = reliability.lines[1]
     assert np.allclose(line.get_data(), [[0.475, 0.95], [0.5, 1]])
     assert line.get_label() == f"expected calibration error {(2 * 0.025 + 3 * 0.05) / 5:.3f}"
@@ -203,34 +181,19 @@ def test_reliability_by_hand():
 
 @pytest.mark.filterwarnings("error")
 def test_classification_without_images_of_a_class():
-    figure = plot_classification(np.array([[0.2, 0.2, 0.6], [1.0, 0.0, 0.0]]), [2, 2])
-    assert render(figure).size
-    roc, confusion = figure.axes[:2]
-    assert labels_of(roc)[:2] == [
-        "melanoma, no AUC: 0 of 2 images",
-        "seborrheic keratosis, no AUC: 0 of 2 images",
-    ]
+    roc, confusion = figures.plot_classification(np.array([[0.2, 0.2, 0.6], [1.0, 0.0, 0.0]]), [2, 2]).axes[:2]
+    assert entries(roc)[:2] == [f"{name}, no AUC: 0 of 2 images" for name in ("melanoma", "seborrheic keratosis")]
     assert [text.get_text() for text in confusion.texts] == ["–"] * 6 + ["1\n50%", "0\n0%", "1\n50%"]
 
 
-@pytest.mark.parametrize("shape,count", [((4, 2), 4), ((4, 3), 3), ((0, 3), 0)])
-def test_classification_of_other_shapes(shape, count):
-    with pytest.raises(ValueError, match="expected \\[N, 3\\] and \\[N\\]"):
-        plot_classification(np.zeros(shape), np.zeros(count, int))
-
-
-# ------------------------------------------------------------------------------------------------- contours
-
-
-def test_contours():
-    image, mask, _ = draw_lesion(0, 0, (96, 72))
-    panels = [Panel(f"image {i}", image, mask if i else None, mask) for i in range(5)]
-    figure = plot_contours(panels, "Contours", columns=3)
-    assert render(figure).size and len(figure.axes) == 6
-    assert [len(axes.lines) for axes in figure.axes] == [2, 4, 4, 4, 4, 0]
+def test_class_balance():
+    figure = figures.plot_class_balance({"train": [2, 2, 0, 1], "validation": [1]})
+    assert [axes.get_title() for axes in figure.axes] == ["train, 4 images", "validation, 1 images"]
+    assert [[bar.get_height() for bar in axes.patches] for axes in figure.axes] == [[1, 1, 2], [0, 1, 0]]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1\n25%", "1\n25%", "2\n50%"]
 
 
 def test_best_median_worst():
-    groups = best_median_worst(np.array([0.1, 0.9, 0.5, 0.3, 0.8, 0.6]), count=2)
+    groups = figures.best_median_worst(np.array([0.1, 0.9, 0.5, 0.3, 0.8, 0.6]), count=2)
     assert {name: list(rows) for name, rows in groups.items()} == {"best": [1, 4], "median": [5, 2], "worst": [3, 0]}
-    assert list(best_median_worst(np.array([0.2, 0.4]))["best"]) == [1, 0]
+    assert list(figures.best_median_worst(np.array([0.2, 0.4]))["best"]) == [1, 0]

@@ -1,8 +1,8 @@
 """Where a classifier looks: class activation maps, Grad-CAM, and the attention that an ARL network computes itself.
 
-For the ResNets and ARL networks of `nets`. Every function computes in float32 and eval mode whatever the surrounding
-autocast and gradient state, and leaves modes, hooks, gradients and `requires_grad` of the model as they were. Images
-are normalised, float [B, 3, H, W], on the model's device (`utils.data.loader.to_input`); the maps lie there too.
+For the classifiers of `nets`. Images are normalised, float [B, 3, H, W], on the model's device
+(`utils.data.loader.to_input`), and the maps lie there too. Every function computes in float32 and eval mode, also under
+autocast or `no_grad`, and leaves the model as it was: its modes, hooks, gradients and `requires_grad`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,10 +20,10 @@ Classes = int | Sequence[int] | Tensor | None  # one for all images, one an imag
 
 
 def class_activation_maps(model: nn.Module, images: Tensor, classes: Classes = None) -> Tensor:
-    """Class activation maps, Σ_k w_ck · f_k(x, y): what each position adds to the class's logit.
+    """Class activation maps, Σ_k w_ck · f_k(x, y): what each position adds to the logit of a class.
 
     Zhou, Khosla, Lapedriza, Oliva, Torralba, CVPR 2016 (arXiv:1512.04150). The mean of a map over its positions plus
-    the class's bias is the logit.
+    the bias of the class is the logit.
 
     Returns:
         float32 [B, h, w], positive and negative, at the size of the last feature map (H/32, W/32).
@@ -40,21 +40,21 @@ def class_activation_maps(model: nn.Module, images: Tensor, classes: Classes = N
 
 
 def grad_cam(model: nn.Module, images: Tensor, layer: str, classes: Classes = None) -> Tensor:
-    """Grad-CAM: the ReLU of a layer's channels, each weighted by the mean gradient of the class's logit.
+    """Grad-CAM: the channels of a layer, each weighted by the mean gradient of the class's logit, summed; then ReLU.
 
     Selvaraju et al., ICCV 2017 (arXiv:1610.02391). At the last layer of a network that ends in global average pooling
-    and one linear layer it is the positive part of the class activation map, times 1/(h·w).
+    and one linear layer it is the positive part of the class activation map, divided by the number of positions h·w.
 
     Args:
         model: images → logits [B, classes]; its parameters need not require gradients.
-        layer: name of a module (`model.named_modules()`) that puts out [B, C, h, w], such as "layer4", "layer2.0"
-            or "conv1". The last output counts if it runs more than once in a pass, as a block's ReLU does.
+        layer: name of a module (`model.named_modules()`) whose output is [B, C, h, w], such as "layer4", "layer2.0" or
+            "conv1". If it runs more than once in a pass, as the ReLU of a block does, the last output counts.
 
     Returns:
         float32 [B, h, w] ≥ 0, at the size of the layer's output.
 
     Raises:
-        ValueError: a layer that puts out no such map, named with those that do; a class as for CAM.
+        ValueError: a layer without such an output (the message names those that have one); a class as for CAM.
     """
     outputs: dict[str, Tensor | None] = {}  # by layer, in the order they ran; only the chosen one is kept
 
@@ -80,10 +80,10 @@ def grad_cam(model: nn.Module, images: Tensor, layer: str, classes: Classes = No
 
 
 def attention_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """The attention R(F(x)) of every ARL block by the block's name ("layer1.0"), in order; empty for a plain ResNet.
+    """The attention R(F(x)) of every ARL block by its name ("layer1.0"), in order; empty for a network without any.
 
-    float32 [B, h, w] each. Softmax over positions: the mean over channels, which sums to 1 over the positions.
-    Softmax over channels: the largest over channels, as their mean is the same everywhere.
+    float32 [B, h, w] each. Of a softmax over positions: the mean over channels, which sums to 1 over the positions.
+    Of a softmax over channels: the maximum over channels, because the mean is the same everywhere.
     """
     maps = {}
 
@@ -100,25 +100,17 @@ def attention_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return maps
 
 
-def to_image_size(maps: Tensor, size: tuple[int, int], scaled: bool = True) -> np.ndarray:
-    """Maps [B, h, w], enlarged bilinearly over an image of size = (width, height): float32 [B, height, width].
-
-    `scaled` stretches each map to [0, 1] by its own minimum and maximum, for drawing (a flat map becomes 0); False
-    keeps the values, for `mass_inside`.
-    """
-    maps = maps.detach().float()
-    if scaled:  # before they are enlarged: rounding must not become the contrast of a flat map
-        low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-        maps = (maps - low) / torch.where(high > low, high - low, 1)
-    maps = interpolate(maps[:, None], size[::-1], mode="bilinear", align_corners=False)[:, 0]
-    return (maps.clamp(0, 1) if scaled else maps).cpu().numpy()
+def to_image_size(maps: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Maps [B, h, w], enlarged bilinearly over an image of size = (width, height): float32 [B, height, width]."""
+    maps = maps.detach().float()[:, None]
+    return interpolate(maps, size[::-1], mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
 
 
 def mass_inside(heat: np.ndarray, mask: np.ndarray) -> float:
-    """Share of a map's mass that lies in the mask, in [0, 1]; chance gives `mask.mean()`.
+    """The share of a map's sum that lies in a mask, in [0, 1]; a map that is the same everywhere gives `mask.mean()`.
 
-    heat [h, w]: negative values count as 0 (what speaks against a class has no mass). mask [h, w]: bool or 0/1.
-    NaN for a map without mass. ValueError when the shapes differ.
+    heat: [h, w]; negative values, which speak against the class, count as 0. mask: [h, w], bool or 0/1.
+    NaN for a map without a positive value. ValueError when the shapes differ.
     """
     if heat.shape != mask.shape:
         raise ValueError(f"heat is {heat.shape}, mask is {mask.shape}: expected one size (see to_image_size)")
@@ -128,13 +120,10 @@ def mass_inside(heat: np.ndarray, mask: np.ndarray) -> float:
 
 @contextmanager
 def _evaluation(model: nn.Module, images: Tensor, gradients: bool = False) -> Iterator[None]:
-    """Eval mode and float32, gradients on or off; afterwards every module is in the mode it was in.
-
-    What `torch.compile` has compiled is left aside: hooks would have it compiled anew for each layer.
-    """
+    """Eval mode and float32, gradients on or off; afterwards every module is in the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     float32 = torch.autocast(images.device.type, enabled=False)
-    as_written = torch.compiler.set_stance("force_eager")
+    as_written = torch.compiler.set_stance("force_eager")  # hooks would have a compiled model compiled for each layer
     try:
         model.eval()
         with torch.inference_mode(False), torch.set_grad_enabled(gradients), float32, as_written:

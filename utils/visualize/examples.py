@@ -1,7 +1,7 @@
 """Finished runs on the same photographs: which of them compare, what they get wrong, where their networks look."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,45 +18,40 @@ from utils.data.isic import CLASSES, Sample, read_split
 from utils.data.loader import to_input
 from utils.data.transforms import FRAME, TRAIN_TRANSFORMS, take
 from utils.device import Precision, find_device
-from utils.evaluation.classification import TASKS
+from utils.evaluation.export import Score
 from utils.evaluation.rows import Row
 from utils.evaluation.runs import RunResult, find_runs
 from utils.evaluation.segmentation import SegmentationCounts
 from utils.evaluation.statistics import bootstrap_interval
-from utils.evaluation.tables import Score
 from utils.inference.classification import examples, labels_of
 from utils.inference.saliency import attention_maps, class_activation_maps, grad_cam, mass_inside, to_image_size
 from utils.inference.segmentation import lesion_mask, predict_lesions
 from utils.inference.trained import has_weights, load_network
 from utils.logger import log
 from utils.model.fit import alphas
-from utils.visualize.figures import NAMES, HeatRow, Panel, best_median_worst, plot_contours, plot_heatmaps
+from utils.visualize.figures import Panel, best_median_worst, plot_contours, plot_heatmaps
+from utils.visualize.style import NAMES
 
 ARL_AND_PLAIN = ((r"arl\d+", r"resnet\d+"), ("arl_mobilenet", "mobilenet"))  # patterns for names of networks
-_BATCH = 16  # photographs at a time through a network
 
 
 def comparable_runs(folders: Sequence[str | Path], task: str, split: str, data: str | Path) -> list[RunResult]:
     """The finished runs of a task below `folders` that were scored on the same images of a split.
 
     They are those of the images in `data`; where no run was scored on them, those of the images that most runs were
-    scored on. The log names the runs that are left out, or what to do when there is none.
+    scored on. The log names the runs that are left out.
     """
     groups: dict[frozenset[str], list[RunResult]] = {}
     for run in find_runs(*folders):
         if run.task == task and run.metrics[split]:
             groups.setdefault(run.image_ids(split), []).append(run)
     if not groups:
-        script = {"segmentation": "seg_main.py", "classification": "cls_main.py"}[task]
-        where = " or ".join(map(str, folders))
-        log.info("no finished %s run with %s scores below %s: python %s makes one", task, split, where, script)
+        log.info("no finished %s run with %s scores below %s", task, split, " or ".join(map(str, folders)))
         return []
     there = _ids(data, split)
     chosen = max(groups, key=lambda ids: (ids <= there, len(groups[ids])))
-    for ids, runs in groups.items():
-        if ids != chosen:
-            names = ", ".join(str(run.folder) for run in runs)
-            log.info("left out, scored on %d other images: %s", len(ids), names)
+    for ids in groups.keys() - {chosen}:
+        log.info("left out, scored on %d other images: %s", len(ids), ", ".join(str(run.folder) for run in groups[ids]))
     log.info("runs scored on the same %d %s images: %d", len(chosen), split, len(groups[chosen]))
     return groups[chosen]
 
@@ -64,8 +59,7 @@ def comparable_runs(folders: Sequence[str | Path], task: str, split: str, data: 
 def find_samples(runs: Sequence[RunResult], split: str, data: str | Path) -> tuple[Path, list[Sample]]:
     """Where the images lie that these runs were scored on, and those images, sorted by id.
 
-    Looked for in `data`, then in the folder that a run names as its own. Where they are in none: `data`, no images,
-    and a line in the log.
+    Looked for in `data`, then in the folder that a run names as its own; `data` and no images where they are in none.
     """
     if not runs:
         return Path(data), []
@@ -77,24 +71,25 @@ def find_samples(runs: Sequence[RunResult], split: str, data: str | Path) -> tup
     return Path(data), []
 
 
-def photograph(sample: Sample, title: str, height: int = 240, prediction: np.ndarray | None = None) -> Panel:
-    """A panel for `plot_contours`, `height` pixels high, with the true outline where there is a mask.
+def photograph(sample: Sample, title: str, width: int = 320, prediction: np.ndarray | None = None) -> Panel:
+    """A panel of a photograph in its own proportions, `width` pixels wide, with the true outline where there is a mask.
 
-    prediction: mask [h, w] of 0 and 1 of the whole frame, of any size.
+    A mask that cannot be read leaves a warning and no outline. prediction: mask [h, w] of the whole frame, of any size.
     """
     columns, rows = image_size(sample.image)
-    size = (max(1, round(height * columns / rows)), height)
-    mask = read_mask(sample.mask, size) if sample.mask else None
+    size = (width, max(1, round(width * rows / columns)))
+    mask = None
+    try:
+        mask = read_mask(sample.mask, size) if sample.mask else None
+    except UserError as error:
+        log.warning("%s; drawn without an outline", error)
     if prediction is not None:
         prediction = np.array(Image.fromarray(prediction.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
     return Panel(title, read_image(sample.image, size), mask, prediction)
 
 
 def segmentation_failures(rows: Sequence[Row], split: str, samples: Sequence[Sample], count: int = 6) -> list[Panel]:
-    """The `count` images with the lowest Jaccard on average over rows, one after the other, each by every row.
-
-    Shown is the mask of a row's first seed, where its run keeps masks; the number is its Jaccard.
-    """
+    """The `count` images with the lowest mean Jaccard, each by every row: the mask and Jaccard of its first seed."""
     jaccards = np.stack([row.scores(split, "jaccard").mean(axis=0) for row in rows])  # [rows, N], sorted by id
     worst = np.argsort(jaccards.mean(axis=0), kind="stable")[:count]
     first = [row.per_image(split)[0]["jaccard"] for row in rows]
@@ -116,9 +111,8 @@ def classification_failures(rows: Sequence[Row], split: str, samples: Sequence[S
         (indices,) = np.nonzero(labels == label)
         for index in indices[np.argsort(mean[indices, label], kind="stable")[:count]]:
             said = int(mean[index].argmax())
-            title = f"{samples[index].id}\n{NAMES[label]}, p = {mean[index, label]:.2f}\n"
-            title += f"said {NAMES[said]}, p = {mean[index, said]:.2f}"
-            panels.append(photograph(samples[index], title))
+            title = f"{samples[index].id}\n{NAMES[label]} {mean[index, label]:.2f}"
+            panels.append(photograph(samples[index], f"{title}\nsaid {NAMES[said]} {mean[index, said]:.2f}"))
     return panels
 
 
@@ -126,11 +120,10 @@ def compare_maps(rows: Sequence[Row], split: str, samples: Sequence[Sample]) -> 
     """Class activation maps of an ARL network and its plain counterpart on the same photographs, for the true class.
 
     Taken are an ARL-CNN and a ResNet, else the two MobileNets, with the highest mean AUC that keep their weights; of
-    each the first seed.
-    The figure shows the best and the worst recognised image of each class (by the ARL network). The table has the share
-    of the maps' mass that lies on the lesion, beside the lesion's share of the frame, which a map that looks everywhere
-    alike would get: over the images that have a mask and in which both networks find something of the class. None, with
-    a line in the log, when a run, its weights or the photographs are not there.
+    each the first seed. The figure shows the best and the worst recognised image of each class (by the ARL network).
+    The table has the share of the maps' mass that lies on the lesion, beside the lesion's share of the frame: over the
+    images that have a mask and in which both networks find something of the class.
+    None, with a line in the log, when a run, its weights or the photographs are not there.
     """
     pairs = [[_with_weights(rows, split, net) for net in nets] for nets in ARL_AND_PLAIN]
     pair = next((pair for pair in pairs if None not in pair), None)
@@ -139,17 +132,77 @@ def compare_maps(rows: Sequence[Row], split: str, samples: Sequence[Sample]) -> 
         return None
     probabilities, labels = pair[0].probabilities(split)
     maps = [_true_class_maps(row.runs[0], samples, labels) for row in pair]
-    lines = [
-        {"experiment": row.experiment, "network": row.settings["net"], **scores}
-        for row, scores in zip(pair, _on_the_lesion(maps, samples), strict=True)
-    ]
+    *shares, of_frame = _on_the_lesion(maps, samples)
+    table = {
+        "experiment": [row.experiment for row in pair],
+        "network": [row.settings["net"] for row in pair],
+        "images": len(of_frame),
+        "of the map's mass on the lesion": [_score(share) for share in shares],
+        "of the frame": [_score(of_frame)] * len(pair),
+    }
+    chosen = examples(probabilities[0], labels)
+    panels = [photograph(samples[index], f"{samples[index].id}\n{NAMES[labels[index]]}") for index in chosen]
     titles = [f"{row.experiment}\n{row.settings['net']}" for row in pair]
-    figure_rows = []
-    for index in examples(probabilities[0], labels):
-        panel = photograph(samples[index], f"{samples[index].id}\n{NAMES[labels[index]]}")
-        heats = {title: each[index] for title, each in zip(titles, maps, strict=True)}
-        figure_rows.append(HeatRow(panel.title, panel.image, heats, panel.truth))
-    return plot_heatmaps(figure_rows, "Class activation maps of the true class"), pd.DataFrame(lines)
+    heats = {title: each[chosen] for title, each in zip(titles, maps, strict=True)}
+    return plot_heatmaps(panels, heats, "Class activation maps of the true class"), pd.DataFrame(table)
+
+
+def plot_examples(
+    model: nn.Module, cache: ImageCache, counts: SegmentationCounts, precision: Precision, flips: bool = False
+) -> Figure:
+    """The best, median and worst scored images with the true and the predicted outline."""
+    per_image = counts.per_image()
+    position = {sample.id: index for index, sample in enumerate(cache.samples)}
+    panels = []
+    for group, rows in best_median_worst(per_image["jaccard"].to_numpy()).items():
+        indices = [position[per_image["image_id"][row]] for row in rows]
+        predicted = predict_lesions(model, cache, precision, 4, flips, indices)
+        for row, (index, probability) in zip(rows, predicted, strict=True):
+            sample = cache.samples[index]
+            title = f"{group}: {sample.id}, Jaccard {per_image['jaccard'][row]:.3f}"
+            panels.append(photograph(sample, title, 480, lesion_mask(probability, image_size(sample.image))))
+    title = f"Best, median and worst of {len(counts)} images by Jaccard (mean {per_image['jaccard'].mean():.3f})"
+    return plot_contours(panels, title, columns=len(panels) // 3 if len(panels) >= 3 else len(panels))
+
+
+def plot_saliency(
+    model: nn.Module,
+    cache: ImageCache,
+    probabilities: np.ndarray,
+    size: Sequence[int],
+    device: torch.device,
+    scale: int,
+) -> dict[str, Figure]:
+    """Figures of where the network looks, on the best and worst recognised image of each class.
+
+    "cam": class activation maps for the class that `probabilities` predict and for both classes of the challenge,
+    Grad-CAM at two layers; "attention": the map of every ARL block, where there are any. The network sees the whole
+    frame at `scale` × its input `size` (`TrainTransforms.frame_scale`): things are as large then as it knows them.
+    """
+    labels = labels_of(cache.samples)
+    chosen = examples(probabilities, labels)
+    enlarged = (scale * size[0], scale * size[1])
+    frames = [take(cache.pixels()[index], FRAME, enlarged) for index in chosen]
+    images = to_input(torch.from_numpy(np.stack(frames)), device)
+    predicted = torch.from_numpy(probabilities[chosen].argmax(axis=1)).to(device)
+    cams = {"CAM\npredicted class": class_activation_maps(model, images, predicted)}
+    for number, name in enumerate(NAMES[:2]):
+        cams[f"CAM\n{name}"] = class_activation_maps(model, images, number)
+    for layer in model.last_layers:
+        title = f"Grad-CAM {layer.removeprefix('backbone.')}\npredicted class"
+        cams[title] = grad_cam(model, images, layer, predicted)
+    panels = []
+    for index in chosen:
+        sample, label = cache.samples[index], labels[index]
+        panels.append(photograph(sample, f"{sample.id}\n{NAMES[label]}, p = {probabilities[index, label]:.2f}"))
+
+    def figure(maps: dict[str, torch.Tensor], title: str) -> Figure:
+        return plot_heatmaps(panels, {name: heats.cpu().numpy() for name, heats in maps.items()}, title)
+
+    figures = {"cam": figure(cams, "What the classes are recognised by: best and worst recognised image of each")}
+    if alphas(model):
+        figures["attention"] = figure(attention_maps(model, images), "Attention of every ARL block")
+    return figures
 
 
 def _ids(folder: str | Path, split: str) -> set[str]:
@@ -168,131 +221,26 @@ def _true_class_maps(run: RunResult, samples: Sequence[Sample], labels: np.ndarr
     scale = TRAIN_TRANSFORMS[settings.get("train_views", "patches")].frame_scale
     size = (scale * settings["size"][0], scale * settings["size"][1])
     maps = []
-    for start in range(0, len(samples), _BATCH):
-        here = slice(start, start + _BATCH)
-        frames = np.stack([read_image(sample.image, size) for sample in samples[here]])
-        images = to_input(torch.from_numpy(frames), device)
-        maps.append(class_activation_maps(model, images, labels[here].tolist()).cpu().numpy())
-    return np.concatenate(maps)
+    for sample, label in zip(samples, labels.tolist(), strict=True):
+        image = to_input(torch.from_numpy(read_image(sample.image, size)[None]), device)
+        maps.append(class_activation_maps(model, image, label)[0].cpu().numpy())
+    return np.stack(maps)
 
 
-def _on_the_lesion(maps: Sequence[np.ndarray], samples: Sequence[Sample]) -> list[dict[str, object]]:
-    """Of each network's maps [N, h, w]: columns of the table of `compare_maps`."""
-    size, shares, areas = (128, 128), [], []  # the whole frame, finer than any map
+def _on_the_lesion(maps: Sequence[np.ndarray], samples: Sequence[Sample]) -> np.ndarray:
+    """The lesion's share of the mass of each network's maps [N, h, w], then of the frame: [networks + 1, images].
+
+    Of the images that have a mask and where every map has mass.
+    """
+    size, shares = (128, 128), []  # of the whole frame, finer than any map
     for index, sample in enumerate(samples):
         mask = read_mask(sample.mask, size) if sample.mask else None
         if mask is not None and mask.any():
-            heats = to_image_size(torch.from_numpy(np.stack([each[index] for each in maps])), size, scaled=False)
-            shares.append([mass_inside(heat, mask) for heat in heats])
-            areas.append(float(mask.mean()))
-    of_maps, of_frame = np.reshape(shares, (-1, len(maps))), np.array(areas)
-    kept = np.isfinite(of_maps).all(axis=1)  # a map without a positive value has no mass
-
-    def score(values: np.ndarray) -> Score:
-        return Score(float(values.mean()), None, bootstrap_interval(values)) if values.size else Score()
-
-    return [
-        {
-            "images": int(kept.sum()),
-            "of the map's mass on the lesion": score(values),
-            "of the frame": score(of_frame[kept]),
-        }
-        for values in of_maps[kept].T
-    ]
+            heats = to_image_size(torch.from_numpy(np.stack([each[index] for each in maps])), size)
+            shares.append([*(mass_inside(heat, mask) for heat in heats), mask.mean()])
+    table = np.reshape(shares, (-1, len(maps) + 1))
+    return table[np.isfinite(table).all(axis=1)].T
 
 
-def plot_examples(
-    model: nn.Module,
-    cache: ImageCache,
-    counts: SegmentationCounts,
-    precision: Precision,
-    flips: bool = False,
-    width: int = 480,
-) -> Figure:
-    """The best, median and worst scored images with the true and the predicted outline, drawn `width` pixels wide."""
-    per_image = counts.per_image()
-    position = {sample.id: index for index, sample in enumerate(cache.samples)}
-    panels = []
-    for group, rows in best_median_worst(per_image["jaccard"].to_numpy()).items():
-        indices = [position[per_image["image_id"][row]] for row in rows]
-        predicted = predict_lesions(model, cache, precision, 4, flips, indices)
-        for row, (index, probability) in zip(rows, predicted, strict=True):
-            sample = cache.samples[index]
-            columns, lines = image_size(sample.image)
-            size = (width, max(1, round(width * lines / columns)))
-            panels.append(
-                Panel(
-                    f"{group}: {sample.id}, Jaccard {per_image['jaccard'][row]:.3f}",
-                    read_image(sample.image, size),
-                    read_mask(sample.mask, size),
-                    lesion_mask(probability, size),
-                )
-            )
-    title = f"Best, median and worst of {len(counts)} images by Jaccard (mean {per_image['jaccard'].mean():.3f})"
-    return plot_contours(panels, title, columns=len(panels) // 3 if len(panels) >= 3 else len(panels))
-
-
-SHOWN = 320  # pixels of a photograph's width in figures
-
-
-def plot_saliency(
-    model: nn.Module,
-    cache: ImageCache,
-    probabilities: np.ndarray,
-    size: tuple[int, int],
-    device: torch.device,
-    scale: int,
-) -> dict[str, Figure]:
-    """Figures of where the network looks, on the best and worst recognised image of each class.
-
-    "cam": class activation maps for the class that `probabilities` predict and for both classes of the challenge,
-    Grad-CAM at two layers; "attention": the map of every ARL block, where there are any. The true outline is drawn
-    where it is known.
-
-    The network sees the whole frame at `scale` × its input `size` (`TrainTransforms.frame_scale`): things are as large then
-    as it knows them, and the maps have as many positions.
-    """
-    labels = labels_of(cache.samples)
-    chosen = examples(probabilities, labels)
-    enlarged = (scale * size[0], scale * size[1])
-    frames = [take(cache.pixels()[index], FRAME, enlarged) for index in chosen]
-    images = to_input(torch.from_numpy(np.stack(frames)), device)
-    predicted = torch.from_numpy(probabilities[chosen].argmax(axis=1)).to(device)
-    cams = {
-        "CAM\npredicted class": class_activation_maps(model, images, predicted),
-        **{f"CAM\n{task.replace('_', ' ')}": class_activation_maps(model, images, n) for n, task in enumerate(TASKS)},
-        **{
-            f"Grad-CAM {layer.removeprefix('backbone.')}\npredicted class": grad_cam(model, images, layer, predicted)
-            for layer in model.last_layers
-        },
-    }
-    titles, photographs, masks = [], [], []
-    for index in chosen:
-        sample, p = cache.samples[index], probabilities[index]
-        titles.append(f"{sample.id}\n{CLASSES[sample.label].replace('_', ' ')}, p = {p[sample.label]:.2f}")
-        columns, rows = image_size(sample.image)
-        shown = (SHOWN, max(1, round(SHOWN * rows / columns)))  # in its own proportions, which the network does not see
-        photographs.append(read_image(sample.image, shown))
-        masks.append(_mask_or_none(sample, shown))
-
-    def figure(maps: Mapping[str, torch.Tensor], title: str) -> Figure:
-        maps = {name: heats.cpu().numpy() for name, heats in maps.items()}
-        rows = [
-            HeatRow(titles[n], photographs[n], {name: heats[n] for name, heats in maps.items()}, masks[n])
-            for n in range(len(chosen))
-        ]
-        return plot_heatmaps(rows, title)
-
-    figures = {"cam": figure(cams, "What the classes are recognised by: best and worst recognised image of each")}
-    if alphas(model) and (attention := attention_maps(model, images)):
-        figures["attention"] = figure(attention, "Attention of every ARL block")
-    return figures
-
-
-def _mask_or_none(sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
-    """Outlines are an extra here: nothing else in classification reads masks, and a bad one stops nothing."""
-    try:
-        return read_mask(sample.mask, size) if sample.mask else None
-    except UserError as error:
-        log.warning("%s; drawn without an outline", error)
-        return None
+def _score(values: np.ndarray) -> Score:
+    return Score(float(values.mean()), None, bootstrap_interval(values)) if values.size else Score()

@@ -1,65 +1,80 @@
-"""How the figures that compare rows of a results table look: widths, type, colours, legends, panels.
+"""How all figures look: colours, sizes of type, lines and markers, legends, panels.
 
-Figures are as wide as a page (7.2 inches) or one of its two columns (3.5), with type of 7 to 8 points.
+Figures that compare rows of a results table are as wide as a page (7.2 inches) or one of its two columns (3.5), with
+type of 7 and 8 points; those of a single run are larger, for the screen. Nothing here imports `matplotlib.pyplot`.
 """
 
 import textwrap
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Collection, Iterable, Sequence, Sized
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from numpy.typing import ArrayLike
 
-from utils.evaluation.export import format_number
-from utils.visualize.figures import DASHES
+from utils.data.isic import CLASSES
 
 WIDE, NARROW = 7.2, 3.5  # inches
+PAGE, SCREEN = 8, 10  # points
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # of Okabe & Ito: the colour-blind tell them apart
+DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
 MARKERS = "osD^vPX<>p"
-GREY = {"color": "0.45", "linestyle": (0, (1, 1.5)), "linewidth": 1}  # chance, thresholds
-STYLE = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "legend.fontsize": 7,
-    "legend.title_fontsize": 7,
-    "legend.frameon": False,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "lines.linewidth": 1,
-    "lines.markersize": 3.5,
-}
+GREY = {"color": "0.45", "linestyle": (0, (1, 1.5)), "linewidth": 1}  # chance, thresholds, the best epoch
+OUTLINES = {"truth": "#19e3ff", "prediction": "#ffd21f"}  # visible on skin and on pigment, and to the colour-blind
+HEAT = "inferno"  # heat maps: dark to bright in even steps, also in grey and to the colour-blind
 LINE = 0.12  # inches, of a line of 7 points
+NAMES = [name.replace("_", " ") for name in CLASSES]
 
 
-def row_lines(rows: Sized) -> list[dict[str, Any]]:
-    """A colour and a dash for the line of each row."""
-    return [{"color": COLOURS[i % 5], "linestyle": DASHES[i // 5 % len(DASHES)]} for i in range(len(rows))]
+def typeset(points: float) -> AbstractContextManager:
+    """Type of this size, ticks and legends one point smaller, thin lines; around a block or as a decorator."""
+    small = ("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize")
+    sizes = {"font.size": points, "axes.titlesize": points, "axes.labelsize": points, "figure.titlesize": points + 1}
+    spines = {"axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6}
+    lines = {"lines.linewidth": 1, "lines.markersize": 3.5, "legend.frameon": False, "grid.alpha": 0.3}
+    return rc_context({**dict.fromkeys(small, points - 1), **sizes, **spines, **lines})
 
 
-def row_dots(rows: Sized) -> list[dict[str, Any]]:
-    """A colour and a marker for each row."""
-    return [{"color": COLOURS[i % 5], "marker": MARKERS[i % 10], "linestyle": ""} for i in range(len(rows))]
+def page(height: float, width: float = WIDE) -> Figure:
+    """An empty figure; inches."""
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def row_offsets(rows: Sized, width: float) -> np.ndarray:
-    """Where the rows lie within a group of this width, around its middle."""
-    return (np.arange(len(rows)) - (len(rows) - 1) / 2) * width / len(rows)
+def line_looks(items: Sized) -> list[dict[str, Any]]:
+    """A colour and a dash for the line of each item, such as a row of a table."""
+    return [{"color": COLOURS[i % 5], "linestyle": DASHES[i // 5 % len(DASHES)]} for i in range(len(items))]
+
+
+def dot_looks(items: Sized) -> list[dict[str, Any]]:
+    """A colour and a marker for each item."""
+    return [{"color": COLOURS[i % 5], "marker": MARKERS[i % 10], "linestyle": ""} for i in range(len(items))]
+
+
+def offsets(items: Sized, width: float) -> np.ndarray:
+    """Where the items lie side by side within a group of this width, around its middle."""
+    return (np.arange(len(items)) - (len(items) - 1) / 2) * width / len(items)
+
+
+def legend_handles(texts: Iterable[str], looks: Iterable[dict[str, Any]]) -> list[Line2D]:
+    """Entries of a legend; looks: how the line of each text is drawn, as `Line2D` takes it."""
+    return [Line2D([], [], label=text, **look) for text, look in zip(texts, looks, strict=True)]
+
+
+def outlines_legend(place: Axes | Figure, names: Collection[str], **options) -> None:
+    """A legend of some of the `OUTLINES`, on grey as they are too bright for paper; options: as `legend` takes them."""
+    handles = legend_handles(names, [{"color": OUTLINES[name]} for name in names])
+    place.legend(handles=handles, frameon=True, facecolor="0.35", labelcolor="white", **options)
 
 
 def legend_below(
     figure: Figure, texts: Sequence[str], looks: Sequence[dict[str, Any]], title: str | None = None
 ) -> None:
-    """A legend under the panels, in two columns from three entries on; the figure grows by its height.
-
-    looks: how the line of each text is drawn, as `Line2D` takes it.
-    """
-    handles = [Line2D([], [], label=text, **look) for text, look in zip(texts, looks, strict=True)]
-    columns = 2 if figure.get_figwidth() == WIDE and len(handles) > 2 else 1
+    """A legend under the panels, in two columns from three entries on; the figure grows by its height."""
+    columns = 2 if figure.get_figwidth() == WIDE and len(texts) > 2 else 1
+    handles = legend_handles(texts, looks)
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, title=title)
     figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
 
@@ -74,12 +89,12 @@ def small_multiples(titles: Sequence[str], side: float, parts: Sequence[float] =
     above = [max(title.count("\n") + 1 for title in titles[i : i + columns]) for i in range(0, len(titles), columns)]
     size = (NARROW if columns == 1 else WIDE, lines * side + sum(above) * LINE + 0.3)
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(lines * len(parts), columns, squeeze=False, height_ratios=[*parts] * lines)
+    grid = figure.subplots(lines * len(parts), columns, squeeze=False, sharey="row", height_ratios=[*parts] * lines)
     grid = grid.reshape(lines, len(parts), columns).swapaxes(1, 2).reshape(-1, len(parts))
     for axes in grid[len(titles) :].ravel():
         axes.remove()
     for axes, title in zip(grid[:, 0], titles, strict=False):
-        axes.set_title(title, fontsize=7)
+        axes.set_title(title, fontsize=PAGE - 1)
     return figure, grid[: len(titles)]
 
 
@@ -95,15 +110,10 @@ def list_lines(axes: Axes, names: Sequence[str], heights: Sequence[float]) -> np
     return middles
 
 
-def write_in(axes: Axes, text: str) -> None:
-    """In the middle of the panel."""
-    paper = {"facecolor": "white", "edgecolor": "none"}
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.3", bbox=paper)
-
-
 def finished(figure: Figure) -> Figure:
+    """The figure laid out, with all ticks in the size of `typeset`, which those that are added later would forget."""
     for axes in figure.axes:
-        axes.tick_params(labelsize=7, width=0.6)  # here, as ticks that are added later forget STYLE
+        axes.tick_params(labelsize=rcParams["xtick.labelsize"], width=0.6)
     figure.draw_without_rendering()  # the first layout of square panels leaves too little room for their titles
     return figure
 
@@ -116,10 +126,4 @@ def words(name: str) -> str:
     """The name of a score as it is written in a text."""
     for part, word in (("_", " "), ("auc", "AUC"), ("threshold ", "thresholded "), ("jaccard", "Jaccard")):
         name = name.replace(part, word)
-    return name
-
-
-def spread(values: ArrayLike, number: Callable[[float], str] = format_number) -> str:
-    """Mean ± standard deviation (of a sample) of the values of S seeds; one has no ±. "–" where undefined."""
-    mean = float(np.mean(values))
-    return number(mean) if len(values) == 1 or np.isnan(mean) else f"{number(mean)} ± {number(np.std(values, ddof=1))}"
+    return name.replace("dice", "Dice")
