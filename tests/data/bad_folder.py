@@ -162,17 +162,17 @@ def read(root: Path) -> list[Read]:
 
 
 def prepared(root: Path) -> list[Read]:
-    samples = read_split(root, "train", with_labels=False)
-    rows = prepare(samples, (WIDTH, HEIGHT), root.parent / "cache").pixels()
-    return [Read(s.id, row[..., :3].astype(int), row[..., 3], None) for s, row in zip(samples, rows, strict=True)]
+    cache = prepare(read_split(root, "train", with_labels=False), (WIDTH, HEIGHT), root.parent / "cache")
+    pairs = zip(cache.samples, cache.pixels(), strict=True)
+    return [Read(sample.id, row[..., :3].astype(int), row[..., 3], None) for sample, row in pairs]
 
 
 def begin(experiment: str, root: Path, **changes: Any) -> None:
     """As far as the data can stop it: what `utils.tasks.train` does before it builds a network."""
     folders = {"data": root, "cache": root.parent / "cache", "output": root.parent / "model"}
     config = configure(experiment, pretrained=False, size=(32, 32), **folders, **changes)
-    data, _ = TASKS[config.task].read_data(config)
-    caches = TASKS[config.task].prepare(data, config)
+    data, _ = TASKS[config.task](config).read_data()
+    caches = TASKS[config.task](config).prepare(data)
     refuse_copies(copies_between(caches), data, keep_copies=config.keep_copies)
 
 

@@ -3,8 +3,6 @@
 A task is an object with the methods of `Task`; this is the only place where a config's task decides what is done.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import nn
 
@@ -24,7 +22,7 @@ from utils.tasks.segmentation import Segmentation
 from utils.tasks.task import Task
 from utils.visualize.figures import plot_history
 
-TASKS: dict[str, Task] = {"segmentation": Segmentation(), "classification": Classification()}
+TASKS: dict[str, type[Task]] = {"segmentation": Segmentation, "classification": Classification}
 
 
 def train(config: Config) -> Run:
@@ -38,47 +36,44 @@ def train(config: Config) -> Run:
     """
     device = find_device(config.device)
     with distributed.joined(device):
-        return _train(config, TASKS[config.task], find_precision(device, config.amp))
+        return _train(TASKS[config.task](config), find_precision(device, config.amp))
 
 
-def _train(config: Config, task: Task, precision: Precision) -> Run:
+def _train(task: Task, precision: Precision) -> Run:
     with distributed.main_first():
-        data, facts = task.read_data(config)
-        config = replace(config, **task.settings_from(data, config))
+        data, facts = task.read_data()
+        config = task.config
         torch.manual_seed(config.seed)
         model, weights = build_model(config)
-        caches = task.prepare(data, config)
+        caches = task.prepare(data)
         refuse_copies(copies_between(caches), data, keep_copies=config.keep_copies)
 
-    validate = task.validation(caches["validation"], config, precision)
-    trainer, loader = build_training(
-        config, model, task.loss(config), caches["train"], task.transforms(config), precision
-    )
+    validate = task.validation(caches["validation"], precision)
+    trainer, loader = build_training(config, model, task.loss(), caches["train"], task.transforms(), precision)
     with start_run(config, data, weights, precision, caches, facts) as run:
         fit(trainer, loader, validate, run)
         if distributed.is_main():
             with distributed.alone():
-                evaluate(model, caches, config, precision, run)
+                evaluate(task, model, caches, precision, run)
         distributed.wait_for_all()
     log.info("run folder: %s\nphotographs of your own: python predict.py %s PHOTOGRAPHS", run.folder, run.folder)
     return run
 
 
-def evaluate(model: nn.Module, caches: dict[str, ImageCache], config: Config, precision: Precision, run: Run) -> None:
+def evaluate(task: Task, model: nn.Module, caches: dict[str, ImageCache], precision: Precision, run: Run) -> None:
     """Score the best weights where there is truth, write all predictions, draw the figures."""
-    task = TASKS[config.task]
-    best_epoch, history = load_best(model, run.folder), run.history()
+    config, best_epoch, history = task.config, load_best(model, run.folder), run.history()
     metrics = {"validation": None, "test": None, "best_epoch": best_epoch, "epochs": len(history)}
     metrics |= {"views": config.views} if config.views else {}
     metrics["flips"] = config.flips
     results = {}
     for split in ("validation", "test"):
         if split in caches:
-            metrics[split], results[split] = task.score(model, caches[split], split, config, precision, run)
+            metrics[split], results[split] = task.score(model, caches[split], split, precision, run)
     results = {split: result for split, result in results.items() if result is not None}
-    task.finish(model, results, best_epoch, config, run)
+    task.finish(model, results, best_epoch, run)
     run.write_json("metrics.json", metrics)
     run.save_figure(plot_history(history, best_epoch), "history.png")
     for split, result in results.items():
-        for name, figure in task.figures(model, caches[split], split, result, config, precision):
+        for name, figure in task.figures(model, caches[split], split, result, precision):
             log.info("figure: %s", run.save_figure(figure, name))

@@ -1,6 +1,7 @@
 """The classification task: melanoma, seborrheic keratosis or nevus."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,36 +37,37 @@ from utils.visualize.figures import plot_classification
 class Classification:
     """See `utils.tasks.task.Task`. The best epoch is chosen by AUC(melanoma) + AUC(seborrheic keratosis)."""
 
-    def read_data(self, config: Config) -> tuple[Data, dict[str, Any]]:
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.kind = TRAIN_TRANSFORMS[config.train_views]
+
+    def read_data(self) -> tuple[Data, dict[str, Any]]:
+        config = self.config
         data, absent = classification_data(config.data, keep_copies=config.keep_copies, require_all=config.require_all)
+        if config.class_weights == "balanced":
+            self.config = replace(config, class_weights=balanced_weights(labels_of(data["train"])))
         return data, {"images_not_there": {split: len(ids) for split, ids in absent.items()}}
 
-    def settings_from(self, data: Data, config: Config) -> dict[str, Any]:
-        if config.class_weights != "balanced":
-            return {}
-        return {"class_weights": balanced_weights(labels_of(data["train"]))}
+    def prepare(self, data: Data) -> dict[str, ImageCache]:
+        size, center = cache_sizes(data["train"], self.config.size, self.kind)
+        splits = [split for split in data if data[split]]
+        return {split: prepare(data[split], size, self.config.cache, masks=False, center=center) for split in splits}
 
-    def prepare(self, data: Data, config: Config) -> dict[str, ImageCache]:
-        size, center = cache_sizes(data["train"], config.size, TRAIN_TRANSFORMS[config.train_views])
-        return {
-            split: prepare(data[split], size, config.cache, masks=False, center=center) for split in data if data[split]
-        }
+    def transforms(self) -> Transforms:
+        return self.kind.build(self.config.size)
 
-    def transforms(self, config: Config) -> Transforms:
-        return TRAIN_TRANSFORMS[config.train_views].build(config.size)
+    def loss(self) -> nn.Module:
+        return create_loss(self.config.loss, class_weights=self.config.class_weights)
 
-    def loss(self, config: Config) -> nn.Module:
-        return create_loss(config.loss, class_weights=config.class_weights)
-
-    def validation(self, cache: ImageCache, config: Config, precision: Precision) -> Validate:
-        kind, truth = TRAIN_TRANSFORMS[config.train_views], labels_of(cache.samples)
+    def validation(self, cache: ImageCache, precision: Precision) -> Validate:
+        size, batch_size, truth = self.config.size, self.config.batch_size, labels_of(cache.samples)
 
         def validate(model: nn.Module) -> tuple[float, dict[str, float]]:
             """By the same patches of the same images every epoch, whatever `--views`."""
-            probabilities = class_probabilities(
-                model, cache, precision, config.size, config.batch_size, kind.selection, kind.selection_flips
+            patches, flips = self.kind.selection, self.kind.selection_flips
+            scores = classification_scores(
+                class_probabilities(model, cache, precision, size, batch_size, patches, flips), truth
             )
-            scores = classification_scores(probabilities, truth)
             columns = {"val_mean_auc": scores["mean_auc"]} | {f"val_{task}_auc": scores[task]["auc"] for task in TASKS}
             more = {f"val_{name}": scores[name] for name in ("balanced_accuracy", "accuracy")}
             return sum(scores[task]["auc"] for task in TASKS), columns | more
@@ -73,12 +75,11 @@ class Classification:
         return validate
 
     def score(
-        self, model: nn.Module, cache: ImageCache, split: str, config: Config, precision: Precision, run: Run
+        self, model: nn.Module, cache: ImageCache, split: str, precision: Precision, run: Run
     ) -> tuple[dict[str, Any] | None, np.ndarray | None]:
-        patches = TEST_PATCHES[config.views]
-        probabilities = class_probabilities(
-            model, cache, precision, config.size, config.batch_size, patches, config.flips
-        )
+        size, batch_size = self.config.size, self.config.batch_size
+        patches, flips = TEST_PATCHES[self.config.views], self.config.flips
+        probabilities = class_probabilities(model, cache, precision, size, batch_size, patches, flips)
         table = predictions_table([sample.id for sample in cache.samples], probabilities)
         run.write_table(f"{split}_predictions.csv", table)
         run.write_table(f"{split}_predictions_official.csv", official_predictions(table))
@@ -91,10 +92,9 @@ class Classification:
         log.info(format_scores(split, summary))
         return summary, probabilities
 
-    def finish(
-        self, model: nn.Module, results: Mapping[str, np.ndarray], best_epoch: int, config: Config, run: Run
-    ) -> None:
+    def finish(self, model: nn.Module, results: Mapping[str, np.ndarray], best_epoch: int, run: Run) -> None:
         """The best weights of the paper's ARL-18 become the ARL-UNet's encoder, unless their origin is in doubt."""
+        config = self.config
         if (config.net, config.attention, config.alpha) != ("arl18", "spatial", "learn"):
             return
         if config.keep_copies or config.weights:
@@ -109,19 +109,13 @@ class Classification:
         export_arl18(model, config.output, source)
 
     def figures(
-        self,
-        model: nn.Module,
-        cache: ImageCache,
-        split: str,
-        result: np.ndarray,
-        config: Config,
-        precision: Precision,
+        self, model: nn.Module, cache: ImageCache, split: str, result: np.ndarray, precision: Precision
     ) -> Iterator[tuple[str, Figure]]:
-        labels = labels_of(cache.samples)
-        title = f"{config.name}, {len(labels)} {split} images"
+        labels, size = labels_of(cache.samples), self.config.size
+        title = f"{self.config.name}, {len(labels)} {split} images"
         yield f"{split}_scores.png", plot_classification(result, labels, title)
-        scale = TRAIN_TRANSFORMS[config.train_views].frame_scale
-        for name, figure in plot_saliency(model, cache, result, config.size, precision.device, scale).items():
+        maps = plot_saliency(model, cache, result, size, precision.device, self.kind.frame_scale)
+        for name, figure in maps.items():
             yield f"{split}_{name}.png", figure
 
 

@@ -25,37 +25,38 @@ from utils.visualize.examples import plot_examples
 class Segmentation:
     """See `utils.tasks.task.Task`. The best epoch is chosen by the validation images' mean Jaccard at mask size."""
 
-    def read_data(self, config: Config) -> tuple[Data, dict[str, Any]]:
-        return segmentation_data(config.data, keep_copies=config.keep_copies), {}
+    def __init__(self, config: Config) -> None:
+        self.config = config
 
-    def settings_from(self, data: Data, config: Config) -> dict[str, Any]:
-        return {}
+    def read_data(self) -> tuple[Data, dict[str, Any]]:
+        return segmentation_data(self.config.data, keep_copies=self.config.keep_copies), {}
 
-    def prepare(self, data: Data, config: Config) -> dict[str, ImageCache]:
-        sizes = {"train": cache_size(config.size), "validation": config.size, "test": config.size}
-        return {split: prepare(data[split], sizes[split], config.cache) for split in data if data[split]}
+    def prepare(self, data: Data) -> dict[str, ImageCache]:
+        size = self.config.size
+        sizes = {"train": cache_size(size), "validation": size, "test": size}
+        return {split: prepare(data[split], sizes[split], self.config.cache) for split in data if data[split]}
 
-    def transforms(self, config: Config) -> SegmentationTransforms:
-        return SegmentationTransforms(config.size)
+    def transforms(self) -> SegmentationTransforms:
+        return SegmentationTransforms(self.config.size)
 
-    def loss(self, config: Config) -> nn.Module:
-        return create_loss(config.loss)
+    def loss(self) -> nn.Module:
+        return create_loss(self.config.loss)
 
-    def validation(self, cache: ImageCache, config: Config, precision: Precision) -> Validate:
+    def validation(self, cache: ImageCache, precision: Precision) -> Validate:
         masks = TrueMasks()
 
         def validate(model: nn.Module) -> tuple[float, dict[str, float]]:
-            scores = score(model, cache, precision, config.batch_size, masks=masks).official()
+            scores = score(model, cache, precision, self.config.batch_size, masks=masks).official()
             first = {name: scores.pop(name) for name in ("jaccard", "threshold_jaccard", "dice")}
             return first["jaccard"], {f"val_{name}": value for name, value in (first | scores).items()}
 
         return validate
 
     def score(
-        self, model: nn.Module, cache: ImageCache, split: str, config: Config, precision: Precision, run: Run
+        self, model: nn.Module, cache: ImageCache, split: str, precision: Precision, run: Run
     ) -> tuple[dict[str, Any] | None, SegmentationCounts | None]:
         masks = run.path(f"{split}_masks.zip")
-        counts = write_masks(model, cache, precision, config.batch_size, masks, config.flips)
+        counts = write_masks(model, cache, precision, self.config.batch_size, masks, self.config.flips)
         log.info("masks of the %d %s images: %s", len(cache.samples), split, masks)
         if not counts:
             return None, None
@@ -63,19 +64,11 @@ class Segmentation:
         log.info(format_scores(split, summary))
         return summary, counts
 
-    def finish(
-        self, model: nn.Module, results: Mapping[str, SegmentationCounts], best_epoch: int, config: Config, run: Run
-    ) -> None:
+    def finish(self, model: nn.Module, results: Mapping[str, SegmentationCounts], best_epoch: int, run: Run) -> None:
         tables = [counts.per_image().assign(split=split) for split, counts in results.items()]
         run.write_table("per_image.csv", pd.concat(tables))
 
     def figures(
-        self,
-        model: nn.Module,
-        cache: ImageCache,
-        split: str,
-        result: SegmentationCounts,
-        config: Config,
-        precision: Precision,
+        self, model: nn.Module, cache: ImageCache, split: str, result: SegmentationCounts, precision: Precision
     ) -> Iterator[tuple[str, Figure]]:
-        yield f"{split}.png", plot_examples(model, cache, result, precision, config.flips)
+        yield f"{split}.png", plot_examples(model, cache, result, precision, self.config.flips)

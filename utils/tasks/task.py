@@ -16,38 +16,42 @@ from utils.model.run import Run
 
 
 class Task(Protocol):
-    """Segmentation or classification: its data, loss, scores and figures."""
+    """Segmentation or classification, of one run: its data, loss, scores and figures."""
 
-    def read_data(self, config: Config) -> tuple[Data, dict[str, Any]]:
-        """The images of each split, and further facts for config.json. UserError when data are missing or faulty."""
+    config: Config
 
-    def settings_from(self, data: Data, config: Config) -> dict[str, Any]:
-        """Settings that only the data tell, by their names in `Config`."""
+    def __init__(self, config: Config) -> None: ...
 
-    def prepare(self, data: Data, config: Config) -> dict[str, ImageCache]:
+    def read_data(self) -> tuple[Data, dict[str, Any]]:
+        """The images of each split, and further facts for config.json. UserError when data are missing or faulty.
+
+        Settings that only the data tell are put into `config`.
+        """
+
+    def prepare(self, data: Data) -> dict[str, ImageCache]:
         """Every split decoded before training starts, so that an unreadable file shows now and not after it."""
 
-    def transforms(self, config: Config) -> Transforms:
+    def transforms(self) -> Transforms:
         """What makes training images and their targets of cached ones."""
 
-    def loss(self, config: Config) -> nn.Module:
+    def loss(self) -> nn.Module:
         """(logits, targets) → scalar."""
 
-    def validation(self, cache: ImageCache, config: Config, precision: Precision) -> Validate:
+    def validation(self, cache: ImageCache, precision: Precision) -> Validate:
         """What scores a network after each epoch, always by the same images."""
 
     def score(
-        self, model: nn.Module, cache: ImageCache, split: str, config: Config, precision: Precision, run: Run
+        self, model: nn.Module, cache: ImageCache, split: str, precision: Precision, run: Run
     ) -> tuple[dict[str, Any] | None, Any]:
         """Predict a split and write the predictions into the run's folder.
 
         Returns the scores for metrics.json, and what `finish` and `figures` need; None, None where there is no truth.
         """
 
-    def finish(self, model: nn.Module, results: Mapping[str, Any], best_epoch: int, config: Config, run: Run) -> None:
+    def finish(self, model: nn.Module, results: Mapping[str, Any], best_epoch: int, run: Run) -> None:
         """Write what concerns all splits or the model; results: by split, as `score` returned them."""
 
     def figures(
-        self, model: nn.Module, cache: ImageCache, split: str, result: Any, config: Config, precision: Precision
+        self, model: nn.Module, cache: ImageCache, split: str, result: Any, precision: Precision
     ) -> Iterator[tuple[str, Figure]]:
         """Figures of a split by file name; result: as `score` returned it."""
