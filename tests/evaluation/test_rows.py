@@ -3,7 +3,6 @@
 import shutil
 from dataclasses import asdict
 
-import pandas as pd
 import pytest
 
 from tests.evaluation.test_runs import (
@@ -20,7 +19,6 @@ from tests.evaluation.test_runs import (
 from utils import UserError
 from utils.config import DEFAULTS, EXPERIMENTS, experiments
 from utils.data.isic import LEFT_OUT, Sample, read_labels, read_split
-from utils.evaluation.classification import official_truth
 from utils.evaluation.rows import deviations, result_rows, row_names
 from utils.evaluation.runs import find_runs
 from utils.model.run import digest
@@ -38,19 +36,13 @@ def test_a_run_with_its_rows_settings_deviates_in_nothing(tmp_path, name):
     ("experiment", "changed", "words"),
     [
         ("seg-4", {"size": (128, 128)}, ["128×128 px"]),
-        ("seg-4", {"size": (224, 336)}, ["224×336 px"]),
         ("seg-4", {"epochs": 8}, ["8 of 150 epochs"]),
         ("seg-4", {"epochs": 300}, ["300 epochs"]),
         ("seg-4", {"pretrained": False}, ["not pretrained"]),
         ("seg-1", {"pretrained": True}, ["pretrained"]),
-        ("seg-4", {"lr": 1e-3}, ["lr 1e-3"]),
         ("seg-4", {"lr": 2.5e-4}, ["lr 2.5e-4"]),
         ("seg-4", {"weight_decay": 0}, ["weight decay 0"]),
-        ("seg-4", {"batch_size": 4}, ["batch 4"]),
-        ("seg-4", {"patience": 10}, ["patience 10"]),
-        ("seg-4", {"loss": "ce"}, ["ce loss"]),
         ("seg-5", {"attention": "channel"}, ["attention channel"]),
-        ("seg-5", {"alpha": "fixed"}, ["alpha fixed"]),
         ("seg-5", {"attention": "none", "alpha": None}, ["attention none"]),
         ("cls-2-4", {"class_weights": (1, 2, 0.25)}, ["class weights 1 2 0.25"]),
         ("cls-1-2", {"optimizer": "sgd", "lr": 0.01, "weight_decay": 1e-4}, ["sgd", "lr 1e-2", "weight decay 1e-4"]),
@@ -192,18 +184,6 @@ def test_a_seed_counts_once_in_a_row(tmp_path):
     ]
 
 
-def test_runs_with_other_images_are_rows_of_their_own(tmp_path):
-    segmentation_run(tmp_path / "run0")
-    for number, sha256 in ((1, "1111111111111111"), (2, "2222222222222222")):
-        segmentation_run(tmp_path / f"run{number}", seed=number, train_images=f"1000 images, sha256 {sha256}")
-    rows = result_rows(find_runs(tmp_path), "segmentation", "validation")
-    assert [row.note for row in rows if row.runs] == [
-        "",
-        "1000 other train images (111111)",
-        "1000 other train images (222222)",
-    ]
-
-
 def test_tables_of_a_row_come_in_one_order(tmp_path):
     for seed in (0, 1):
         classification_run(tmp_path / f"run{seed}", seed=seed)
@@ -226,18 +206,6 @@ def test_seeds_scored_on_other_images_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"run1 and .*run0 were scored on different images: leave one out"):
         row.per_image("test")
     assert len(row.per_image("validation")) == 2
-
-
-def test_seeds_with_other_labels_are_refused(tmp_path):
-    for seed in (0, 1):
-        classification_run(tmp_path / f"run{seed}", seed=seed)
-    path = tmp_path / "run1/test_truth_official.csv"
-    ids = pd.read_csv(path)["image"].to_numpy()
-    flipped = {id_: (2 if n else 0) for n, id_ in enumerate(ids)}
-    path.write_text(official_truth(flipped).to_csv(index=False))
-    (row,) = [row for row in result_rows(find_runs(tmp_path), "classification", "test") if row.runs]
-    with pytest.raises(UserError, match="were scored on different images"):
-        row.per_image("test")
 
 
 def test_names_tell_rows_apart(tmp_path):

@@ -20,9 +20,7 @@ from utils.evaluation.segmentation import (
     official_scores,
     pooled_intervals,
     pooled_scores,
-    summarize,
 )
-from utils.evaluation.statistics import bootstrap_interval
 
 relaxed = settings(deadline=None, max_examples=40)  # timing is no property; a shared machine stalls now and then
 BOTH = "mean_of_background_and_lesion"
@@ -205,16 +203,6 @@ def test_pooled_intervals_are_of_the_mean_over_trainings():
         for name in found:
             means = [np.mean([scores(one)[name] for one in each]) for each in drawn]
             assert found[name] == pytest.approx(np.quantile(means, (0.025, 0.975)), abs=1e-12)
-
-
-def test_a_summary_holds_scores_and_intervals():
-    counts = SegmentationCounts()
-    for number in range(9):
-        counts.add_counts(number, (number, 1, 2, 30))
-    summary = summarize(counts)
-    assert (summary["images"], summary["official"], summary["pooled"]) == (9, counts.official(), counts.pooled())
-    expected = {name: list(bootstrap_interval(counts.per_image()[name])) for name in METRICS}
-    assert summary["official_interval_95"] == expected
 
 
 def test_no_images_is_an_error():

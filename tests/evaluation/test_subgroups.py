@@ -10,7 +10,6 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from tests.evaluation.test_runs import IDS, classification_run, edit, labels_of, segmentation_run
-from utils import UserError
 from utils.data.isic import CLASSES
 from utils.evaluation.classification import score_intervals
 from utils.evaluation.rows import Row, result_rows
@@ -108,16 +107,6 @@ def test_a_lesion_touches_each_side_with_its_outermost_pixels(tmp_path, row, col
     assert found is touches
 
 
-def test_damaged_files_are_named(tmp_path):
-    for number in range(1, 20):
-        add_image(tmp_path, number, lesion((3, 3), height=64, width=64))
-    assert subgroups(image_facts(tmp_path, "validation")).keys() == {"lesion size", "lesion touches the border"}
-    path = tmp_path / f"{VALIDATION}_Part1_GroundTruth/ISIC_0000007_segmentation.png"
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match=r"ISIC_0000007_segmentation.png: truncated or not an image"):
-        image_facts(tmp_path, "validation")
-
-
 def test_facts_of_the_real_validation_images(isic2017):
     facts = image_facts(isic2017, "validation")
     groups = subgroups(facts)
@@ -166,14 +155,6 @@ def test_bounds_of_the_groups():
     assert list(groups) == FACTORS
 
 
-def test_groups_of_the_real_images_part_those_with_the_fact(isic2017):
-    facts = image_facts(isic2017, "validation")
-    for (factor, groups), column in zip(subgroups(facts).items(), FACTS[1:], strict=True):
-        members = [id_ for ids in groups.values() for id_ in ids]
-        assert sorted(members) == sorted(facts["image_id"][facts[column].notna()]), factor
-        assert len(groups) == (2 if column in ("touches_border", "sex") else 3)
-
-
 # --- segmentation -----------------------------------------------------------------------------------------------
 
 
@@ -188,28 +169,6 @@ def test_all_images_have_the_segmentation_scores_of_the_table(tmp_path, seeds):
     assert groups[["factor", "group", "images"]].to_numpy().tolist() == [["all", "all", 40]]
     for name in SEGMENTATION:
         assert_close(groups[name][0], expected[name].mean, expected[name].std, expected[name].interval)
-
-
-def test_segmentation_scores_of_groups_by_hand(tmp_path):
-    """Ten images with one Jaccard, fifteen with another: within a group no resample can differ."""
-    for seed, values in enumerate(([0.8, 0.4], [0.6, 0.4])):
-        path = segmentation_run(tmp_path / f"seed{seed}", seed=seed) / "per_image.csv"
-        scores = pd.read_csv(path)
-        scores.loc[scores["split"] == "validation", "jaccard"] = np.repeat(values, [10, 15])
-        scores.to_csv(path, index=False)
-    sexes = ["female"] * 10 + ["male"] * 14 + [None]
-    facts = facts_of("validation", sex=sexes).iloc[::-1]  # the order of the facts does not matter
-    table = segmentation_groups(row_of(tmp_path, "validation"), "validation", facts)
-    assert table[["factor", "group", "images"]].to_numpy().tolist() == [
-        ["all", "all", 25],
-        ["sex", "female", 10],
-        ["sex", "male", 14],
-    ]
-    assert_close(table["jaccard"][1], 0.7, math.sqrt(0.02), (0.7, 0.7))
-    assert_close(table["jaccard"][2], 0.4, 0.0, (0.4, 0.4))
-    both = bootstrap_interval(np.repeat([0.7, 0.4], [10, 15]))
-    assert_close(table["jaccard"][0], 0.52, math.sqrt(2 * 0.04**2), both)
-    assert str(table["jaccard"][1]) == ".700 ± .141 [.700, .700]"
 
 
 def test_images_without_facts_and_facts_without_scores(tmp_path):
@@ -271,22 +230,6 @@ def test_classification_scores_of_groups_are_those_of_their_images(tmp_path):
     shares = (probabilities.argmax(axis=2) == labels).mean(axis=1)
     deviation = abs(shares[0] - shares[1]) / math.sqrt(2)
     assert_close(line["accuracy"], shares.mean(), deviation, tuple(intervals["accuracy"]))
-
-
-def test_within_a_class_the_accuracy_is_its_sensitivity_and_no_auc_is_defined(tmp_path):
-    (run,) = find_runs(classification_run(tmp_path))
-    facts = facts_of("test", **{"class": [CLASSES[label] for label in labels_of("test")]})
-    table = classification_groups(row_of(tmp_path, "test"), "test", facts)
-    matrix = np.array(run.metrics["test"]["confusion_matrix"])
-    assert list(table["group"]) == ["all", "melanoma", "seborrheic keratosis", "nevus"]
-    for number, name in enumerate(("melanoma", "seborrheic keratosis", "nevus")):
-        line = line_of(table, "class", name)
-        assert line["images"] == matrix[number].sum()
-        assert line["accuracy"].mean == pytest.approx(matrix[number, number] / matrix[number].sum())
-        assert line["melanoma"] == (line["images"] if number == 0 else 0)
-        assert line["seborrheic keratosis"] == (line["images"] if number == 1 else 0)
-        for undefined in (line["MEL AUC"], line["SK AUC"]):
-            assert str(undefined) == "–" and (undefined.std, undefined.interval) == (None, None)
 
 
 def test_an_auc_rests_on_five_of_either_side(tmp_path):

@@ -37,22 +37,18 @@ def image_facts(root: str | Path, split: str) -> pd.DataFrame:
     UserError when `root` is no folder, or naming the label, metadata or mask file that is faulty.
     """
     samples = [sample for sample in read_split(root, split) if sample.label is not None or sample.mask]
-    recorded = read_metadata(root, split)
-    people = [recorded.get(sample.id, Metadata()) for sample in samples]
+    people = read_metadata(root, split)
     with ThreadPoolExecutor(cores()) as pool:
-        masks = list(pool.map(_mask_facts, [sample.mask for sample in samples]))
-    classes = [None if sample.label is None else CLASSES[sample.label] for sample in samples]
-    # The types are given, because pandas turns None into NaN in columns of its own choice.
-    return pd.DataFrame(
-        {
-            "image_id": pd.Series([sample.id for sample in samples], dtype=object),
-            "class": pd.Series(classes, dtype=object),
-            "lesion_share": pd.Series([share for share, _ in masks], dtype=np.float64),
-            "touches_border": pd.Series([touches for _, touches in masks], dtype=object),
-            "age": pd.Series([person.age for person in people], dtype=np.float64),
-            "sex": pd.Series([person.sex for person in people], dtype=object),
-        }
-    )
+        masks = pool.map(_mask_facts, [sample.mask for sample in samples])
+        lines = [
+            (sample.id, None if sample.label is None else CLASSES[sample.label], *facts, person.age, person.sex)
+            for sample, facts, person in zip(
+                samples, masks, (people.get(sample.id, Metadata()) for sample in samples), strict=True
+            )
+        ]
+    columns = ["image_id", "class", "lesion_share", "touches_border", "age", "sex"]
+    # Objects, because pandas turns None into NaN in columns of its own choice.
+    return pd.DataFrame(lines, columns=columns, dtype=object).astype({"lesion_share": float, "age": float})
 
 
 def subgroups(facts: pd.DataFrame) -> dict[str, dict[str, list[str]]]:
