@@ -1,57 +1,193 @@
 #!/usr/bin/env python
-"""Measure how fast training is on this machine, and beside what.
+"""Measure how fast training is on this machine, beside what the machine reaches at all and beside plain code.
 
-    python benchmarks/run.py --json results.json       everything; eight minutes on two cores
-    python benchmarks/run.py --only step,networks      some parts
+    python benchmarks/run.py --json results.json       everything: three minutes on two cores, two on a GPU
+    python benchmarks/run.py --only decode,networks    some parts
     python benchmarks/run.py --quick                   all parts, too small to mean anything
 
-The first run draws the originals (a minute) into Data/benchmark, where the prepared caches are kept too.
+The first run draws the originals (half a minute more) into Data/benchmark. The JSON file is written after each part.
 """
 
 import argparse
+import gc
 import json
 import math
+import platform
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from itertools import cycle, islice
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from statistics import median
+from time import perf_counter
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of a script's, Python puts only its own folder there
 
-import cv2
 import torch
 
-from benchmarks.parts import PARTS
-from benchmarks.timing import memory_mb, processor
-from benchmarks.workload import CUDA, FOLDER, QUICK, Bench, Scale, draw_originals
-from utils import UserError
+from benchmarks import timing
+from benchmarks.timing import Training, figure, ratio
+from utils.command_line import AMP
+from utils.config import CACHE, Config, configure
 from utils.data.images import image_size
 from utils.data.isic import Sample, read_split
-from utils.device import AMP, find_device, find_precision
+from utils.data.synthetic import make_synthetic
+from utils.device import Precision, find_device, find_precision
 from utils.files import written_whole
 from utils.logger import run_script
 from utils.model.run import environment
+from utils.tasks import TASKS
 
-# ratio: (bar on a CPU, bar on a GPU, whether it is a least value); None: no bar there
-BARS = {
-    "end_to_end_over_step": (0.95, 0.95, True),
-    "epoch_over_plain": (4, 20, True),
-    "resnet50_over_matmul": (0.50, None, True),
-    "arl50_over_resnet50": (1.10, 1.10, False),
-    "memory_100k_over_1k": (1.05, 1.05, False),
-}
+SEED = 3  # of the originals: the first 32 have 7.7 MP on average, ISIC's 7.3
+EPOCH_ROWS = ("seg-2", "cls-1-1")
+PLAIN_ROWS = ("cls-2-4", "cls-b1")  # the last is the smallest network: beside it the pipeline counts most
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured; the defaults are for a few CPU cores."""
+
+    originals: int = 16  # every epoch of the plain pipeline reads them all
+    original_size: tuple[int, int] | str = "isic"  # (width, height), or the challenge's own mix of sizes
+    changed: Mapping[str, Any] = field(default_factory=lambda: {"batch_size": 16})  # in place of the rows' settings
+    steps: int = 1  # of an epoch
+    rounds: int = 3
+    products: tuple[int, int] = (2048, 6)  # rows of two square matrices; how often they are multiplied in a round
+    copied: int = 2**28  # bytes, more than a processor's cache holds
+
+
+CUDA = Scale(originals=32, changed={}, steps=50, rounds=5, products=(8192, 100), copied=2**30)
+QUICK = Scale(2, (192, 144), {"batch_size": 2, "size": (32, 32)}, rounds=1, products=(64, 2), copied=2**20)
+
+
+class Bench:
+    """What all parts share.
+
+    Attributes:
+        samples, folder: the originals, and where caches go.
+        products: a burst of matrix products and its operations, by number type.
+        machine: what it reaches at all, a second: "gflops_" + number type, "gb_copied_" + kind of device.
+        ratios: filled by the parts.
+    """
+
+    def __init__(self, scale: Scale, samples: Sequence[Sample], precision: Precision, folder: Path) -> None:
+        self.scale, self.samples, self.precision, self.folder = scale, samples, precision, folder
+        self.device, self.float32 = precision.device, Precision(precision.device, None)
+        self.time = partial(timing.interleave, device=self.device, rounds=scale.rounds)
+        self.products, self.machine, self.ratios = {}, {}, {}
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32, in which cuDNN computes float32 convolutions
+        for dtype in dict.fromkeys((torch.float32, precision.dtype or torch.float32)):
+            name = type_name(dtype)
+            multiply, operations = self.products[name] = timing.matrix_products(*scale.products, dtype, self.device)
+            self.machine[f"gflops_{name}"] = operations / median(self.time({name: multiply})[name]) / 1e9
+        for device in {torch.device("cpu"), self.device}:
+            self.machine[f"gb_copied_{device.type}"] = timing.copy_rate(scale.copied, device) / 1e9
+
+    def config(self, name: str) -> Config:
+        """The row at this scale, from random weights: they cost the same."""
+        return configure(name, **{"pretrained": False, "resume": False, "cache": self.folder, **self.scale.changed})
+
+    def training(self, name: str, precision: Precision | None = None) -> Training:
+        return Training(self.config(name), self.samples, precision or self.precision, self.scale.steps)
+
+    def trained(self, config: Config, precision: Precision, seconds: Sequence[float], images: int) -> dict[str, Any]:
+        """The figure of training on so many images; bound: matrix products in that number type."""
+        name, gflop = type_name(precision.dtype), timing.training_flops(config.net, config.size) / 1e9
+        said = {"net": config.net, "size": config.size, "batch_size": config.batch_size, "computed_in": name}
+        return said | figure(seconds, images, self.machine[f"gflops_{name}"], gflop_per_image=gflop)
+
+
+def type_name(dtype: torch.dtype | None) -> str:
+    return str(dtype or torch.float32).removeprefix("torch.")
+
+
+def decode(bench: Bench) -> dict[str, Any]:
+    """Originals into a cache that is not there yet, as at the start of a first run; bound: copying their pixels."""
+
+    def prepare(config: Config) -> None:
+        with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
+            TASKS[config.task](replace(config, cache=Path(folder))).prepare({"train": bench.samples})
+
+    seconds = bench.time({name: partial(prepare, bench.config(name)) for name in EPOCH_ROWS})
+    count = len(bench.samples)
+    size = 2 * 3 * sum(math.prod(image_size(sample.image)) for sample in bench.samples) / count  # read and written
+    limit = bench.machine["gb_copied_cpu"]
+    return {name: figure(values, count, limit, gb_per_image=size / 1e9) for name, values in seconds.items()}
+
+
+def networks(bench: Bench) -> dict[str, Any]:
+    """Steps of ResNet-50, ARL-50 and torchvision's ResNet-50 (float32), in turn with matrix products."""
+    ours = {"resnet50": bench.training("cls-1-2"), "arl50": bench.training("cls-1-1")}
+    if bench.precision != bench.float32:
+        ours["resnet50_float32"] = bench.training("cls-1-2", bench.float32)
+    config, images = ours["resnet50"].config, ours["resnet50"].images
+    multiply, operations = bench.products[type_name(bench.precision.dtype)]
+    reference = timing.torchvision_epoch(config, bench.scale.steps, bench.device)
+    steps = {name: training.steps for name, training in ours.items()}
+    seconds = bench.time({"matmul": multiply, "torchvision": reference, **steps})
+    result = {name: bench.trained(each.config, each.precision, seconds[name], images) for name, each in ours.items()}
+    result["torchvision_resnet50"] = bench.trained(config, bench.float32, seconds["torchvision"], images)
+    bursts = images * timing.training_flops(config.net, config.size) / operations  # of the steps' operations
+    ratios = {
+        "resnet50_over_matmul": ratio([bursts * taken for taken in seconds["matmul"]], seconds["resnet50"]),
+        "arl50_over_resnet50": ratio(seconds["arl50"], seconds["resnet50"]),
+        "resnet50_over_torchvision": ratio(seconds["torchvision"], seconds["resnet50"]),
+    }
+    bench.ratios |= {name: each["median"] for name, each in ratios.items()}
+    return result | ratios
+
+
+def end_to_end(bench: Bench) -> dict[str, Any]:
+    """Epochs over the real loader, in turn with that loader alone and with as many bare steps.
+
+    The loader's bound: copying what it reads of the cache and puts into batches.
+    """
+    result, bench.ratios["end_to_end_over_step"] = {}, {}
+    for name in EPOCH_ROWS:
+        training = bench.training(name)
+        loader, images, config = training.loader, training.images, training.config
+        load = partial(deque, loader, maxlen=0)
+        seconds = bench.time({"loader": load, "end_to_end": training.epoch, "step": training.steps})
+        size = loader.dataset.cache.path.stat().st_size / images + 3 * math.prod(config.size)
+        loaded = figure(seconds.pop("loader"), images, bench.machine["gb_copied_cpu"], gb_per_image=size / 1e9)
+        trained = {kind: bench.trained(config, bench.precision, taken, images) for kind, taken in seconds.items()}
+        share = ratio(seconds["step"], seconds["end_to_end"])
+        result[name] = {"loader": loaded, **trained, "ratio": share, "workers": loader.num_workers}
+        bench.ratios["end_to_end_over_step"][name] = share["median"]
+    return result
+
+
+def plain(bench: Bench) -> dict[str, Any]:
+    """Epochs of ours, its cache there, in turn with those of the earlier project's pipeline; images/s over images/s."""
+    result, count = {}, len(bench.samples)
+    for name in PLAIN_ROWS:
+        ours, config = bench.training(name), bench.config(name)
+        other = timing.earlier_epoch(config, bench.samples, bench.device)
+        seconds = bench.time({"other": other, "ours": ours.epoch})
+        each = [taken / count for taken in seconds["other"]], [taken / ours.images for taken in seconds["ours"]]
+        result[name] = {
+            "other": bench.trained(config, bench.float32, seconds["other"], count),
+            "ours": bench.trained(config, bench.precision, seconds["ours"], ours.images),
+            "ratio": ratio(*each),
+        }
+    bench.ratios["epoch_over_plain"] = result[PLAIN_ROWS[-1]]["ratio"]["median"]
+    return result
+
+
+PARTS = {part.__name__: part for part in (decode, networks, end_to_end, plain)}
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--json", type=Path, help="file for everything that was measured")
+    add("--json", type=Path, metavar="FILE", help="for everything that was measured")
     add("--only", default=",".join(PARTS), metavar="PART,…", help=f"of {', '.join(PARTS)}")
     add("--quick", action="store_true", help="tiny networks' inputs and few images: whether it runs, not how fast")
-    add("--data", type=Path, help="challenge data to take the originals from (an embedded sample of its sizes)")
-    add("--folder", type=Path, default=FOLDER, help="for originals and caches (Data/benchmark)")
+    add("--folder", type=Path, default=CACHE.with_name("benchmark"), help="for the originals (Data/benchmark)")
     add("--device", help="cuda, cuda:1, cpu … (the first of these that is there)")
     add("--amp", choices=AMP, default="auto", help="mixed precision (auto: where the hardware gains by it)")
     args = parser.parse_args(argv)
@@ -61,111 +197,47 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def choose_scale(args: argparse.Namespace, device: torch.device) -> Scale:
-    return QUICK if args.quick else CUDA if device.type == "cuda" else Scale()
-
-
-def find_originals(data: Path, count: int) -> list[Sample]:
-    """`count` training images that have a mask and a label, some of them twice where there are fewer.
-
-    UserError when there are none.
-    """
-    samples = [sample for sample in read_split(data, "train") if sample.mask and sample.label is not None]
-    if not samples:
-        raise UserError(f"{data}: no training image with mask and label; see python -m utils.data.check {data}")
-    return list(islice(cycle(samples), count))
-
-
-def main(argv: list[str] | None = None) -> dict[str, Any]:
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(argv)
     precision = find_precision(find_device(args.device), args.amp)
-    scale = choose_scale(args, precision.device)
-    args.folder.mkdir(parents=True, exist_ok=True)
-    samples = find_originals(args.data, scale.originals) if args.data else draw_originals(args.folder, scale)
-    caches = args.folder / "caches"
-    caches.mkdir(exist_ok=True)
-    bench = Bench(scale, samples, precision, caches)
-    facts = environment(precision.device) | {
-        "command": " ".join(["python benchmarks/run.py", *(sys.argv[1:] if argv is None else argv)]),
-        "processor": processor(),
-        "precision": str(precision),
-        "opencv_threads": cv2.getNumThreads(),
-        "scale": vars(scale),
-        "originals": {
-            "source": str(args.data or "embedded sample"),
-            "images": len(samples),
-            "megapixels_mean": sum(math.prod(image_size(sample.image)) for sample in samples) / len(samples) / 1e6,
-        },
-    }
-    print(f"{facts['device']} {facts['processor']}, {facts['cpu_threads']} threads, {precision}", flush=True)
-    measured, seconds = {}, {}
-    for name in args.only:
-        torch.manual_seed(0)
-        start = time.perf_counter()
-        measured[name] = PARTS[name](bench)
-        seconds[name] = time.perf_counter() - start
-        print(f"\n{name}: {seconds[name]:.0f} s", flush=True)
-        print_rates(measured[name])
-    shares_of_matmul(measured)
-    ratios = {name: bench.ratios.get(name) for name in BARS}
-    print_ratios(ratios, precision.device)
-    bars = {name: bar[precision.device.type == "cuda"] for name, bar in BARS.items()}
-    report = {"ratios": ratios, "bars": bars, **measured, "seconds": seconds, "peak_mb": memory_mb("VmHWM"), **facts}
-    if args.json:
-        with written_whole(args.json) as file:
-            file.write((json.dumps(report, indent=2) + "\n").encode())
+    scale = QUICK if args.quick else CUDA if precision.device.type == "cuda" else Scale()
+    originals = args.folder / f"originals_{'quick' if args.quick else 'isic'}_{scale.originals}"
+    make_synthetic(originals, {"train": scale.originals}, scale.original_size, SEED)
+    samples = read_split(originals, "train", leave_out_copies=False)
+    with tempfile.TemporaryDirectory(dir=args.folder, prefix="caches-") as folder:
+        bench = Bench(scale, samples, precision, Path(folder))
+        report = {"ratios": bench.ratios, "machine": bench.machine, "seconds": {}, "scale": vars(scale)}
+        report |= environment(precision.device) | {"processor": processor(), "precision": str(precision)}
+        print(*(f"{name}: {report[name]}" for name in ("device", "processor", "precision", "machine")), sep="\n")
+        for name in args.only:
+            start = perf_counter()
+            report[name] = PARTS[name](bench)
+            report["seconds"][name] = perf_counter() - start
+            print(*lines(report[name], name), sep="\n", flush=True)
+            if args.json:
+                with written_whole(args.json) as file:
+                    file.write((json.dumps(report, indent=2) + "\n").encode())
+            gc.collect()  # a loader's processes end with it
     return report
 
 
-def shares_of_matmul(measured: Mapping[str, Any]) -> None:
-    """Adds to every rate of operations its share of that of matrix products, where that was measured as well."""
-    if matmul := measured.get("networks", {}).get("matmul"):
-        print(f"\nof the rate of matrix products, {matmul['gflops']:.0f} GFLOP/s {matmul['dtype']}:", flush=True)
-        for name, row in rates(measured):
-            if "gflops" in row:
-                row["gflops_over_matmul"] = row["gflops"] / matmul["gflops"]
-                print(f"  {name:<36} {row['gflops_over_matmul']:6.2f}", flush=True)
-
-
-def rates(measured: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, dict[str, float]]]:
-    """Every measurement in a part's result, under the names that lead to it."""
+def lines(measured: Mapping[str, Any], name: str) -> Iterator[str]:
+    """One for every figure and every ratio in a part's result."""
     if "images_per_second" in measured:
-        yield name, measured
-    for key, value in measured.items():
-        if isinstance(value, Mapping):
-            yield from rates(value, f"{name} {key}".strip())
+        yield f"{name:<34} {measured['images_per_second']:9.2f} images/s, {measured['share_of_bound']:.3f} of the bound"
+    elif "median" in measured:
+        yield f"{name:<34} {measured['median']:9.3f} ({measured['least']:.3f} to {measured['most']:.3f})"
+    else:
+        for key, value in measured.items():
+            if isinstance(value, Mapping):
+                yield from lines(value, f"{name} {key}")
 
 
-def print_rates(measured: Mapping[str, Any]) -> None:
-    for name, row in rates(measured):
-        columns = [f"{row['images_per_second']:10.2f} images/s"]
-        for key, unit in (("gflops", "GFLOP/s"), ("peak_gpu_mb", "MB on the GPU"), ("private_mb", "MB private")):
-            if key in row:
-                columns.append(f"{row[key]:8.0f} {unit}")
-        print(f"  {name:<26}", *columns, flush=True)
-    for name, row in measured.items():
-        if isinstance(row, Mapping) and "ratio" in row:
-            print(f"  {name:<26} {row['ratio']['median']:10.3f} (median of rounds)")
-        elif isinstance(row, Mapping) and "min_over_min" in row:
-            print(
-                f"  {name:<26} {row['median']:10.3f} (median of rounds), {row['min_over_min']:.3f} (least over least)"
-            )
-    if matmul := measured.get("matmul"):
-        print(f"  {'matmul ' + matmul['dtype']:<26} {matmul['gflops']:10.0f} GFLOP/s at {matmul['size']} rows")
-
-
-def print_ratios(ratios: Mapping[str, Any], device: torch.device) -> None:
-    print("\nratio                            value   bar")
-    for name, ratio in ratios.items():
-        cpu, gpu, least = BARS[name]
-        bar = gpu if device.type == "cuda" else cpu
-        limit = "none" if bar is None else f"{'≥' if least else '≤'} {bar:.2f}"
-        for row, value in ratio.items() if isinstance(ratio, Mapping) else [("", ratio)]:
-            kept = ""
-            if bar is not None and value is not None:
-                kept = "kept" if (value >= bar if least else value <= bar) else "missed"
-            shown = "–" if value is None else f"{value:.3f}"
-            print(f"{name + ' ' + row:<30} {shown:>7}   {limit:<6} {kept}".rstrip())
+def processor() -> str:
+    """The processor's name where Linux tells it, else its architecture."""
+    path = Path("/proc/cpuinfo")
+    names = [line for line in path.read_text().splitlines() if line.startswith("model name")] if path.exists() else []
+    return names[0].partition(":")[2].strip() if names else platform.machine()
 
 
 if __name__ == "__main__":

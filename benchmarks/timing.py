@@ -1,151 +1,195 @@
-"""Clocks and counters: timings that wait for the device, interleaved rounds, floating-point operations, memory."""
+"""Clocks and bounds, and the trainings that are timed: ours as the scripts build it, and plain ones."""
 
 import math
-import statistics
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from itertools import cycle, islice
+from statistics import median
+from time import perf_counter
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
+
+from nets import create_model
+from utils.config import Config
+from utils.data.cache import ImageCache
+from utils.data.isic import Sample
+from utils.data.loader import MEAN, STD
+from utils.data.transforms import Transforms
+from utils.device import Precision
+from utils.model.build import build_model, build_training
+from utils.model.trainer import Progress
+from utils.tasks import TASKS
 
 Action = Callable[[], Any]
 
 
-def timed(action: Action, device: torch.device) -> float:
-    """Seconds of one call, from an idle device to an idle device."""
-    _synchronize(device)
-    start = time.perf_counter()
-    action()
-    _synchronize(device)
-    return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def interleave(actions: Mapping[str, Action], device: torch.device, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every action, `rounds` each, taken in turn (A B A B …) so that a busy moment hits all of them."""
+    """Seconds of every action, `rounds` each after one that warms up, from an idle device to an idle device.
+
+    They are taken in turn (A B A B …), so that a busy moment of the machine hits all of them.
+    """
+    wait = torch.accelerator.synchronize if device.type != "cpu" else lambda _: None
     seconds: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(rounds):
+    for _ in range(1 + rounds):
         for name, action in actions.items():
-            seconds[name].append(timed(action, device))
-    return seconds
+            wait(device)
+            start = perf_counter()
+            action()
+            wait(device)
+            seconds[name].append(perf_counter() - start)
+    return {name: values[1:] for name, values in seconds.items()}
 
 
-def rate(seconds: Sequence[float], images: int, flops: float | None = None) -> dict[str, float]:
-    """Median and least seconds of some calls, and what that makes a second; `images` and `flops` are of one call."""
-    median = statistics.median(seconds)
-    row = {"seconds": median, "seconds_min": min(seconds), "rounds": len(seconds), "images_per_second": images / median}
-    return row if flops is None else row | {"flops_per_image": flops / images, "gflops": flops / median / 1e9}
+def figure(seconds: Sequence[float], images: int, limit: float, **cost: float) -> dict[str, float]:
+    """Images a second by rounds of so many, and what share that is of the machine's bound.
+
+    limit: what the machine reaches at all, a second; cost: how much of it an image takes, under its name in the result.
+    """
+    (each,), taken = cost.values(), median(seconds)
+    speed, bound = images / taken, limit / each
+    result = {"seconds": taken, "seconds_min": min(seconds), "rounds": len(seconds), "images_per_second": speed}
+    return result | cost | {"bound_images_per_second": bound, "share_of_bound": speed / bound}
 
 
-def compare(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
-    """Time of the first over time of the second: the median over rounds of their ratio, and least over least."""
-    pairs = [a / b for a, b in zip(slow, fast, strict=True)]
-    return {"median": statistics.median(pairs), "min_over_min": min(slow) / min(fast), "pairs": pairs}
+def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
+    """The first over the second, round by round: their median, least and most."""
+    pairs = [a / b for a, b in zip(over, under, strict=True)]
+    return {"median": median(pairs), "least": min(pairs), "most": max(pairs)}
 
 
-def training_flops(model: nn.Module, shape: Sequence[int]) -> int:
+def matrix_products(size: int, count: int, dtype: torch.dtype, device: torch.device) -> tuple[Action, int]:
+    """What multiplies two square matrices of `size` rows `count` times, and how many operations that are."""
+    a, b, c = (torch.rand((3, size, size), device=device) - 0.5).to(dtype)
+
+    def multiply() -> None:
+        for _ in range(count):
+            torch.mm(a, b, out=c)
+
+    return multiply, count * 2 * size**3
+
+
+def copy_rate(size: int, device: torch.device) -> float:
+    """Bytes a second, read ones and written ones together, of copying `size` bytes within the device's memory."""
+    source, target = torch.ones((2, size), dtype=torch.uint8, device=device)
+    return 2 * size / median(interleave({"copy": lambda: target.copy_(source)}, device, 5)["copy"])
+
+
+def operations(model: nn.Module, shape: Sequence[int]) -> int:
     """Floating-point operations of forward and backward pass on images [B, 3, H, W] of that shape.
 
-    Counts convolutions and matrix products, a multiplication and an addition as two. Computes it on two images.
+    Those of convolutions and matrix products, a multiplication and an addition as two.
     """
-    batch_size, *image = shape
-    images = torch.zeros(2, *image)
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _of_gradients}) as counter:
-        model.train()(images).sum().backward()
-    return counter.get_total_flops() * batch_size // 2
+    mapping = {torch.ops.aten.convolution_backward: _of_gradients}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        model(torch.zeros(*shape)).sum().backward()
+    return counter.get_total_flops()
 
 
-def _of_gradients(
-    gradient, image, weight, _bias, _stride, _padding, _dilation, transposed, _more, _groups, wanted, **_
-):
+def _of_gradients(gradient, image, weight, _bias, _stride, _pad, _dilation, transposed, _more, _groups, wanted, **_):
     """Operations of a convolution's backward pass, by shapes; PyTorch's own count overlooks groups."""
     return sum(wanted[:2]) * 2 * math.prod(image if transposed else gradient) * math.prod(weight[1:])
 
 
-class Matmul:
-    """Products of two square matrices, many in a burst: the rate that this machine reaches at all.
+@cache
+def training_flops(net: str, size: tuple[int, int]) -> float:
+    """Operations of an image of that (width, height) in a training step of a network of `nets`."""
+    return operations(create_model(net), (2, 3, size[1], size[0])) / 2  # batch norm wants two
 
-    Args:
-        sizes: rows to try.
-        seconds: of a burst, about.
 
-    Attributes:
-        size: the rows with the best rate, which `burst` and `rate` go by.
-        tried: GFLOP/s by rows.
+class Training:
+    """A row's training as the scripts build it, an epoch of it `steps` long: `images` of them."""
+
+    def __init__(self, config: Config, samples: Sequence[Sample], precision: Precision, steps: int) -> None:
+        torch.manual_seed(config.seed)
+        task, (model, _) = TASKS[config.task](config), build_model(config)
+        self.config, self.precision, self.images = config, precision, steps * config.batch_size
+        images = repeated_cache(config, samples, self.images)
+        made = build_training(config, model, task.loss(), images, task.transforms(), precision)
+        self.trainer, self.loader = made
+        first = next(iter(self.loader.batch_sampler))
+        images, targets = self.loader.collate_fn([self.loader.dataset[key] for key in first])
+        self.batch = images.to(precision.device), targets.to(precision.device)
+
+    def epoch(self) -> None:
+        self.trainer.train_one_epoch(self.loader)
+        self.trainer.progress = Progress(self.trainer.progress.epoch + 1)
+
+    def steps(self) -> None:
+        """As many steps as an epoch has, all on its first batch, which is on the device: what no epoch can exceed."""
+        for _ in range(self.loader.batch_sampler.steps):
+            self.trainer.step([self.batch])
+
+
+def repeated_cache(config: Config, samples: Sequence[Sample], count: int) -> ImageCache:
+    """A row's training images, `count` of them: those of the samples over and over, in a file that holds them all."""
+    few = TASKS[config.task](config).prepare({"train": samples})["train"]
+    path, rows = few.path.with_stem(f"{few.path.stem}x{count}"), np.load(few.path, mmap_mode="r")
+    if not path.exists():
+        np.save(path, np.resize(rows, (count, *rows.shape[1:])))
+    return ImageCache(tuple(islice(cycle(samples), count)), path, few.sizes)
+
+
+def plain_epoch(config: Config, model: nn.Module, optimizer: Optimizer, loader: Iterable) -> Action:
+    """Training as simple code has it: float32, contiguous, no autocast.
+
+    loader: batches of (images float32 [B, 3, H, W], class indices [B]).
+    """
+    device = next(model.parameters()).device
+    criterion = TASKS[config.task](config).loss().to(device)
+
+    def epoch() -> None:
+        for images, targets in loader:
+            loss = criterion(model(images.to(device)), targets.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return epoch
+
+
+def earlier_epoch(config: Config, samples: Sequence[Sample], device: torch.device) -> Action:
+    """A row of classification as the earlier project trained: the training process itself reads the originals.
+
+    The network is ours, with its fused ARL sum; the earlier project's was slower.
+    """
+    originals, model = Originals(samples, TASKS[config.task](config).transforms()), build_model(config)[0].to(device)
+    optimizer = AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    return plain_epoch(config, model, optimizer, DataLoader(originals, config.batch_size, shuffle=True))
+
+
+def torchvision_epoch(config: Config, steps: int, device: torch.device) -> Action:
+    """torchvision's ResNet-50 with the optimizer of its reference training, on a batch of noise that is there."""
+    from torchvision.models import resnet50  # imports slowly
+
+    model = resnet50(num_classes=3).to(device)
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    images = torch.randn((config.batch_size, 3, config.size[1], config.size[0]), device=device)
+    targets = torch.zeros(config.batch_size, dtype=torch.long, device=device)
+    return plain_epoch(config, model, optimizer, [(images, targets)] * steps)
+
+
+class Originals(Dataset):
+    """Originals that OpenCV decodes anew each time: a random view float32 [3, H, W], normalised, and the class index.
+
+    The views are those that `transforms` otherwise makes of cached images.
     """
 
-    def __init__(self, sizes: Sequence[int], dtype: torch.dtype, device: torch.device, seconds: float) -> None:
-        self.device, self.dtype, self.seconds = device, dtype, seconds
-        self.tried: dict[int, float] = {}
-        for size in sizes:
-            self._take(size)
-            self.tried[size] = max(self.rate(timed(self.burst, device)) for _ in range(2))
-        self.size = max(self.tried, key=self.tried.get)
-        self._take(self.size)
+    def __init__(self, samples: Sequence[Sample], transforms: Transforms) -> None:
+        self.samples, self.transforms, self.drawn = samples, transforms, 0
 
-    def _take(self, size: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        drawn = torch.rand((2, size, size), generator=generator) - 0.5
-        self.a, self.b = drawn.to(self.device, self.dtype)
-        self.size, self.count = size, 1
-        seconds = min(timed(self.burst, self.device) for _ in range(3))  # the first one warms up
-        self.count = max(1, round(self.seconds / seconds))
+    def __len__(self) -> int:
+        return len(self.samples)
 
-    def burst(self) -> None:
-        for _ in range(self.count):
-            self.a @ self.b
-
-    def rate(self, seconds: float) -> float:
-        """GFLOP/s of a burst that took so long."""
-        return self.count * 2 * self.size**3 / seconds / 1e9
-
-
-def memory_mb(field: str) -> float:
-    """A line of /proc/self/status in MB: "RssAnon" is private memory, without pages of files; "VmHWM" the peak of all.
-
-    0 where there is no such file (it is Linux's).
-    """
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{field}:")), 0.0)
-
-
-@contextmanager
-def peak_private(row: dict[str, Any]) -> Iterator[None]:
-    """Adds to the row by how many MB this process's private memory grew at most, looked at every 20 ms."""
-    before, done = memory_mb("RssAnon"), threading.Event()
-    peak = before
-
-    def look() -> None:
-        nonlocal peak
-        while not done.wait(0.02):
-            peak = max(peak, memory_mb("RssAnon"))
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        row["private_mb"] = max(peak, memory_mb("RssAnon")) - before
-
-
-def processor() -> str:
-    """The name of this machine's processor where Linux tells it, else ""."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.drawn += 1
+        pixels = cv2.cvtColor(cv2.imread(str(self.samples[index].image)), cv2.COLOR_BGR2RGB)
+        pixels, label = self.transforms(pixels, self.samples[index], self.drawn)
+        image = (pixels.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), label
