@@ -163,7 +163,6 @@ def test_classification():
         assert text.get_position() == (predicted, truth)
         assert text.get_text().split()[1] == f"{count / counts[truth].sum():.0%}"
     assert f"{counts.trace() / 200:.3f}" in confusion.get_title()
-    assert [tick.get_text() for tick in confusion.get_xticklabels()] == ["melanoma", "seborrheic\nkeratosis", "nevus"]
     assert not overlap(figure, [*confusion.get_xticklabels(), confusion.title, figure._suptitle])
     assert sum(bar.get_height() for bar in histogram.patches) == 200
 
