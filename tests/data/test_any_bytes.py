@@ -4,12 +4,10 @@ import io
 import os
 import re
 import struct
-import subprocess
 import sys
 import zlib
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -18,8 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 
-from tests.conftest import ROOT
-from tests.data.bad_folder import HEADER, image, lesion, photograph, png, png_with_text
+from tests.data.bad_folder import HEADER, lesion, photograph
 from utils import UserError
 from utils.data import check
 from utils.data.images import image_size, read_image, read_mask
@@ -115,14 +112,6 @@ def test_images(tmp_path, which, flips, keep, reach):
         assert found is None or (found.shape == size[::-1] and found.max() <= 1)
 
 
-# --- as processes
-
-
-def run(*arguments: str | bytes | Path, **options: Any) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, **options)
-
-
 @pytest.fixture
 def oddly_named(root) -> bytes:
     """The good folder under a name with spaces, letters of several alphabets and bytes that are no UTF-8."""
@@ -135,48 +124,9 @@ def oddly_named(root) -> bytes:
     return name
 
 
-def test_a_script_ends_with_one_line_and_exit_code_2(oddly_named, tmp_path):
-    image(Path(os.fsdecode(oddly_named))).write_bytes(b"<html>")
-    folders = ["--data", oddly_named, "--cache", tmp_path / "cache", "--output", tmp_path / "model"]
-    done = run("seg_main.py", "-n", "res", "-p", "0", "--size", "32", "32", "--device", "cpu", *folders)
-    error = done.stderr.decode()
-    assert done.returncode == 2 and error.count("\n") == 1 and error.startswith("error: "), error
-    assert "données 数据" in error and "ISIC_9000000.jpg: truncated or not an image" in error
-    assert b"Traceback" not in done.stdout and not (tmp_path / "model").exists()
-
-
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_the_inspection_prints_any_path(oddly_named, encoding, monkeypatch):
     printed = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding, write_through=True))
     assert check.main([os.fsdecode(oddly_named)]) == 0
     assert printed.getvalue().endswith(b"training can start\n")
-
-
-LIMITED = """
-import resource, sys
-from pathlib import Path
-from utils import UserError
-from utils.data import check
-from utils.data.images import read_image
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-for path in sorted(Path(sys.argv[1]).iterdir()):
-    before = peak()
-    try:
-        read_image(path)
-        print(path.name, "read")
-    except UserError as error:
-        print(path.name, peak() - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="measured by Linux's limits")
-def test_what_claims_gigabytes_is_refused_in_little_memory(tmp_path):
-    """In less than 100 MB beyond what the process had."""
-    (tmp_path / "text.png").write_bytes(png_with_text(1 << 28))
-    (tmp_path / "wide.png").write_bytes(png(12000, 12000, bytes(1501 * 12000)))
-    done = run("-c", LIMITED, tmp_path, text=True)
-    assert done.returncode == 0, done.stderr
-    (text, text_mb), (wide, wide_mb) = (line.split() for line in done.stdout.splitlines())
-    assert (text, wide) == ("text.png", "wide.png") and max(int(text_mb), int(wide_mb)) < 100

@@ -36,7 +36,13 @@ from tests.data.bad_folder import (
 
 JPG, PNG, MASK = "ISIC_9000000.jpg", "ISIC_9000000.png", "ISIC_9000000_segmentation.png"
 BROKEN = ": truncated or not an image (…); fetch this file again"
-NO_IMAGES = ("._ISIC_9000000.jpg", "ISIC_9000000 (1).jpg", "ISIC_9000009_superpixels.png", "ISIC_٩٠٠٠٠٠١.jpg")
+NO_IMAGES = (
+    "._ISIC_9000000.jpg",
+    "Thumbs.db",
+    "ISIC_9000000 (1).jpg",
+    "ISIC_9000009_superpixels.png",
+    "ISIC_٩٠٠٠٠٠١.jpg",
+)
 GREY = cv2.cvtColor(original(), cv2.COLOR_RGB2GRAY)
 
 
@@ -98,43 +104,27 @@ def lower_case(root: Path) -> None:
     labels(root).rename(labels(root).with_name(labels(root).name.upper()))
 
 
-def nest(root: Path) -> None:
-    images(root).rename(root / "x")
-    images(root).mkdir()
-    (root / "x").rename(images(root) / images(root).name)
-
-
 def picture() -> Image.Image:
     return Image.fromarray(original())
 
 
-def alpha(value: int) -> np.ndarray:
-    return np.dstack([original(), np.full((HEIGHT, WIDTH), value, np.uint8)])
-
-
 IMAGES = [
     Case("JPEG, first half", lambda r: cut(image(r)), JPG + BROKEN, "prepare inspect"),
-    Case("JPEG without its last 40 bytes", lambda r: cut(image(r), last=40), JPG + BROKEN, "read"),
     Case("JPEG, first half, test", lambda r: cut(image(r, "test")), "ISIC_9200000.jpg" + BROKEN, "seg"),
     Case("JPEG, first half, validation", lambda r: cut(image(r, "validation")), "ISIC_9100000.jpg" + BROKEN, "cls"),
     Case("no bytes", lambda r: image(r).write_bytes(b""), JPG + ": truncated or not an image (it is empty)", "cls"),
-    Case("PNG, first half", lambda r: cut(as_png(image(r))), PNG + BROKEN, "prepare"),
-    Case("PNG without its end", lambda r: cut(as_png(image(r)), last=12), PNG + BROKEN, "read"),
     Case("PNG with one bit changed", lambda r: flip_bit(as_png(image(r)), 0.6), PNG + BROKEN, "read"),
     Case("six damaged images", lambda r: [cut(image(r, index=i)) for i in range(6)],
         "0.jpg: truncated…4.jpg: truncated…(and 1 more files; see python -m utils.data.check)", "prepare"),
     Case("HTML saved as .jpg", lambda r: image(r).write_text("<!DOCTYPE html><title>404</title>"),
         JPG + ": truncated or not an image (no JPEG or PNG, its first bytes are b'<!DOCTYPE html><')", "seg"),
     Case("GIF saved as .jpg", lambda r: save(image(r), original(), "GIF"), "(no JPEG or PNG", "read"),
-    Case("TIFF saved as .jpg", lambda r: save(image(r), original(), "TIFF"), "(no JPEG or PNG", "read"),
     Case("PNG saved as .jpg", lambda r: save(image(r), original(), "PNG"), same, "read"),
     Case("grey JPEG", lambda r: save(image(r), picture().convert("L"), quality=95), grey, "prepare"),
-    Case("grey PNG", lambda r: as_png(image(r), GREY), grey, "read"),
     Case("16-bit grey PNG", lambda r: as_png(image(r), GREY.astype(np.uint16) << 8 | 7), grey, "prepare"),
     Case("16-bit RGB PNG",
         lambda r: cv2.imwrite(f"{as_png(image(r))}", original()[..., ::-1].astype(np.uint16) * 256 + 99), same, "read"),
-    Case("RGBA PNG, opaque", lambda r: as_png(image(r), alpha(255)), same, "read"),
-    Case("RGBA PNG, transparent", lambda r: as_png(image(r), alpha(0)), same, "read"),
+    Case("RGBA PNG, transparent", lambda r: as_png(image(r), np.dstack([original(), GREY * 0])), same, "read"),
     Case("PNG with a palette and transparency",
         lambda r: save(as_png(image(r)), picture().quantize(256), transparency=bytes(range(256))), close, "read"),
     Case("CMYK JPEG", lambda r: save(image(r), picture().convert("CMYK"), quality=95), close, "read"),
@@ -192,7 +182,6 @@ NAMES = [
         PNG + ": ISIC_9000000.jpg has the same id; keep one of them", "seg"),
     Case("files that are no images", lambda r: [shutil.copy(image(r), images(r) / name) for name in NO_IMAGES],
         everything, "read"),
-    Case("images in a folder of the same name inside", nest, everything, "read"),
     Case("no data folder", shutil.rmtree, "data: no such folder; put the challenge's data there", "seg inspect"),
     Case("a file in its place", lambda r: (shutil.rmtree(r), r.write_text("")), "data: no such folder", "cls"),
 ]  # fmt: skip
@@ -200,8 +189,6 @@ NAMES = [
 MASKS = [
     Case("half its image's size", lambda r: save(mask(r), lesion(shape=(HEIGHT // 2, WIDTH // 2))), is_lesion,
         "prepare"),
-    Case("half its image's size, said", lambda r: save(mask(r), lesion(shape=(HEIGHT // 2, WIDTH // 2))),
-        MASK + ": of another size than its image (mask 48x36, image 96x72)", "inspect", warns=True),
     Case("0 and 1", lambda r: save(mask(r), lesion(1)), is_lesion, "prepare"),
     Case("100 and 200", lambda r: save(mask(r), lesion(200, 100)), is_lesion, "read"),
     Case("16 bits", lambda r: save(mask(r), lesion(1).astype(np.uint16) * 65535), is_lesion, "read"),
@@ -218,9 +205,7 @@ MASKS = [
     Case("lies on its side", lambda r: save(mask(r), lesion().T), MASK + ": lies on its side", "prepare"),
     Case("1 pixel", lambda r: save(mask(r), lesion()[:1, :1]),
         MASK + ": too small to be the mask of its image (mask 1x1, image 96x72)", "prepare"),
-    Case("no bytes", lambda r: mask(r).write_bytes(b""), MASK + BROKEN, "prepare"),
     Case("first half", lambda r: cut(mask(r)), MASK + BROKEN, "seg"),
-    Case("HTML", lambda r: mask(r).write_text("<html>"), "training cannot start: …" + MASK + BROKEN, "inspect"),
     Case("cut, for classification", lambda r: cut(mask(r)), begins, "cls"),
     Case("not there", lambda r: mask(r).unlink(), "train: 7 images, 1 more left out because they have no mask", "seg",
         warns=True),

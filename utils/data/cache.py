@@ -3,9 +3,8 @@
 A cache is named after what it is made of: the SHA-256 of the originals' bytes (images, and masks where they are kept),
 the size, and the version of this pipeline. So data that is moved or copied finds its cache again, and other content
 never does. `hashes.json` beside the caches spares unchanged files the hashing: those whose path, size, inode, mtime and
-ctime are the same. Every write moves ctime on and no program sets it back (but on Windows there is no such time, and
-what changes neither size nor mtime goes unnoticed). Clocks of file systems tick coarsely, so what changed within two
-seconds before it was hashed is hashed again the next time.
+ctime are the same. Every write moves ctime on and no program sets it back (Windows has no such time). Clocks of file
+systems tick coarsely, so what changed within two seconds before it was hashed is hashed again the next time.
 
 A cache is a NumPy file: [N, height, width, channels], or with a finer center [N, bytes], each row an image and its
 center. After the pixels come a CRC-32 of every image and the hash of the name. An interrupted build leaves it behind
@@ -26,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -39,7 +38,6 @@ from utils.data.transforms import CENTER, Pixels, take
 from utils.files import check_file, load_json, locked, readable_size, sha256, written_whole
 from utils.logger import log, progress
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
 Size = tuple[int, int]  # (width, height)
 VERSION = 3  # raise it when other pixels are stored, or the layout changes
 SETTLED = 2 * 10**9  # nanoseconds after which a file's times tell whether it has changed since
@@ -96,10 +94,8 @@ def prepare(
 
     center: (width, height) at which the middle of the image (`transforms.CENTER`) is kept besides, without masks.
 
-    A cache that is there is used when header, length and all checksums are right, else made anew. Checking takes 0.3 s
-    a GB on one core; hashing originals takes 0.5 s a GB beside reading them.
-
-    Raises UserError that names the unreadable files, or the folder when it cannot be written or has no room.
+    A cache that is there is used when header, length and all checksums are right (0.3 s a GB), else made anew.
+    UserError that names the unreadable files, or the folder when it cannot be written or has no room.
     """
     samples = tuple(samples)
     sizes = (size, center) if center else ()
@@ -126,7 +122,7 @@ def prepare(
         ) from error
 
 
-def _each(function: Callable[[Item], Result], items: Sequence[Item], description: str) -> Iterator[Result]:
+def _each(function: Callable[[Any], Any], items: Sequence[Any], description: str) -> Iterator[Any]:
     """As `attempts`; UserErrors end it after the last item, not before, as one that names the first five files."""
     faults = []
     for result in attempts(function, items, description):
@@ -258,11 +254,10 @@ def _build(
         if isinstance(error, UserError) or error.errno in (errno.ENOSPC, errno.EDQUOT):
             partial.unlink(missing_ok=True)
         raise
-    middle = f", their middle at {center[0]}×{center[1]}," if center else ""
-    what = f"{count} images at {size[0]}×{size[1]}{middle} in {time.monotonic() - start:.0f} s"
+    what = " and ".join(f"{width}×{height}" for width, height in filter(None, (size, center)))
     total = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
     sizes = f"{readable_size(layout.length)}; {path.parent} holds {readable_size(total)}"
-    log.info("prepared %s: %s, %s", what, path, sizes)
+    log.info("prepared %d images at %s in %.0f s: %s, %s", count, what, time.monotonic() - start, path, sizes)
 
 
 def _pixels(sample: Sample, size: Size, masks: bool) -> np.ndarray:

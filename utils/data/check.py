@@ -1,8 +1,7 @@
 """Look at a data folder before training on it: `python -m utils.data.check [FOLDER]`.
 
-Every file is decoded once, images at a small size, so that a truncated one is found before training meets it.
-Ends with exit code 0 when segmentation training could start (in a folder without any mask: classification), else 1
-(2 when there is no such folder).
+Every file is decoded once, so that a truncated one is found before training meets it. Exit code 0 when segmentation
+training could start (in a folder without any mask: classification), else 1; 2 when there is no such folder.
 """
 
 import argparse
@@ -28,16 +27,12 @@ from utils.files import listed, sha256
 
 
 class ImageFacts(NamedTuple):
-    """Of a readable image."""
-
     size: tuple[int, int]  # (width, height)
     digest: str  # SHA-256 of the file
     thumbnail: np.ndarray
 
 
 class MaskFacts(NamedTuple):
-    """Of a readable mask."""
-
     size: tuple[int, int]
     oddity: str  # "" of most
 
@@ -58,8 +53,8 @@ class Report:
 
     root: Path
     splits: dict[str, Split] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    bad_files: dict[Path, str] = field(default_factory=dict)  # problems that stop who uses the file
+    bad_files: dict[Path, str] = field(default_factory=dict)  # why they stop who uses them
+    problems: list[str] = field(default_factory=list)  # others
     copies: list[Copy] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     segmentation_fault: str = ""
@@ -69,10 +64,6 @@ class Report:
     def can_start(self) -> bool:
         without_masks = not any(split.files.masks for split in self.splits.values())
         return not self.segmentation_fault or (without_masks and not self.classification_fault)
-
-    def bad_file(self, path: Path, problem: str) -> None:
-        self.problems.append(problem)
-        self.bad_files[path] = problem
 
     def name(self, path: Path) -> str:
         return str(path.relative_to(self.root))
@@ -89,18 +80,18 @@ class Report:
                 stats = stats.format(*np.percentile(sizes, (0, 50, 100), axis=0).ravel(), len(set(sizes)))
                 lines += [f"  sizes (width x height, each by itself): {stats}"]
         copies = [self._copy_line(copy) for copy in self.copies]
-        for title, found in (("problems", self.problems), ("copies across splits", copies)):
+        problems = [*self.bad_files.values(), *self.problems]
+        for title, found in (("problems", problems), ("copies across splits", copies)):
             lines += [f"{title}: {len(found) or 'none'}", *(f"  {line}" for line in found)]
         lines += [f"note: {line}" for line in self.notes]
+        end = "training can start"
         if not self.can_start:
-            lines += [f"training cannot start: {self.segmentation_fault}"]
+            end = f"training cannot start: {self.segmentation_fault}"
         elif self.segmentation_fault:
-            lines += ["training can start (classification only; segmentation: there are no masks)"]
+            end += " (classification only; segmentation: there are no masks)"
         elif self.classification_fault:
-            lines += [f"training can start (segmentation only; classification: {self.classification_fault})"]
-        else:
-            lines += ["training can start"]
-        return "\n".join(lines)
+            end += f" (segmentation only; classification: {self.classification_fault})"
+        return "\n".join([*lines, end])
 
     def _copy_line(self, copy: Copy) -> str:
         one, other = (f"{s} {self.name(f)}" for s, f in zip(copy.splits, copy.files, strict=True))
@@ -136,7 +127,7 @@ def _read(report: Report, facts: Callable[[Path], Any], files: dict[str, Path], 
     found = {}
     for (id_, path), result in zip(files.items(), attempts(facts, list(files.values()), what), strict=True):
         if isinstance(result, UserError):
-            report.bad_file(path, f"{result}")
+            report.bad_files[path] = f"{result}"
         else:
             found[id_] = result
     return found
@@ -178,7 +169,7 @@ def _check_masks(report: Report, split: Split) -> None:
         if mask and mask.oddity:
             report.problems.append(f"{name}: {mask.oddity}")
         if mask and image and (fault := pair_fault(image.size, mask.size)):
-            report.bad_file(path, f"{name}: {fault}")
+            report.bad_files[path] = f"{name}: {fault}"
         elif mask and image and image.size != mask.size:
             sizes = "mask {}x{}, image {}x{}".format(*mask.size, *image.size)
             report.problems.append(f"{name}: of another size than its image ({sizes})")

@@ -15,10 +15,9 @@ from utils.data.isic import KNOWN_COPIES, SPLITS, Sample
 from utils.data.parallel import in_order
 from utils.logger import progress
 
-# Measured on all 2,750 images. Grey thumbnails of two photographs correlate by 0.974 at most, re-encoded copies by
-# 0.999 and more. Copies edited in colour and frame go down to 0.927, so from CANDIDATE on the details decide: with
-# one affine map, copies share 70 or more keypoints, two photographs 13 at most. Turned by quarters or mirrored, two
-# photographs correlate by 0.965 at most.
+# Measured on all 2,750 images: thumbnails of two photographs correlate by 0.974 at most (turned or mirrored 0.965),
+# re-encoded copies by 0.999 and more. Copies edited in colour and frame go down to 0.927, so from CANDIDATE on the
+# details decide: with one affine map, copies share 70 or more keypoints, two photographs 13 at most.
 THUMBNAIL, CANDIDATE, COPY, KEYPOINTS = 32, 0.90, 0.99, 30
 SMALLEST = 96  # pixels: below, thumbnails are made of the originals. Splits are prepared at different sizes
 
@@ -34,17 +33,14 @@ class Looks:
 
 @dataclass(frozen=True)
 class Copy:
-    """One photograph in two splits. `similarity` is the correlation of the thumbnails; `exact`: the same bytes.
-
-    turned: by quarters or mirrored, before they resemble each other.
-    """
+    """One photograph in two splits; `similarity` is the correlation of the thumbnails."""
 
     splits: tuple[str, str]
     files: tuple[Path, Path]
     ids: tuple[str, str]
     similarity: float
-    exact: bool
-    turned: bool = False
+    exact: bool  # the same bytes
+    turned: bool = False  # by quarters or mirrored, before they resemble each other
 
     @property
     def known(self) -> bool:
@@ -66,24 +62,19 @@ def copies_between(caches: Mapping[str, ImageCache]) -> list[Copy]:
 
     The thumbnails are made of the prepared images, or of the originals where those are smaller than SMALLEST.
     """
-    small = any(min(cache.size) < SMALLEST for cache in caches.values())
-    return find_copies({split: _looks(cache, small) for split, cache in caches.items()})
-
-
-def _looks(cache: ImageCache, of_originals: bool) -> Looks:
-    if of_originals:
-        found = in_order(thumbnail, (sample.image for sample in cache.samples))
-    else:
-        found = in_order(_thumbnail, cache.pixels())
-    found = progress(found, "looking for copies", len(cache.samples))
-    return Looks(cache.samples, cache.digests, np.array(list(found)))
+    small, looks = any(min(cache.size) < SMALLEST for cache in caches.values()), {}
+    for split, cache in caches.items():
+        originals = (sample.image for sample in cache.samples)
+        found = in_order(thumbnail, originals) if small else in_order(_thumbnail, cache.pixels())
+        thumbnails = np.array(list(progress(found, "looking for copies", len(cache.samples))))
+        looks[split] = Looks(cache.samples, cache.digests, thumbnails)
+    return find_copies(looks)
 
 
 def find_copies(looks: Mapping[str, Looks], *, edited: bool = False) -> list[Copy]:
     """Copies across splits by bytes, or by thumbnail (turned and mirrored too); `edited`: also by shared keypoints.
 
-    Not found: copies framed so differently, or turned by other angles, that their thumbnails do not resemble each
-    other; and any whose colours, contrast or frame were edited and that are turned or mirrored too.
+    Not found: copies that are framed very differently, turned by other angles, or edited and mirrored at once.
     """
     copies, doubtful = [], []
     for a, b in itertools.combinations([split for split in SPLITS if split in looks and looks[split].samples], 2):

@@ -21,11 +21,10 @@ _SIGNATURES = {b"\xff\xd8\xff": JpegImageFile, b"\x89PNG\r\n\x1a\n": PngImageFil
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """The photograph as uint8 [H, W, 3], RGB, 0 to 255, upright by its EXIF orientation.
 
-    `size` = (width, height) is reached exactly and keeps the whole frame (the aspect ratio is squashed): area
-    averaging when shrinking, else linear. JPEGs are then decoded at 1/2, 1/4 or 1/8 where that leaves at least
-    twice the wanted size. Grey, palette and CMYK become RGB, transparency is dropped, 16-bit values lose their
-    low byte. Raises UserError when the file is absent, truncated, no JPEG or PNG, or has more than MAX_PIXELS or a
-    side below MIN_SIDE.
+    `size` = (width, height) is reached exactly and keeps the whole frame (the aspect ratio is squashed): area averaging
+    when shrinking, else linear. JPEGs are then decoded at 1/2, 1/4 or 1/8 where that leaves at least twice the size.
+    Grey, palette and CMYK become RGB, transparency is dropped, 16-bit values lose their low byte. UserError when the
+    file is absent, truncated, no JPEG or PNG, or has more than MAX_PIXELS or a side below MIN_SIDE.
     """
     array = decode_image(path, size)
     return array if size is None else resized(array, size)
@@ -68,14 +67,12 @@ def read_grey(path: str | Path) -> np.ndarray:
     with _opened(path) as image:
         if image.mode.startswith("I"):
             return _high_byte(np.asarray(image))
-        if image.mode in ("1", "L") and not image.has_transparency_data:
-            return np.array(image.convert("L"))
-        transparent = image.has_transparency_data
-        channels = np.asarray(image.convert("RGBA" if transparent else "RGB"))
-        if transparent and channels[..., 3].min() < 255:
-            raise UserError(f"{path}: a mask with transparent pixels; save it as opaque grey, 0 and 255")
-        if np.ptp(channels[..., :3], axis=2).max() > 64:  # less is the noise of a JPEG
-            raise UserError(f"{path}: a mask in colours, of which lesion is not known; save it as grey, 0 and 255")
+        if image.mode not in ("1", "L") or image.has_transparency_data:
+            channels = np.asarray(image.convert("RGBA"))
+            if channels[..., 3].min() < 255:
+                raise UserError(f"{path}: a mask with transparent pixels; save it as opaque grey, 0 and 255")
+            if np.ptp(channels[..., :3], axis=2).max() > 64:  # less is the noise of a JPEG
+                raise UserError(f"{path}: a mask in colours, of which lesion is not known; save it as grey, 0 and 255")
         return np.array(image.convert("L"))
 
 

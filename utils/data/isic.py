@@ -84,9 +84,8 @@ class Metadata:
 def find_files(root: str | Path, split: str) -> SplitFiles:
     """Every image, mask, label and metadata file of `split`; of an id in two folders, the one first in _NAMES wins.
 
-    The metadata file lies in `root`, or in an image folder as the official archives have it.
-
-    Raises UserError when `root` is no folder, `split` is none of SPLITS, or a folder has two files for one id.
+    The metadata lie in `root`, or in an image folder as the official archives have them. UserError when `root` is no
+    folder, `split` is none of SPLITS, or a folder has two files for one id.
     """
     if split not in SPLITS:
         raise UserError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
@@ -111,11 +110,9 @@ def read_split(
 ) -> list[Sample]:
     """Every image of `split` ("train", "validation" or "test"), sorted by id, with what truth lies beside it.
 
-    Empty when the split's folder is absent. From "train", the known copies of validation and test images are
-    left out unless `leave_out_copies` is False. With `with_labels` False the label file is not opened, so that
-    a fault in it does not keep segmentation from starting. Images and masks are paired by name, not opened.
-
-    Raises UserError when `root` is no folder or the label file is faulty (see `read_labels`).
+    Empty when the split's folder is absent. From "train", the known copies of validation and test images are left out
+    unless `leave_out_copies` is False. Without `with_labels` the label file is not opened: a fault in it does not keep
+    segmentation from starting. Images and masks are paired by name, not opened. UserError as of `read_labels`.
     """
     files = find_files(root, split)
     labels = read_labels(files.labels) if with_labels and files.labels else {}
@@ -129,9 +126,8 @@ def read_split(
 def read_labels(csv_path: str | Path) -> dict[str, int]:
     """Index into CLASSES by image id, from an official `Part3_GroundTruth.csv`.
 
-    Columns image_id, melanoma, seborrheic_keratosis in any order, 0/1 or 0.0/1.0; both 0 means nevus.
-    Raises UserError naming file and row: missing column, no ISIC id, value not 0 or 1, both 1, id twice, more cells
-    than columns.
+    Columns image_id, melanoma, seborrheic_keratosis in any order, 0/1 or 0.0/1.0; both 0 means nevus. UserError that
+    names file and row: missing column, no ISIC id, value not 0 or 1, both 1, id twice, more cells than columns.
     """
     labels = {}
     for where, id_, row in _rows(csv_path, CLASSES[:2]):
@@ -145,9 +141,8 @@ def read_labels(csv_path: str | Path) -> dict[str, int]:
 def read_metadata(root: str | Path, split: str) -> dict[str, Metadata]:
     """Age and sex by image id, from the `…_metadata.csv` of `split`; empty where there is none.
 
-    Columns image_id, age_approximate, sex in any order; "unknown" or nothing where it is not recorded.
-    Raises UserError as `find_files` does, and naming file and row: missing column, no ISIC id, id twice, age that is
-    no number of years (0 to 199), other sex than female or male.
+    Columns image_id, age_approximate, sex in any order; "unknown" or nothing where it is not recorded. UserError as of
+    `read_labels`, for an age that is no number of years (0 to 199), and for another sex than female or male.
     """
     path, found = find_files(root, split).metadata, {}
     for where, id_, row in _rows(path, ("age_approximate", "sex")) if path else ():

@@ -43,21 +43,18 @@ def classification_data(
     ISIC Archive) where it lies there. Images that are absent are left out, unless `require_all`. Test labels may be
     absent: the samples then have None. `keep_copies` as for `segmentation_data`.
 
-    Raises UserError when labels are faulty (`read_labels`), absent or incomplete, name an image of another split, or
-    when ids are where they must not be (`refuse_foreign_ids`).
+    UserError when labels are faulty, absent or incomplete, or ids where they must not be (`refuse_foreign_ids`).
     """
     data, absent = {}, {}
     files = {split: find_files(root, split) for split in SPLITS}
     for split in SPLITS:
         samples, path = read_split(root, split, leave_out_copies=not keep_copies), files[split].labels
         data[split] = tuple(samples)
-        if path is None and split != "test":
-            raise UserError(
-                f"{root}: no labels of the {split} images; ISIC-2017_…_Part3_GroundTruth.csv (Data/README.md)"
-            )
-        if path is None:
+        if path is None and split == "test":
             log.info("test: %d images, no labels", len(samples))
             continue
+        if path is None:
+            raise UserError(f"{root}: no labels of the {split} images, …_Part3_GroundTruth.csv; see Data/README.md")
         labelled, images = read_labels(path).keys(), files[split].images.keys()
         _check_labels(path, split, samples, labelled & {id_ for s in SPLITS if s != split for id_ in files[s].images})
         absent[split] = sorted(labelled - images)
@@ -136,10 +133,7 @@ def misplaced(split: str, ids: Collection[str]) -> dict[str, list[str]]:
 
 
 def later_years(root: Path, ids: Mapping[str, Iterable[str]]) -> str:
-    """What is to be said of training and validation images with ids above those of ISIC 2017, else "".
-
-    Synthetic data have such ids too, and are known by their record.
-    """
+    """What is to be said of images to train on with ids above ISIC 2017's, but for synthetic data; else ""."""
     ids = sorted(i for split in ("train", "validation") for i in ids[split] if int(i.removeprefix("ISIC_")) > LAST_ID)
     if not ids or any((root / name).is_file() for name in RECORDS):
         return ""
