@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 
 from tests.evaluation.test_runs import (
@@ -19,6 +20,7 @@ from tests.evaluation.test_runs import (
 from utils import UserError
 from utils.config import DEFAULTS, EXPERIMENTS, experiments
 from utils.data.isic import LEFT_OUT, Sample, read_labels, read_split
+from utils.evaluation.classification import official_truth
 from utils.evaluation.rows import deviations, result_rows, row_names
 from utils.evaluation.runs import find_runs
 from utils.model.run import digest
@@ -215,3 +217,13 @@ def test_names_tell_rows_apart(tmp_path):
         segmentation_run(tmp_path / name, EXPERIMENTS["seg-4"], splits=("validation",), size=size)
     rows = [row for row in result_rows(find_runs(tmp_path), "segmentation", "validation") if row.runs]
     assert row_names(rows) == ["seg-1", "seg-2*", "seg-4", "seg-4 (128×128 px)"]
+
+
+def test_seeds_with_other_labels_are_refused(tmp_path):
+    for seed in (0, 1):
+        classification_run(tmp_path / f"run{seed}", seed=seed)
+    labels = dict(zip(IDS["test"], np.roll(labels_of("test"), 1).tolist(), strict=True))
+    official_truth(labels).to_csv(tmp_path / "run1/test_truth_official.csv", index=False)
+    (row,) = [row for row in result_rows(find_runs(tmp_path), "classification", "test") if row.runs]
+    with pytest.raises(UserError, match="were scored on different images"):
+        row.probabilities("test")
