@@ -168,14 +168,14 @@ def test_classification():
 
 
 def test_reliability_by_hand():
-    """Two tenths: up to 0.5 (an edge belongs to the tenth below), right in 1 of 2, and 0.95, right in 3 of 3."""
-    probabilities = np.array([[0.5, 0.3, 0.2], [0.45, 0.3, 0.25]] + [[0.02, 0.03, 0.95]] * 3)
-    _, _, reliability, histogram = figures.plot_classification(probabilities, np.array([0, 1, 2, 2, 2])).axes
+    """Right in 1 of 2 up to 0.5 (an edge belongs to the tenth below), in 1 of 1 at 0.51, in 3 of 3 at 0.95."""
+    probabilities = np.array([[0.5, 0.3, 0.2], [0.45, 0.3, 0.25], [0.51, 0.3, 0.19]] + [[0.02, 0.03, 0.95]] * 3)
+    _, _, reliability, histogram = figures.plot_classification(probabilities, np.array([0, 1, 0, 2, 2, 2])).axes
     line = reliability.lines[1]
-    assert np.allclose(line.get_data(), [[0.475, 0.95], [0.5, 1]])
-    assert line.get_label() == f"expected calibration error {(2 * 0.025 + 3 * 0.05) / 5:.3f}"
+    assert np.allclose(line.get_data(), [[0.475, 0.51, 0.95], [0.5, 1, 1]])
+    assert line.get_label() == f"expected calibration error {(2 * 0.025 + 0.49 + 3 * 0.05) / 6:.3f}"
     heights = {round(bar.get_x() + bar.get_width() / 2, 2): bar.get_height() for bar in histogram.patches}
-    assert heights[0.45] == 2 and heights[0.95] == 3 and sum(heights.values()) == 5
+    assert [heights[at] for at in (0.45, 0.55, 0.95)] == [2, 1, 3] and sum(heights.values()) == 6
 
 
 @pytest.mark.filterwarnings("error")
