@@ -3,7 +3,7 @@
 A lesion is drawn as light that comes back through skin: pigment and blood take away more blue and green than red
 (Beer–Lambert); blue-grey veil, scar-like regression and keratin lie over it. The classes differ in what dermatologists
 look at (symmetry, border, colours, network, milia-like cysts), each to a varying degree, so that they overlap as the
-real ones do. Stickers, ink, vignettes and uneven light get in the way, and so does what `utils.data.artefacts` draws.
+real ones do. Vignettes, uneven light, hair and noise get in the way.
 """
 
 import math
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from utils.data.artefacts import add_grain, draw_artefacts
+from utils.data.artefacts import add_grain, draw_hair
 
 SIZE = (384, 288)
 MELANOMA, KERATOSIS, NEVUS = range(3)  # indices into utils.data.isic.CLASSES
@@ -44,11 +44,10 @@ def draw_lesion(seed: int, index: int, size: tuple[int, int] = SIZE) -> tuple[np
     field, radius = _outline(rng, x, y, label, typical)
     scene = _skin(rng, x, y)
     scene = (_melanoma, _keratosis, _nevus)[label](rng, x, y, field, radius, typical, scene)
-    _things_on_skin(rng, x, y, field, scene)
     image = _light(rng, x, y, scene)
     if scale < 1:
         image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
-    draw_artefacts(rng, image)
+    draw_hair(rng, image)
     add_grain(rng, image)
     mask = _largest_region(cv2.resize(field, size, interpolation=cv2.INTER_LINEAR) > 0)
     return image, mask * np.uint8(255), label
@@ -282,26 +281,6 @@ def _skin(rng, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         pigment += rng.uniform(0.1, 0.4) * _dots(rng, x, x == x, int(rng.integers(4, 40)), (0.004, 0.02), 0.006)
     _absorb(scene, pigment, blood)
     return scene
-
-
-def _things_on_skin(rng, x: np.ndarray, y: np.ndarray, field: np.ndarray, scene: np.ndarray) -> None:
-    """Coloured calibration stickers at the rim and surgical ink, both beside the lesion."""
-    if rng.random() < 0.1:
-        colours = np.array([(238, 220, 40), (60, 150, 210), (90, 200, 200), (240, 140, 40), (80, 170, 90)], np.float32)
-        for colour in rng.permutation(colours)[: rng.integers(1, 3)]:
-            turn, radius = rng.uniform(0, 2 * math.pi), rng.uniform(0.2, 0.4)
-            centre_x, centre_y = math.cos(turn) * -1.25 * x[0, 0], math.sin(turn) * -1.25 * y[0, 0]
-            inside = radius - np.hypot(x - centre_x, y - centre_y)
-            if not (inside[field > 0] > -0.01).any():
-                _blend(scene, _soft(inside, 0.002), colour)
-    if rng.random() < 0.1:
-        canvas, side = np.zeros(x.shape, np.uint8), min(x.shape)
-        for _ in range(rng.integers(1, 6)):
-            start = rng.uniform((0, 0), x.shape[::-1])
-            walk = start + np.cumsum(rng.normal(0, 0.03 * side, (6, 2)), axis=0)
-            cv2.polylines(canvas, [walk.round().astype(np.int32)], False, 255, max(round(0.02 * side), 1), cv2.LINE_AA)
-        ink = cv2.GaussianBlur(canvas, (0, 0), 0.006 * side).astype(np.float32) / 255
-        _blend(scene, 0.7 * ink * _soft(-field - 0.03, 0.005), (88, 60, 150))
 
 
 def _light(rng, x: np.ndarray, y: np.ndarray, scene: np.ndarray) -> np.ndarray:

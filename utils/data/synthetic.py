@@ -22,7 +22,7 @@ from utils.logger import progress, run_script
 
 RECORD = "synthetic.json"  # of the parameters, written last
 RECORDS = (RECORD, "sample.json")  # folders drawn by earlier versions have the second
-FORMAT = 1  # to be raised whenever the same parameters would draw other files
+FORMAT = 2  # to be raised whenever the same parameters would draw other files
 COUNTS = {"train": 160, "validation": 40, "test": 40}
 PREFIXES = {"train": "ISIC-2017_Training", "validation": "ISIC-2017_Validation", "test": "ISIC-2017_Test_v2"}
 FIRST_ID = 9_000_000
