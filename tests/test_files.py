@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 from utils import UserError
-from utils.files import MAX_DEPTH, check_file, is_one_line, listed, load_json, locked, quoted, readable_size, sha256
+from utils.files import check_file, listed, load_json, locked, quoted, readable_size, sha256
 
 HOLDER = """
 import sys
@@ -32,7 +32,7 @@ with locked(Path(sys.argv[1]), "busy"):
     ],
 )
 def test_quoted(value, expected):
-    assert quoted(value) == expected and is_one_line(quoted(value))
+    assert quoted(value) == expected and quoted(value).isprintable()
 
 
 def test_listed_and_readable_sizes():
@@ -55,12 +55,9 @@ def test_sha256_of_a_file(tmp_path):
 
 def test_json_that_cannot_be_worked_with_is_a_value_error(tmp_path):
     path = tmp_path / "file.json"
-    nested = {"brackets in a string": '"' + "[" * 99}
-    for _ in range(MAX_DEPTH - 1):
-        nested = {"inside": nested}
-    path.write_text(json.dumps(nested))
-    assert load_json(path) == nested
-    for text in (json.dumps({"inside": nested}), "[" * 100_000, "[]", "3", "{", ""):
+    path.write_text(json.dumps({"a": [1, None]}))
+    assert load_json(path) == {"a": [1, None]}
+    for text in ("[" * 100_000, "[]", "3", "{", ""):
         path.write_text(text)
         with pytest.raises(ValueError):
             load_json(path)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils import UserError
-from utils.loss import LOSSES, CrossEntropyLoss, DiceCELoss, DiceFocalLoss, DiceLoss, FocalLoss, create_loss
+from utils.loss import LOSSES, CrossEntropyLoss, DiceLoss, DiceWith, FocalLoss, create_loss
 
 relaxed = settings(max_examples=50, deadline=None)  # timing is no property, and torch's first call is slow
 LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)
@@ -80,10 +80,14 @@ PAIR = torch.tensor([[LN3, 0.0], [LN3, 0.0]]), torch.tensor([0, 1])  # classific
         (DiceLoss(), images([-50.0, 50.0], [[[1, 1]]]), 0),
         (DiceLoss(), images([50.0, -50.0], [[[0, 0]]]), 0),  # nothing there, nothing predicted
         (DiceLoss(), images([50.0, -50.0], [[[1, 1]]]), 1 - 1 / 3),
-        (DiceCELoss(), ONE_OF_FOUR, 1 / 2 + LN2),
-        (DiceCELoss([1, 3]), images([LN3, 0.0], [[[0, 1]]]), 1 - 1.5 / 2.5 + (LN4 - LN3 + 3 * LN4) / 4),
-        (DiceFocalLoss(), ONE_OF_FOUR, 1 / 2 + LN2 / 4),
-        (DiceFocalLoss(gamma=1), ONE_OF_FOUR, 1 / 2 + LN2 / 2),
+        (create_loss("dice_ce"), ONE_OF_FOUR, 1 / 2 + LN2),
+        (
+            create_loss("dice_ce", class_weights=[1, 3]),
+            images([LN3, 0.0], [[[0, 1]]]),
+            1 - 1.5 / 2.5 + (LN4 - LN3 + 3 * LN4) / 4,
+        ),
+        (create_loss("dice_focal"), ONE_OF_FOUR, 1 / 2 + LN2 / 4),
+        (create_loss("dice_focal", gamma=1), ONE_OF_FOUR, 1 / 2 + LN2 / 2),
     ],
 )
 @pytest.mark.parametrize("device", DEVICES)
@@ -278,8 +282,8 @@ def test_class_weights_must_fit_the_logits(name):
 
 def test_create_loss_by_name():
     kinds = [type(create_loss(name)) for name in LOSSES]
-    assert kinds == [DiceCELoss, FocalLoss, DiceFocalLoss, CrossEntropyLoss]
-    assert create_loss("focal", gamma=1.5).gamma == create_loss("dice_focal", gamma=1.5).focal.gamma == 1.5
+    assert kinds == [DiceWith, FocalLoss, DiceWith, CrossEntropyLoss]
+    assert create_loss("focal", gamma=1.5).gamma == create_loss("dice_focal", gamma=1.5).other.gamma == 1.5
     with pytest.raises(UserError, match="'dice': choose one of dice_ce, focal, dice_focal, ce"):
         create_loss("dice")
     for gamma in (-1, math.inf, math.nan):

@@ -59,7 +59,7 @@ class _WeightedLoss(_Loss):
         return self.weight.to(logits.dtype)
 
     def batch_weight(self, target: Tensor) -> Tensor:
-        """What the loss is a mean over, float32 []: shares of it make the losses of micro-batches add up to the batch's."""
+        """What the loss is a mean over, float32 []: by shares of it, losses of micro-batches add up to the batch's."""
         if self.weight is None:
             return target.new_full((), target.numel(), dtype=torch.float32)
         return self.weight[target.long()].sum()
@@ -127,26 +127,15 @@ class DiceLoss(_Loss):
         return 1 - dice[:, self.first_class :].mean()
 
 
-class DiceCELoss(_Loss):
-    """Dice + cross-entropy, 1:1; the weights act on the cross-entropy."""
+class DiceWith(_Loss):
+    """Dice + another loss, 1:1; class weights and gamma act on the other one."""
 
-    def __init__(self, weight: Sequence[float] | Tensor | None = None) -> None:
+    def __init__(self, other: _Loss) -> None:
         super().__init__()
-        self.dice, self.cross_entropy = DiceLoss(), CrossEntropyLoss(weight)
+        self.dice, self.other = DiceLoss(), other
 
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
-        return self.dice.compute(logits, target) + self.cross_entropy.compute(logits, target)
-
-
-class DiceFocalLoss(_Loss):
-    """Dice + focal, 1:1; gamma and the weights act on the focal part."""
-
-    def __init__(self, gamma: float = 2.0, weight: Sequence[float] | Tensor | None = None) -> None:
-        super().__init__()
-        self.dice, self.focal = DiceLoss(), FocalLoss(gamma, weight)
-
-    def compute(self, logits: Tensor, target: Tensor) -> Tensor:
-        return self.dice.compute(logits, target) + self.focal.compute(logits, target)
+        return self.dice.compute(logits, target) + self.other.compute(logits, target)
 
 
 def create_loss(name: str, *, class_weights: Sequence[float] | Tensor | None = None, gamma: float = 2.0) -> nn.Module:
@@ -155,12 +144,7 @@ def create_loss(name: str, *, class_weights: Sequence[float] | Tensor | None = N
     UserError for an unknown name, weights that are not positive numbers, or a negative gamma; at the
     first batch when there are not as many weights as classes.
     """
-    if name == "dice_ce":
-        return DiceCELoss(class_weights)
-    if name == "focal":
-        return FocalLoss(gamma, class_weights)
-    if name == "dice_focal":
-        return DiceFocalLoss(gamma, class_weights)
-    if name == "ce":
-        return CrossEntropyLoss(class_weights)
-    raise UserError(f"unknown loss {name!r}: choose one of {', '.join(LOSSES)}")
+    if name not in LOSSES:
+        raise UserError(f"unknown loss {name!r}: choose one of {', '.join(LOSSES)}")
+    other = FocalLoss(gamma, class_weights) if name.endswith("focal") else CrossEntropyLoss(class_weights)
+    return DiceWith(other) if name.startswith("dice") else other
