@@ -5,9 +5,7 @@ import contextlib
 import io
 import re
 import shutil
-import struct
 import tempfile
-import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -88,22 +86,6 @@ def cut(path: Path, share: float = 0.5, last: int = 0) -> None:
     """The first `share` of a file, or all but its `last` bytes."""
     content = path.read_bytes()
     path.write_bytes(content[:-last] if last else content[: int(len(content) * share)])
-
-
-def png(width: int, height: int, content: bytes, before: bytes = b"") -> bytes:
-    """A PNG of one bit a pixel around what is to be compressed."""
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    body = chunk(b"IHDR", header) + before + chunk(b"IDAT", zlib.compress(content)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def png_with_text(size: int) -> bytes:
-    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(size)))
-    return png(WIDTH, HEIGHT, bytes((WIDTH // 8 + 1) * HEIGHT), text)
 
 
 def lesion(value: Any = 255, background: Any = 0, shape: tuple[int, ...] = (HEIGHT, WIDTH)) -> np.ndarray:

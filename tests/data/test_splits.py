@@ -35,9 +35,11 @@ def test_real_data_with_the_1320_extra_labels(isic2017, lines):
     assert counts(absent) == {"train": 1320, "validation": 0}
     said = "train: 1969 images, 31 copies of validation or test images left out, 1320 of the 3320 labelled"
     assert sum(line.startswith(said) for line in lines) == 1
-    assert [sum(sample.label == label for sample in data["validation"]) for label in range(3)] == [30, 42, 78]
-    assert all(sample.label is None for sample in data["test"])
     whole, _ = classification_data(isic2017, keep_copies=True)
+    for split, by_class in (("train", [374, 254, 1372]), ("validation", [30, 42, 78])):
+        assert [sum(sample.label == label for sample in whole[split]) for label in range(3)] == by_class
+        assert all(sample.mask is not None for sample in whole[split])
+    assert all(sample.label is None and sample.mask is None for sample in data["test"])
     assert {sample.id for sample in whole["train"]} - {sample.id for sample in data["train"]} == LEFT_OUT
     with pytest.raises(UserError, match=r"Aug_Part3.*1320 of the 3320 .*\(ISIC_0000005.*without --require-all"):
         classification_data(isic2017, require_all=True)
