@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +83,6 @@ def fill(folder: Path) -> None:
     with pytest.raises(OSError), (folder / "filler").open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
-
-
-def flip(content: bytes, position: int) -> bytes:
-    content = bytearray(content)
-    content[position] ^= 1
-    return bytes(content)
 
 
 # --- what is in it
@@ -219,35 +212,12 @@ def test_it_outlives_its_file_and_travels_by_its_path(samples, tmp_path):
 # --- stopped, damaged, full
 
 
-def test_a_killed_build_goes_on_where_it_was(samples, tmp_path, decoded):
+def test_what_a_killed_build_left_is_no_cache_and_goes(samples, tmp_path, decoded):
     folder = tmp_path / "c"
-    assert builder(samples, folder, KILLED).wait() == -signal.SIGKILL
-    (unfinished,) = folder.glob("v*.partial")
-    done = int(np.count_nonzero(np.frombuffer(unfinished.read_bytes()[-32 - 4 * 10 : -32], "<u4")))
-    assert done <= 5 and list(folder.glob("*.npy")) == []
+    assert builder(samples, folder, KILLED).wait(60) == -signal.SIGKILL
+    assert [path.suffix for path in folder.glob("v*")] == [".partial"]
     made = prepare(samples, SIZE, folder)
-    assert len(decoded) == 10 - done and [path.name for path in folder.glob("v*")] == [made.path.name]
-    assert made.path.read_bytes() == prepare(samples, SIZE, tmp_path / "fresh").path.read_bytes()
-
-
-@pytest.mark.parametrize(
-    "damage,kept",
-    [
-        (bytes, 6),
-        (lambda content: flip(content, 128 + 2 * 48 * 32 * 4 + 1000), 2),  # of the third image
-        (lambda content: flip(content, -1), 0),
-        (lambda content: content[:-1], 0),
-    ],
-    ids=["whole", "pixels", "key", "length"],
-)
-def test_an_unfinished_cache_is_trusted_as_far_as_its_checksums(samples, tmp_path, monkeypatch, decoded, damage, kept):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        before(samples[6].image, partial(signal.default_int_handler, 2, None), patch)
-        prepare(samples, SIZE, tmp_path / "c")
-    (path,) = (tmp_path / "c").glob("v*.partial")
-    path.write_bytes(damage(path.read_bytes()))
-    made = prepare(samples, SIZE, tmp_path / "c")
-    assert len(decoded) == 10 - kept
+    assert len(decoded) == 10 and [path.name for path in folder.glob("v*")] == [made.path.name]
     assert made.path.read_bytes() == prepare(samples, SIZE, tmp_path / "fresh").path.read_bytes()
 
 
@@ -261,36 +231,21 @@ def test_who_waits_for_another_process_uses_what_that_has_built(samples, tmp_pat
     assert other.wait(60) == 0 and list(folder.glob("*.npy")) == [path] and len(decoded) == 10
 
 
-DAMAGE = {
-    "short": (lambda content: content[:-1], "bytes long, not"),
-    "long": (lambda content: content + b"\0", "bytes long, not"),
-    "empty": (lambda content: b"", "0 bytes long, not"),
-    "header": (lambda content: flip(content, 40), "its header is not right"),
-    "first pixel": (lambda content: flip(content, 128), "the checksum of image 1 is wrong"),
-    "last pixel": (lambda content: flip(content, -32 - 40 - 1), "the checksum of image 10 is wrong"),
-    "checksum": (lambda content: flip(content, -32 - 20), "the checksum of image 6 is wrong"),
-    "key": (lambda content: flip(content, -1), "made of other files or by another version"),
-}
-
-
-@pytest.mark.parametrize("damage,reason", DAMAGE.values(), ids=DAMAGE)
-def test_a_cache_in_doubt_is_made_anew(samples, tmp_path, lines, decoded, damage, reason):
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: b"", lambda content: content[::-1]])
+def test_a_damaged_cache_is_made_anew(samples, tmp_path, decoded, damage):
     path = prepare(samples, SIZE, tmp_path / "cache").path
     content = path.read_bytes()
     path.write_bytes(damage(content))
     again = prepare(samples, SIZE, tmp_path / "cache")
     assert again.path == path and path.read_bytes() == content and len(decoded) == 20
-    assert len(lines) == 3 and reason in lines[1] and str(path) in lines[1] and "\n" not in lines[1]
 
 
-def test_builds_that_were_interrupted_long_ago_go_and_the_rest_stays(samples, tmp_path):
-    hours = {"v3-0123456789abcdef.partial": 25, "v3-fedcba9876543210.partial": 1, "v3-fedcba9876543210.npy": 25}
-    hours |= {"notes.npy": 25, "v2-notes.txt": 25}
-    for name, age in hours.items():
+def test_caches_of_other_versions_go_and_the_rest_stays(samples, tmp_path):
+    names = ["v2-0123456789abcdef.npy", "v3-fedcba9876543210.npy", "notes.npy", "v2-notes.txt"]
+    for name in names:
         (tmp_path / name).write_bytes(b"x")
-        os.utime(tmp_path / name, (time.time() - age * 3600,) * 2)
     prepare(samples, SIZE, tmp_path)
-    assert [name for name in hours if not (tmp_path / name).exists()] == ["v3-0123456789abcdef.partial"]
+    assert [name for name in names if not (tmp_path / name).exists()] == names[:1]
 
 
 def test_a_disk_that_fills_up_keeps_neither_cache_nor_leftover(samples, full_soon, monkeypatch):

@@ -7,25 +7,19 @@ ctime are the same. Every write moves ctime on and no program sets it back (Wind
 systems tick coarsely, so what changed within two seconds before it was hashed is hashed again the next time.
 
 A cache is a NumPy file: [N, height, width, channels], or with a finer center [N, bytes], each row an image and its
-center. After the pixels come a CRC-32 of every image and the hash of the name. An interrupted build leaves it behind
-unfinished, as `.partial`, and the next one goes on there. One process at a time builds in a folder; others wait.
+center. It has its name when it is whole. One process at a time builds in a folder; others wait.
 """
 
-import errno
 import hashlib
-import io
 import json
 import math
-import os
 import shutil
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -36,12 +30,11 @@ from utils.data.isic import Sample
 from utils.data.parallel import attempts
 from utils.data.transforms import CENTER, Pixels, take
 from utils.files import check_file, load_json, locked, readable_size, sha256, written_whole
-from utils.logger import log, progress
+from utils.logger import log
 
 Size = tuple[int, int]  # (width, height)
 VERSION = 3  # raise it when other pixels are stored, or the layout changes
 SETTLED = 2 * 10**9  # nanoseconds after which a file's times tell whether it has changed since
-LEFTOVER = 24 * 3600  # seconds after which nobody is expected to go on with an interrupted build
 
 
 @dataclass(frozen=True)
@@ -94,7 +87,6 @@ def prepare(
 
     center: (width, height) at which the middle of the image (`transforms.CENTER`) is kept besides, without masks.
 
-    A cache that is there is used when header, length and all checksums are right (0.3 s a GB), else made anew.
     UserError that names the unreadable files, or the folder when it cannot be written or has no room.
     """
     samples = tuple(samples)
@@ -106,15 +98,12 @@ def prepare(
         hashes = [[originals[file][-1] for file in _files(sample, masks)] for sample in samples]
         shape = (len(samples), *shape)
         key = hashlib.sha256(json.dumps([VERSION, shape, hashes, *sizes]).encode())
-        layout = _Layout(shape, key.digest())
         path = folder / f"v{VERSION}-{key.hexdigest()[:16]}.npy"
-        if layout.check(path)[1]:
+        if not _is_whole(path, shape):
             busy = f"{folder}: waiting for another process that prepares images there"
             with locked(folder / "lock", busy, wait=True):
-                if doubt := layout.check(path)[1]:  # else another process has built it meanwhile
-                    if path.exists():
-                        log.warning("%s: %s; made anew", path, doubt)
-                    _build(path, layout, samples, originals, size, center)
+                if not _is_whole(path, shape):  # another process may have built it meanwhile
+                    _build(path, shape, samples, originals, size, center)
         return ImageCache(samples, path, sizes, tuple(each[0] for each in hashes))
     except OSError as error:
         raise UserError(
@@ -168,96 +157,45 @@ def _hashes(samples: Sequence[Sample], masks: bool, index: Path) -> dict[Path, l
     return found
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where things are in a file of uint8 `shape`, its first axis the images: header, pixels, checksums, key."""
-
-    shape: tuple[int, ...]
-    key: bytes
-
-    @cached_property
-    def header(self) -> bytes:
-        file = io.BytesIO()
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": self.shape})
-        return file.getvalue()
-
-    def image(self, index: int) -> int:
-        return len(self.header) + index * math.prod(self.shape[1:])
-
-    def checksum(self, index: int) -> int:
-        return self.image(self.shape[0]) + 4 * index
-
-    @property
-    def length(self) -> int:
-        return self.checksum(self.shape[0]) + len(self.key)
-
-    def write(self, file: BinaryIO, start: int, images: Iterable[np.ndarray]) -> None:
-        """All but the images before `start`. Each checksum comes after its pixels: none without them."""
-        file.write(self.header)
-        file.truncate(self.length)
-        file.seek(self.checksum(self.shape[0]))
-        file.write(self.key)
-        for index, pixels in enumerate(images, start):
-            file.seek(self.image(index))
-            file.write(pixels)
-            file.seek(self.checksum(index))
-            file.write(zlib.crc32(pixels).to_bytes(4, "little"))
-
-    def check(self, path: Path) -> tuple[int, str]:
-        """How many images from the first on are as they were written; why that is not a whole cache, else ""."""
-        count, size = self.shape[0], math.prod(self.shape[1:])
-        length = path.stat().st_size if path.is_file() else 0
-        if length != self.length:
-            return 0, f"{length} bytes long, not {self.length}"
-        with path.open("rb") as file:
-            if file.read(len(self.header)) != self.header:
-                return 0, "its header is not right"
-            file.seek(self.checksum(0))
-            checksums = np.frombuffer(file.read(4 * count), "<u4")
-            if file.read() != self.key:
-                return 0, "made of other files or by another version"
-            file.seek(self.image(0))
-            for index, checksum in enumerate(progress(checksums, "checking prepared images")):
-                if zlib.crc32(file.read(size)) != checksum:
-                    return index, f"the checksum of image {index + 1} is wrong"
-        return count, ""
+def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether the cache is there, with its header and length as they must be."""
+    try:
+        return path.is_file() and np.load(path, mmap_mode="r").shape == shape
+    except (EOFError, ValueError):
+        return False
 
 
 def _build(
-    path: Path, layout: _Layout, samples: Sequence[Sample], originals: dict[Path, list], size: Size, center: Size | None
+    path: Path,
+    shape: tuple[int, ...],
+    samples: Sequence[Sample],
+    originals: dict[Path, list],
+    size: Size,
+    center: Size | None,
 ) -> None:
-    """Decode what an interrupted build has not, and give the whole its name. To be called under the folder's lock."""
-    count, masks, start = layout.shape[0], layout.shape[-1] == 4, time.monotonic()
-    partial = path.with_suffix(".partial")
-    _clean(path.parent, keep=partial)
-    done, _ = layout.check(partial)
-    if done:
-        log.info("going on with %d of %d images that an interrupted run has prepared", done, count)
+    """Decode the originals into the file. To be called under the folder's lock."""
+    start, needed = time.monotonic(), math.prod(shape)
+    _clean(path.parent)
+    if shutil.disk_usage(path.parent).free < needed:
+        room = f"no room for the prepared images, {readable_size(needed)}"
+        raise UserError(f"{path.parent}: {room}; make some, or choose --cache DIR")
 
     def decode(sample: Sample) -> np.ndarray:
-        pixels = _with_center(sample.image, size, center) if center else _pixels(sample, size, masks)
-        for file in _files(sample, masks):
+        pixels = _with_center(sample.image, size, center) if center else _pixels(sample, size, shape[-1] == 4)
+        for file in _files(sample, shape[-1] == 4):
             if _identity(file) != originals[file][:-1]:
                 raise UserError(f"{file}: changed while it was read; start again when it is whole")
         return pixels
 
-    try:
-        if shutil.disk_usage(path.parent).free < layout.image(count) - layout.image(done):
-            room = f"no room for the prepared images, {readable_size(layout.length)}"
-            raise UserError(f"{path.parent}: {room}; make some, or choose --cache DIR")
-        with partial.open("r+b" if done else "w+b") as file:
-            layout.write(file, done, _each(decode, samples[done:], "decoding images"))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (UserError, OSError) as error:  # after a UserError other files will make another cache
-        if isinstance(error, UserError) or error.errno in (errno.ENOSPC, errno.EDQUOT):
-            partial.unlink(missing_ok=True)
-        raise
-    what = " and ".join(f"{width}×{height}" for width, height in filter(None, (size, center)))
+    with written_whole(path) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for pixels in _each(decode, samples, "decoding images"):
+            file.write(pixels)
+    middle = f", their middle at {center[0]}×{center[1]}," if center else ""
+    what = f"{len(samples)} images at {size[0]}×{size[1]}{middle} in {time.monotonic() - start:.0f} s"
     total = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
-    sizes = f"{readable_size(layout.length)}; {path.parent} holds {readable_size(total)}"
-    log.info("prepared %d images at %s in %.0f s: %s, %s", count, what, time.monotonic() - start, path, sizes)
+    sizes = f"{readable_size(needed)}; {path.parent} holds {readable_size(total)}"
+    log.info("prepared %s: %s, %s", what, path, sizes)
 
 
 def _pixels(sample: Sample, size: Size, masks: bool) -> np.ndarray:
@@ -278,11 +216,9 @@ def _with_center(path: Path, size: Size, center: Size) -> np.ndarray:
     return np.concatenate([resized(image, size).ravel(), take(image, CENTER, center).ravel()])
 
 
-def _clean(folder: Path, keep: Path) -> None:
-    """Remove caches of other versions, and what builds left that were interrupted long ago. Under the folder's lock."""
-    old = time.time() - LEFTOVER
-    gone = [path for path in folder.glob("v*-*.partial") if path != keep and path.stat().st_mtime < old]
-    gone += [path for path in folder.glob("v*-*.npy") if not path.name.startswith(f"v{VERSION}-")]
-    for path in gone:
+def _clean(folder: Path) -> None:
+    """Remove caches of other versions, and what builds left that were interrupted. Under the folder's lock."""
+    gone = [path for path in folder.glob("v*-*.npy") if not path.name.startswith(f"v{VERSION}-")]
+    for path in [*gone, *folder.glob("v*-*.partial")]:
         with suppress(OSError):  # on Windows another process may still use it
             path.unlink()
