@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from utils import UserError, distributed
-from utils.logger import log
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
@@ -97,22 +96,9 @@ def use_deterministic_kernels() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def compile_network(model: nn.Module, images: Tensor, precision: Precision) -> bool:
-    """Have `torch.compile` make the network's kernels; False, with a line in the log, where that fails.
+def compile_network(model: nn.Module) -> None:
+    """Have `torch.compile` make the network's kernels at its first pass; PyTorch's own are taken where that fails."""
+    import torch._dynamo  # imports slowly
 
-    images: of the shape and on the device of training's, normalised float32 [B, 3, H, W], to try it on.
-    """
-    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    model.train()
+    torch._dynamo.config.suppress_errors = True
     model.compile()
-    try:
-        with torch.random.fork_rng([images.device] if images.is_cuda else []), precision.autocast():
-            model(images).float().square().mean().backward()
-    except Exception as error:  # of any compiler; nothing of it concerns the results
-        model._compiled_call_impl = None
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        log.warning("torch.compile failed, going on without it: %s", reason.strip()[:200])
-    model.zero_grad(set_to_none=True)
-    for name, buffer in model.named_buffers():
-        buffer.data.copy_(statistics[name])
-    return model._compiled_call_impl is not None

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 import nets
@@ -17,9 +16,10 @@ from utils.data.isic import Sample
 from utils.data.transforms import TEST_PATCHES, TRAIN_TRANSFORMS, cache_sizes
 from utils.device import Precision
 from utils.evaluation.runs import RunResult, reading
-from utils.files import check_file, quoted, written_whole
+from utils.files import written_whole
 from utils.inference.classification import class_probabilities
 from utils.model.checkpoints import load_best
+from utils.model.weights import load_file
 
 RELEASED = "weights.safetensors"
 
@@ -70,14 +70,11 @@ def write_released(model: nn.Module, path: Path) -> None:
 
 
 def _load_released(model: nn.Module, path: Path) -> None:
-    try:
-        state = safetensors.torch.load_file(check_file(path))
+    state = load_file(path)
+    with reading(path):
         if broken := _not_finite(state):
             raise ValueError(f"{broken} is not finite")
         model.load_state_dict(state)
-    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
-        reason = quoted(" ".join(str(error).split()), 200)
-        raise UserError(f"{path}: damaged, or not the weights of this run's network ({reason})") from error
 
 
 def _not_finite(state: Mapping[str, torch.Tensor]) -> str | None:

@@ -1,6 +1,5 @@
 """From a config to what `fit` takes: the network with its weights, its trainer and loader, and the run's folder."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -16,7 +15,7 @@ from utils import UserError, distributed
 from utils.config import MODEL, Config
 from utils.data.cache import ImageCache
 from utils.data.isic import SPLITS
-from utils.data.loader import to_input, train_loader
+from utils.data.loader import train_loader
 from utils.data.splits import Data
 from utils.data.transforms import Transforms
 from utils.device import Precision, compile_network, use_deterministic_kernels
@@ -69,11 +68,7 @@ def build_training(
     loader = train_loader(cache, transforms, config.batch_size, config.seed, device, config.workers, config.accumulate)
     model.to(device, memory_format=torch.channels_last)
     if config.compile:
-        images = config.batch_size // (config.accumulate * distributed.processes())
-        start = time.perf_counter()
-        example = torch.zeros((images, config.size[1], config.size[0], 3), dtype=torch.uint8)
-        if compile_network(model, to_input(example, device), precision):
-            log.info("compiled in %.0f s", time.perf_counter() - start)
+        compile_network(model)
     schedule = Schedule(config.epochs, config.lr, config.weight_decay, config.patience, config.optimizer)
     return Trainer(model, criterion, schedule, loader.batch_sampler.steps, precision, config.on_nan), loader
 

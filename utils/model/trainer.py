@@ -1,7 +1,6 @@
 """Training on any device: the step, the pass over an epoch, and the state that a checkpoint keeps."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -19,7 +18,7 @@ from utils.device import Precision, keep_freed_memory
 from utils.logger import progress
 
 HALVED_EVERY = 30  # epochs, of the ARL-CNN paper's schedule
-ON_NAN = ("stop", "skip")
+LOOK = 20  # steps on a GPU after which one waits for it, to see whether they were finite
 
 
 @dataclass(frozen=True)
@@ -88,31 +87,6 @@ class NotFinite(Exception):
         self.indices = indices
 
 
-class _LateFlags:
-    """Flags of steps on a GPU, looked at two steps later: asking for one at once would wait for the GPU to finish."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[tuple[int, Tensor, torch.cuda.Event]] = deque()
-
-    def add(self, step: int, flag: Tensor) -> Iterator[tuple[int, bool]]:
-        """Yields the (step, flag) that are due."""
-        host, event = torch.empty((), dtype=torch.bool, pin_memory=True), torch.cuda.Event()
-        host.copy_(flag, non_blocking=True)
-        event.record()
-        self._waiting.append((step, host, event))
-        while len(self._waiting) > 2:
-            yield self._next()
-
-    def rest(self) -> Iterator[tuple[int, bool]]:
-        while self._waiting:
-            yield self._next()
-
-    def _next(self) -> tuple[int, bool]:
-        step, host, event = self._waiting.popleft()
-        event.synchronize()
-        return step, bool(host)
-
-
 MicroBatch = tuple[Tensor, Tensor]  # images uint8 [B, H, W, 3], targets [B, …]
 
 
@@ -153,7 +127,6 @@ class Trainer:
         self.progress, self.steps = Progress(), steps
         self.note = ""  # said beside an epoch's progress
         self._parallel = distributed.parallel(self.model, precision.device)
-        self._late = _LateFlags() if precision.device.type == "cuda" else None
         self._ahead: tuple[int, Iterator[MicroBatch]] | None = None  # an epoch whose batches are under way
 
     def train_one_epoch(self, loader: DataLoader, should_stop: Callable[[], bool] = lambda: False) -> float | None:
@@ -176,22 +149,27 @@ class Trainer:
         which = f"epoch {done.epoch + 1}/{self.schedule.epochs}{self.note}"
         micro_batches = iter(progress(begun, which, len(loader)))
 
-        def look(flags: Iterable[tuple[int, bool]]) -> None:
-            for step, finite in flags:
+        flags: list[Tensor] = []  # of the last steps, whether they were finite
+
+        def look() -> None:
+            first = done.step - len(flags)
+            for step, finite in enumerate(torch.stack(flags).tolist() if flags else [], start=first):
                 if not finite and self.on_nan == "stop":
                     raise NotFinite(batches.indices(step))
                 done.skipped += not finite
                 done.uncounted += not finite
+            flags.clear()
 
         for step in range(done.step, batches.steps):
             loss, finite = self.step(list(islice(micro_batches, batches.accumulate)))
             total += torch.where(finite, loss, 0)
+            flags.append(finite)
             done.step = step + 1
-            look([(step, bool(finite))] if self._late is None else self._late.add(step, finite))
+            if self.precision.device.type == "cpu" or len(flags) == LOOK:
+                look()
             if distributed.any_process(should_stop()):
                 break
-        if self._late is not None:
-            look(self._late.rest())
+        look()
         done.loss = distributed.mean(float(total))
         if done.step < batches.steps:
             return None
