@@ -20,6 +20,7 @@ from PIL import Image
 from utils import UserError
 from utils.data import download, read_split
 from utils.data.download import IMAGES, LABELS, MASKS, OFFICIAL, extract, main
+from utils.data.isic import PREFIXES
 from utils.logger import run_script
 
 IDS = {"train": range(10, 13), "validation": range(20, 22), "test": range(30, 32)}
@@ -93,7 +94,7 @@ def zipped(entries: dict, method: int = zipfile.ZIP_STORED) -> bytes:
 
 def masks(split: str, more: bytes = hashlib.shake_256(b"more").digest(4 * MIB)) -> bytes:
     """An archive as the official one of the masks, with one file more, of 4 MiB."""
-    folder = f"{OFFICIAL[split][0]}_Part1_GroundTruth"
+    folder = f"{PREFIXES[split]}_Part1_GroundTruth"
     content = {f"{folder}/ISIC_{n:07}_segmentation.png": drawn("PNG") for n in IDS[split]}
     return zipped({**content, f"{folder}/more": more})
 
@@ -104,12 +105,12 @@ def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     server, official = Server(), {}
     for split, ids in IDS.items():
-        prefix = OFFICIAL[split][0]
+        prefix = PREFIXES[split]
         labels = "".join(f"ISIC_{n:07},{n % 2}.0,0.0\n" for n in ids)
         images = zipped({f"{prefix}_Data/ISIC_{n:07}.jpg": drawn("JPEG") for n in ids})
         server.files[f"{prefix}_{LABELS}"] = f"image_id,melanoma,seborrheic_keratosis\n{labels}".encode()
         server.files |= {f"{prefix}_{MASKS}": (truth := masks(split)), f"{prefix}_{IMAGES}": images}
-        official[split] = (prefix, len(ids), hashlib.md5(truth).hexdigest(), hashlib.md5(images).hexdigest())
+        official[split] = (len(ids), hashlib.md5(truth).hexdigest(), hashlib.md5(images).hexdigest())
     monkeypatch.setattr(download, "OFFICIAL", official)
     yield server
     server.http.shutdown()
@@ -192,14 +193,14 @@ def test_disk_space_is_checked_before_the_first_byte(server, tmp_path, monkeypat
 
 
 def test_official_names_and_digests():
-    assert OFFICIAL.keys() == IDS.keys() and sum(count for _, count, *_ in OFFICIAL.values()) == 2750
-    digests = [digest for _, _, *digests in OFFICIAL.values() for digest in digests]
+    assert OFFICIAL.keys() == IDS.keys() and sum(count for count, *_ in OFFICIAL.values()) == 2750
+    digests = [digest for _, *digests in OFFICIAL.values() for digest in digests]
     assert len(set(digests)) == 6 and all(re.fullmatch("[0-9a-f]{32}", digest) for digest in digests)
 
 
 def test_everything_is_fetched_once(server, tmp_path):
     data = tmp_path / "new" / "ISIC2017"
-    parts = [f"{prefix}_{part}" for prefix, *_ in OFFICIAL.values() for part in (LABELS, MASKS, IMAGES)]
+    parts = [f"{prefix}_{part}" for prefix in PREFIXES.values() for part in (LABELS, MASKS, IMAGES)]
     assert run(server, data) == parts
     for split, ids in IDS.items():
         samples = read_split(data, split)

@@ -21,17 +21,17 @@ from urllib3.util import Retry
 from utils import UserError
 from utils.command_line import at_least
 from utils.data.images import image_size
-from utils.data.isic import SPLITS, find_files, read_labels
+from utils.data.isic import PREFIXES, SPLITS, find_files, read_labels
 from utils.files import listed, locked, quoted, readable_size, written_whole
 from utils.logger import log, progress, run_script
 from utils.signals import StopRequested
 
 URL = "https://isic-challenge-data.s3.amazonaws.com/2017/"
 LABELS, MASKS, IMAGES = "Part3_GroundTruth.csv", "Part1_GroundTruth.zip", "Data.zip"
-OFFICIAL = {  # how the names begin, number of images, MD5 of masks and images (the challenge publishes none)
-    "train": ("ISIC-2017_Training", 2000, "77fdbeb6fbec4139937224416b250f4c", "a14a7e622c67a358797ae59abb8a0b0c"),
-    "validation": ("ISIC-2017_Validation", 150, "64d3e68fa2deeb8a5e89aa8dec2efd44", "8d6419d942112f709894c0d82f6c9038"),
-    "test": ("ISIC-2017_Test_v2", 600, "b1742de6bd257faca3b2b21a4aa3b781", "5f6a0b5e1f2972bd1f5ea02680489f09"),
+OFFICIAL = {  # number of images, MD5 of masks and of images, from third parties (the challenge publishes none)
+    "train": (2000, "77fdbeb6fbec4139937224416b250f4c", "a14a7e622c67a358797ae59abb8a0b0c"),
+    "validation": (150, "64d3e68fa2deeb8a5e89aa8dec2efd44", "8d6419d942112f709894c0d82f6c9038"),
+    "test": (600, "b1742de6bd257faca3b2b21a4aa3b781", "5f6a0b5e1f2972bd1f5ea02680489f09"),
 }
 BLOCK = 1 << 20  # bytes read at a time
 ROOM = 2.4  # free disk space for an archive and what is in it, in lengths of it; measured: photographs 2.0, masks 2.3
@@ -45,7 +45,7 @@ def download(
     data.mkdir(parents=True, exist_ok=True)
     with locked(data / ".download.lock", f"{data}: another process downloads into it; wait, or choose --data DIR"):
         for split in splits:
-            prefix, count, *digests = OFFICIAL[split]
+            prefix, (count, *digests) = PREFIXES[split], OFFICIAL[split]
             ids = _labels(url, data / f"{prefix}_{LABELS}", count, retry)
             for part, md5 in list(zip((MASKS, IMAGES), digests, strict=True))[: 1 if masks_only else 2]:
                 archive = data / f"{prefix}_{part}"

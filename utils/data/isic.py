@@ -1,8 +1,7 @@
-"""Reading ISIC 2017 from disk: which files belong together, and each of them as an array.
+"""Reading ISIC 2017 from disk: which files belong together, and what the tables say of each image.
 
 Known are the official folder names and those of the project before this one (`Aug_Training_Data`,
 `ISIC-2017_Test_Data`); folders nested under their own name are read too. Images and masks are paired by id.
-Pillow decodes (it refuses truncated files, OpenCV reads them as if they were whole), OpenCV resizes.
 
 Nothing here is trusted: what a file holds is read right or refused by a UserError, whatever it is (`docs/faults.md`).
 """
@@ -48,6 +47,8 @@ _NAMES = {
         ("ISIC-2017_Test_v2_Part3_GroundTruth.csv", "ISIC-2017_Test_Part3_GroundTruth.csv"),
     ),
 }
+PREFIXES = {split: names[1][0].removesuffix("_Part1_GroundTruth") for split, names in _NAMES.items()}  # official
+SYNTHETIC = ("synthetic.json", "sample.json")  # mark a folder of synthetic data; the second is of earlier versions
 _ID = re.compile(r"ISIC_[0-9]+")
 _IMAGE = re.compile(r"(ISIC_[0-9]+)\.(?:jpe?g|png)", re.IGNORECASE | re.ASCII)
 _MASK = re.compile(r"(ISIC_[0-9]+)_segmentation\.png", re.IGNORECASE | re.ASCII)

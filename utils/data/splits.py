@@ -6,8 +6,18 @@ from pathlib import Path
 
 from utils import UserError
 from utils.data.copies import Copy
-from utils.data.isic import CLASSES, LAST_ID, LEFT_OUT, OFFICIAL, SPLITS, Sample, find_files, read_labels, read_split
-from utils.data.synthetic import RECORDS
+from utils.data.isic import (
+    CLASSES,
+    LAST_ID,
+    LEFT_OUT,
+    OFFICIAL,
+    SPLITS,
+    SYNTHETIC,
+    Sample,
+    find_files,
+    read_labels,
+    read_split,
+)
 from utils.files import listed
 from utils.logger import log
 
@@ -135,7 +145,7 @@ def misplaced(split: str, ids: Collection[str]) -> dict[str, list[str]]:
 def later_years(root: Path, ids: Mapping[str, Iterable[str]]) -> str:
     """What is to be said of images to train on with ids above ISIC 2017's, but for synthetic data; else ""."""
     ids = sorted(i for split in ("train", "validation") for i in ids[split] if int(i.removeprefix("ISIC_")) > LAST_ID)
-    if not ids or any((root / name).is_file() for name in RECORDS):
+    if not ids or any((root / name).is_file() for name in SYNTHETIC):
         return ""
     return (
         f"{len(ids)} images have ids above ISIC_{LAST_ID:07}, the last of ISIC 2017: {listed(ids)}; images of later "

@@ -17,14 +17,13 @@ import numpy as np
 
 from utils import UserError
 from utils.data.dermoscopy import KERATOSIS, MELANOMA, SIZE, SPLIT_STRIDE, draw_label, draw_lesion
+from utils.data.isic import PREFIXES, SYNTHETIC
 from utils.data.parallel import cores
 from utils.logger import progress, run_script
 
-RECORD = "synthetic.json"  # of the parameters, written last
-RECORDS = (RECORD, "sample.json")  # folders drawn by earlier versions have the second
+RECORD = SYNTHETIC[0]  # of the parameters, written last
 FORMAT = 2  # to be raised whenever the same parameters would draw other files
 COUNTS = {"train": 160, "validation": 40, "test": 40}
-PREFIXES = {"train": "ISIC-2017_Training", "validation": "ISIC-2017_Validation", "test": "ISIC-2017_Test_v2"}
 FIRST_ID = 9_000_000
 # The commonest sizes (width, height) of the 2,150 official ISIC 2017 training and validation images, and how many
 # have them; the scattered ones above 6,500 px wide are counted as one size. Together they cover 94 %.
@@ -85,7 +84,7 @@ def _is_complete(out: Path, settings: dict) -> bool:
         return False
     if not out.is_dir():
         raise UserError(f"{out} is a file: choose a new or empty folder")
-    for name in (*RECORDS, f"{RECORD}.part"):
+    for name in (*SYNTHETIC, f"{RECORD}.part"):
         if (out / name).is_file():
             try:
                 found = json.loads((out / name).read_text(encoding="utf-8"))
@@ -93,7 +92,7 @@ def _is_complete(out: Path, settings: dict) -> bool:
                 found = None
             if found != settings:
                 raise UserError(f"{out} was drawn with other parameters ({name}): choose another folder or delete it")
-            return name in RECORDS
+            return name in SYNTHETIC
     if any(out.iterdir()):
         raise UserError(f"{out} is not empty and not drawn by us: choose a new or empty folder")
     return False
