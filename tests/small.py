@@ -18,11 +18,11 @@ from utils.model.trainer import Schedule, Trainer
 CPU = torch.device("cpu")
 FLOAT32 = Precision(CPU, None)
 SIZE = (32, 32)
-CLOCK = ("train_seconds", "images_per_second")  # columns of the history that a clock wrote
+CLOCK = ["train_seconds", "images_per_second"]  # columns of the history that a clock wrote
 
 
 class Segmenter(nn.Module):
-    """Has what a continued run can get wrong: running statistics, and dropout's random numbers.
+    """Has what a continued run can get wrong, if not `plain`: running statistics, and dropout's random numbers.
 
     Attributes:
         at: what happens in training steps of these numbers, counted from 1 in a network's life.
@@ -31,11 +31,12 @@ class Segmenter(nn.Module):
     at: ClassVar[dict[int, Callable[[], object]]] = {}
     last_layers = ("block",)
 
-    def __init__(self, num_classes: int = 2) -> None:
+    def __init__(self, num_classes: int = 2, plain: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.steps = 0
-        self.block = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout())
+        layers = [nn.ReLU()] if plain else [nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout()]
+        self.block = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *layers)
         self.head = nn.Conv2d(8, num_classes, 1)
 
     def features(self, images: Tensor) -> list[Tensor]:
@@ -49,8 +50,8 @@ class Segmenter(nn.Module):
 
 
 class Classifier(Segmenter):
-    def __init__(self, num_classes: int = 3) -> None:
-        super().__init__()
+    def __init__(self, num_classes: int = 3, plain: bool = False) -> None:
+        super().__init__(plain=plain)
         self.head, self.fc = nn.Identity(), nn.Linear(8, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

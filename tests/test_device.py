@@ -1,15 +1,12 @@
 """What saves memory or time must not change results: gradients of micro-batches, compiled networks, kernels."""
 
-import copy
-import logging
-
 import pytest
 import torch
+import torch._dynamo
 from torch import nn
 
 from nets.arl import ARLAttention
 from tests.small import CPU, FLOAT32, Classifier, Segmenter, same
-from utils.data.loader import to_input
 from utils.device import compile_network, use_deterministic_kernels
 from utils.loss import create_loss
 from utils.model.trainer import Schedule, Trainer
@@ -64,30 +61,21 @@ def test_gradients_of_micro_batches_add_up(net, loss, targets, weights, sizes):
         assert a.any() and float((a - b).norm()) <= 1e-4 * float(a.norm())
 
 
-def test_compiling_that_fails_leaves_the_network_as_it_was(monkeypatch, caplog):
-    """One line in the log, the same weights, statistics and random state, and it trains."""
-    model, compiling = Classifier(), nn.Module.compile
-    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-
-    def broken(*_):
-        raise RuntimeError("no compiler found\nmore lines")
-
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiling(self, backend=broken))
-    with caplog.at_level(logging.WARNING, "isic2017"):
-        assert not compile_network(model, to_input(IMAGES, CPU), FLOAT32)
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "isic2017"]
-    assert line.startswith("torch.compile failed, going on without it: ") and "\n" not in line
-    assert same(model.state_dict(), before) and torch.equal(torch.get_rng_state(), random)
-    assert a_trainer(model.train()).step([(IMAGES, CLASSES)])[1]
+def broken(*_):
+    raise RuntimeError("no compiler found")
 
 
-def test_a_compiled_network_has_the_same_gradients(monkeypatch):
-    """Traced by Dynamo and AOTAutograd, computed by PyTorch: what torch.compile changes but for the kernels."""
+@pytest.mark.parametrize("backend", ["aot_eager", broken])
+def test_a_compiled_network_has_the_same_gradients(monkeypatch, backend):
+    """Traced by Dynamo and AOTAutograd, computed by PyTorch: what torch.compile changes but for the kernels.
+
+    Where it fails, PyTorch's own are taken.
+    """
     models, compiling = (Attended(), Attended()), nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiling(self, backend="aot_eager"))
-    assert compile_network(models[1], to_input(IMAGES, CPU), FLOAT32)
-    assert same(models[1].state_dict(), models[0].state_dict())
-    losses = [float(a_trainer(model.train()).step([(IMAGES, CLASSES)])[0]) for model in models]
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiling(self, backend=backend))
+    with torch._dynamo.config.patch(suppress_errors=False):
+        compile_network(models[1])
+        losses = [float(a_trainer(model.train()).step([(IMAGES, CLASSES)])[0]) for model in models]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for plain, compiled in zip(*(model.parameters() for model in models), strict=True):
         if plain.grad.abs().max() > 1e-6:  # a bias before batch norm has none but rounding

@@ -2,180 +2,170 @@
 
 import json
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 
+import nets
+from tests.small import CLOCK, Classifier, Segmenter
+from utils.config import configure
 from utils.data.synthetic import make_synthetic
+from utils.model.weights import load_file
+from utils.tasks import train
 
 ROOT = Path(__file__).resolve().parents[1]
-# A network without batch norm: every image counts by itself, so that sharing a batch changes nothing but rounding.
+SEG = {"task": "segmentation", "net": "unet", "batch_size": 4}
+CLS = {"task": "classification", "net": "resnet18", "batch_size": 8, "loss": "ce", "train_views": "frame"}
+WEIGHTED = CLS | {"class_weights": (2.5, 2.5, 0.5)}
+# What two processes do, one run after the other, by the name of its output folder.
+TOGETHER = {
+    "shared": SEG | {"accumulate": 2},
+    "stopped": SEG,
+    "weighted": WEIGHTED,
+    "normed": CLS | {"net": "resnet14", "epochs": 1},
+    "odd": SEG | {"batch_size": 5},
+}
+# Each process tells of each run how it ended, and the running statistics that its network was scored with.
 PROGRAM = """
-import sys
-import torch
-from torch import nn
-import nets, cls_main, seg_main
-from utils.logger import run_script
-
-class Small(nn.Module):
-    def __init__(self, num_classes=2):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, num_classes, 3, padding=1))
-    def forward(self, x):
-        return self.layers(x)
-
-class SmallClassifier(Small):
-    last_layers = ("layers.0",)
-    def __init__(self, num_classes=3):
-        super().__init__(num_classes)
-    def forward(self, x):
-        return super().forward(x).mean((2, 3))
-
-nets.NETS["unet"], nets.NETS["resnet18"] = "__main__:Small", "__main__:SmallClassifier"
-cls_main.plot_saliency = lambda *args: {}
-run_script(lambda: {"seg": seg_main, "cls": cls_main}[sys.argv[1]].main(sys.argv[2:]))
+import json, os, signal, sys
+from pathlib import Path
+from tests.small import Segmenter, exit_code
+from tests.test_distributed import NETS, TOGETHER, Normed, config, nets, train
+nets.NETS.update(NETS)
+os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+told = {}
+for name, port in zip(TOGETHER, sys.argv[1:], strict=True):
+    os.environ["MASTER_PORT"] = port  # a meeting place of its own for every run
+    killed = name == "stopped" and os.environ["RANK"] == "1"
+    Segmenter.at = {6: lambda: os.kill(os.getpid(), signal.SIGTERM)} if killed else {}
+    Normed.seen.clear()
+    code = exit_code(lambda: train(config(Path(), name, **TOGETHER[name])))
+    told[name] = {"code": code, "statistics": sorted(Normed.seen)}
+Path(f"told{os.environ['RANK']}.json").write_text(json.dumps(told))
 """
 
 
-STOPS = """
-import os, signal, utils.model.trainer
-save = utils.model.fit.save_checkpoint
-def save_and_kill(state, path):
-    save(state, path)
-    if path.name == "last.pth" and state["progress"]["epoch"] == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
-utils.model.fit.save_checkpoint = save_and_kill
-"""
+def plain_segmenter() -> Segmenter:
+    """Without batch norm and dropout every image counts by itself: sharing a batch changes nothing but rounding."""
+    return Segmenter(plain=True)
+
+
+def plain_classifier() -> Classifier:
+    return Classifier(plain=True)
+
+
+class Normed(Classifier):
+    seen: ClassVar[set[float]] = set()
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            self.seen.add(sum(float(buffer.double().sum()) for buffer in self.buffers()))
+        return super().forward(images)
+
+
+NETS = {"unet": "plain_segmenter", "resnet18": "plain_classifier", "resnet14": "Normed"}
+NETS = {name: f"tests.test_distributed:{build}" for name, build in NETS.items()}
+
+
+def config(folder: Path, output: str, **changes: Any):
+    """By SGD: AdamW's first steps would make whole steps of what is only rounding."""
+    common = {"pretrained": False, "size": (32, 32), "epochs": 3, "lr": 1e-2, "optimizer": "sgd", "device": "cpu"}
+    folders = {"data": folder / "data", "cache": folder / "cache", "output": folder / output}
+    return configure(**common | folders | changes, amp="off", workers=0)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
-    make_synthetic(folder / "data", {"train": 16, "validation": 5, "test": 3}, (72, 64), seed=2)
-    (folder / "program.py").write_text(PROGRAM)
-    return folder
-
-
-def run(
-    data: Path, processes: int, *arguments: str, program: str = "program.py", check: bool = True
-) -> subprocess.CompletedProcess:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*(launch if processes > 1 else [sys.executable]), str(data / program), *arguments]
-    command += ["--data", str(data / "data"), "--cache", str(data / "cache"), "--device", "cpu", "--amp", "off"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=data, env=environment, timeout=300)
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-SEG = ("seg", "-n", "unet", "-p", "0", "--size", "32", "32", "--batch-size", "4", "--lr", "1e-3", "--epochs", "3")
-
-
-def content(folder: Path) -> tuple[dict, list, dict, dict]:
-    run = folder / "seg-1/run0"
-    state = torch.load(run / "last.pth", weights_only=True)
-    history = [line.split(",") for line in (run / "history.csv").read_text().splitlines()]
-    return (
-        state["model"],
-        history,
-        json.loads((run / "metrics.json").read_text()),
-        json.loads((run / "config.json").read_text()),
-    )
+    make_synthetic(folder / "data", {"train": 16, "validation": 5, "test": 1}, (72, 64), seed=2)
+    shutil.rmtree(folder / "data/ISIC-2017_Test_v2_Part1_GroundTruth")  # without scores there are fewer figures
+    (folder / "data/ISIC-2017_Test_v2_Part3_GroundTruth.csv").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, net in NETS.items():
+            patch.setitem(nets.NETS, name, net)
+        yield folder
 
 
 @pytest.fixture(scope="module")
-def alone(data):
-    run(data, 1, *SEG, "--output", str(data / "one"))
-    return content(data / "one")
+def together(folder):
+    """What each of the two processes told, and what both together printed."""
+    (folder / "program.py").write_text(PROGRAM)
+    with ExitStack() as open_ports:
+        sockets = [open_ports.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in TOGETHER]
+        ports = [str(each.getsockname()[1]) for each in sockets]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(folder / "program.py"), *ports]
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launch], capture_output=True, text=True, cwd=folder, env=variables, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return (*(json.loads((folder / f"told{rank}.json").read_text()) for rank in (0, 1)), done.stdout, done.stderr)
 
 
-def agree(a, b, tolerance: float) -> None:
-    assert all(torch.allclose(tensor, b[0][name], atol=tolerance) for name, tensor in a[0].items())
-    for one, two in zip(a[1][1:], b[1][1:], strict=True):
-        for name, x, y in zip(a[1][0], one, two, strict=True):
-            if name not in ("train_seconds", "images_per_second"):
-                assert float(x) == pytest.approx(float(y), abs=10 * tolerance), name
-    for name, value in a[2]["validation"]["official"].items():
-        assert value == pytest.approx(b[2]["validation"]["official"][name], abs=10 * tolerance), name
-    assert a[2]["validation"]["images"] == b[2]["validation"]["images"] == 5  # odd: none counted twice
+@pytest.fixture(scope="module")
+def alone(folder) -> Path:
+    return train(config(folder, "alone", **SEG)).folder
 
 
-def test_two_processes_are_one_with_their_batches_together(data, alone):
-    """Weights, history and scores agree to float32's rounding, with gradients accumulated as well."""
-    output = run(data, 2, *SEG, "--accumulate", "2", "--output", str(data / "two")).stdout
-    two = content(data / "two")
-    agree(alone, two, 1e-5)
-    assert (two[3]["processes"], two[3]["accumulate"]) == (2, 2)
-    assert output.count("epoch 2/3") == 1 and "2 processes" in output  # one of them speaks
+def agree(one: Path, two: Path) -> None:
+    """Weights, losses and scores, to float32's rounding."""
+    a, b = (load_file(run / "last.pth")["model"] for run in (one, two))
+    assert a.keys() == b.keys() and all(torch.allclose(a[name], b[name], rtol=1e-3, atol=1e-5) for name in a)
+    a, b = (pd.read_csv(run / "history.csv").drop(columns=CLOCK) for run in (one, two))
+    assert len(a) == 3 and np.allclose(a, b, atol=1e-3)
+    a, b = (json.loads((run / "metrics.json").read_text()) for run in (one, two))
+    assert a["validation"]["images"] == b["validation"]["images"] == 5  # odd: none counted twice
 
 
-@pytest.mark.fault(
-    "SIGTERM to one of two processes of `torchrun`, then another number of processes",
-    "the others stop too; same end, to float32's rounding (batch norm, of each process's images, left aside)",
-)
-def test_a_run_goes_on_with_another_number_of_processes(data, alone):
-    """Stopped by a signal in the second epoch of three, which one of the two processes gets."""
-    folder = data / "mixed"
-    (data / "stopping.py").write_text(PROGRAM.replace("run_script(", STOPS + "run_script("))
-    stopped = run(data, 2, *SEG, "--output", str(folder), program="stopping.py", check=False)
-    assert stopped.returncode != 0 and "stopped by SIGTERM in epoch 2 after step 1" in stopped.stderr
-    run(data, 1, *SEG, "--output", str(folder))
-    agree(alone, content(folder), 1e-5)
+def test_two_processes_are_one_with_their_batches_together(folder, together, alone):
+    """With gradients accumulated as well."""
+    one, two, output, _ = together
+    assert one["shared"]["code"] == two["shared"]["code"] == 0
+    shared = config(folder, "shared", **SEG).folder
+    agree(alone, shared)
+    facts = json.loads((shared / "config.json").read_text())
+    assert (facts["processes"], facts["accumulate"]) == (2, 2)
+    assert (
+        output.count(f"run folder: {shared.relative_to(folder)}") == 1 and "2 processes" in output
+    )  # one of them speaks
 
 
-def test_class_weights_count_over_all_processes(data):
+def test_a_signal_to_one_process_stops_both_and_the_run_goes_on_with_another_number(folder, together, alone):
+    one, two, _, errors = together
+    assert one["stopped"]["code"] == two["stopped"]["code"] == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM in epoch 2 after step 2; the same command" in errors
+    agree(alone, train(config(folder, "stopped", **SEG)).folder)
+
+
+def test_class_weights_count_over_all_processes(folder, together):
     """The classes of one process's images are not those of the other's: weighted means are over the whole batch."""
-    common = ["cls", "-n", "resnet18", "-p", "0", "--size", "32", "32", "--batch-size", "8", "--epochs", "4"]
-    common += ["--class-weights", "2.5", "2.5", "0.5", "--loss", "ce", "--lr", "1e-2", "--views", "1"]
-    found = []
-    for processes in (1, 2):
-        run(data, processes, *common, "--output", str(data / f"weighted{processes}"))
-        (folder,) = (data / f"weighted{processes}").glob("*/run0")
-        found.append((torch.load(folder / "last.pth", weights_only=True), folder / "history.csv"))
-    (one, history), (two, other) = found
-    assert all(torch.allclose(tensor, two["model"][name], atol=1e-4) for name, tensor in one["model"].items())
-    losses = [[float(line.split(",")[2]) for line in path.read_text().splitlines()[1:]] for path in (history, other)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    agree(train(config(folder, "weighted-alone", **WEIGHTED)).folder, config(folder, "weighted", **WEIGHTED).folder)
 
 
-def test_classification_shares_its_images_out_too(data):
-    """ResNet-14 with batch norm, whose statistics are each process's own: close, not the same."""
-    common = ["cls", "-n", "resnet14", "-p", "0", "--size", "32", "32", "--batch-size", "8", "--epochs", "1"]
-    common += ["--views", "1", "--lr", "1e-4"]
-    tables = []
-    for processes in (1, 2):
-        run(data, processes, *common, "--output", str(data / f"cls{processes}"))
-        (folder,) = (data / f"cls{processes}").glob("resnet14-scratch/run0")
-        tables.append((folder / "validation_predictions.csv").read_text().splitlines())
-    assert [line.split(",")[0] for line in tables[0]] == [line.split(",")[0] for line in tables[1]]
-    assert len(tables[1]) == 6
-    for one, two in zip(tables[0][1:], tables[1][1:], strict=True):
-        assert [float(x) for x in one.split(",")[1:]] == pytest.approx([float(x) for x in two.split(",")[1:]], abs=0.1)
+def test_both_score_with_the_running_statistics_that_are_saved(folder, together):
+    """Batch norm's, which are each process's own until the end of an epoch. Every image gets its prediction."""
+    one, two, *_ = together
+    assert len(one["normed"]["statistics"]) == 1 and one["normed"] == two["normed"]
+    (run,) = (folder / "normed").glob("*/run0")
+    buffers = dict(Normed().named_buffers())
+    saved = [tensor for name, tensor in load_file(run / "best.pth")["model"].items() if name in buffers]
+    assert one["normed"]["statistics"] == [sum(float(tensor.double().sum()) for tensor in saved)]
+    table = pd.read_csv(run / "validation_predictions.csv")
+    assert table["image_id"].nunique() == len(table) == 5
 
 
-# Each process tells the running statistics that it validates with, in one piece: both write into one pipe.
-STATISTICS = """
-import os
-score = cls_main.class_probabilities
-def telling(model, *args):
-    total = sum(float(buffer.double().sum()) for buffer in model.buffers())
-    os.write(1, f"\\nstatistics {total!r}\\n".encode())
-    return score(model, *args)
-cls_main.class_probabilities = telling
-"""
-
-
-def test_all_processes_validate_with_the_statistics_that_are_saved(data):
-    (data / "telling.py").write_text(PROGRAM.replace("run_script(", STATISTICS + "run_script("))
-    command = ["cls", "-n", "resnet14", "-p", "0", "--size", "32", "32", "--batch-size", "8", "--epochs", "1"]
-    output = run(data, 2, *command, "--output", str(data / "statistics"), program="telling.py").stdout
-    told = [line.split()[1] for line in output.splitlines() if line.startswith("statistics")]
-    assert len(told) > 2 and len(set(told)) == 1, told
-
-
-def test_a_batch_that_cannot_be_shared_evenly_is_refused(data):
-    done = run(data, 2, *SEG[:-4], "--batch-size", "5", "--output", str(data / "odd"), check=False)
-    assert done.returncode != 0 and "a batch of 5 cannot be shared by 2 processes" in done.stderr
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(together):
+    one, two, _, errors = together
+    assert one["odd"]["code"] == two["odd"]["code"] == 2
+    assert "error: a batch of 5 cannot be shared by 2 processes in 1 micro-batches each: choose a --batch" in errors

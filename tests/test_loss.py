@@ -3,7 +3,6 @@
 import copy
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,20 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils import UserError
-from utils.loss import LOSSES, CrossEntropyLoss, DiceLoss, DiceWith, FocalLoss, create_loss
+from utils.loss import LOSSES, CrossEntropyLoss, DiceLoss, FocalLoss, create_loss
 
-relaxed = settings(max_examples=50, deadline=None)  # timing is no property, and torch's first call is slow
+relaxed = settings(max_examples=25, deadline=None)  # timing is no property, and torch's first call is slow
 LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The tensors are tiny; on a busy machine more threads spend their time waiting for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @st.composite
@@ -45,12 +35,11 @@ def images(logits_per_class, target):
     return logits.expand(target.shape[0], -1, *target.shape[1:]), target
 
 
-# --- numbers by hand --------------------------------------------------------------------------------------------
-
 # p = 1/2 everywhere for two equal logits; p = (3/4, 1/4) for (ln 3, 0).
 ONE_OF_FOUR = images([0.0, 0.0], [[[1, 0], [0, 0]]])
 NOTHING = images([0.0, 0.0], [[[0, 0], [0, 0]]])
 BOTH = images([0.0, 0.0], [[[1, 0], [0, 0]], [[0, 0], [0, 0]]])
+TWO = images([LN3, 0.0], [[[0, 1]]])
 THREE = images([0.0, 0.0, 0.0], [[[0, 1, 2]]])
 PAIR = torch.tensor([[LN3, 0.0], [LN3, 0.0]]), torch.tensor([0, 1])  # classification, p_t = 3/4 and 1/4
 
@@ -59,19 +48,14 @@ PAIR = torch.tensor([[LN3, 0.0], [LN3, 0.0]]), torch.tensor([0, 1])  # classific
     ("loss", "batch", "expected"),
     [
         (FocalLoss(), (torch.zeros(1, 2), torch.tensor([0])), LN2 / 4),
-        (FocalLoss(gamma=0), (torch.zeros(1, 2), torch.tensor([0])), LN2),
         (FocalLoss(), (torch.zeros(1, 4), torch.tensor([3])), 9 / 16 * LN4),
         (FocalLoss(), PAIR, ((LN4 - LN3) / 16 + 9 / 16 * LN4) / 2),
-        (FocalLoss(gamma=1), PAIR, ((LN4 - LN3) / 4 + 3 / 4 * LN4) / 2),
         (FocalLoss(gamma=0.5), PAIR, ((LN4 - LN3) / 2 + math.sqrt(3) / 2 * LN4) / 2),
         (FocalLoss(weight=[1, 3]), PAIR, ((LN4 - LN3) / 16 + 3 * 9 / 16 * LN4) / 4),
         (FocalLoss(weight=[10, 30]), PAIR, ((LN4 - LN3) / 16 + 3 * 9 / 16 * LN4) / 4),  # only ratios count
-        (FocalLoss(), ONE_OF_FOUR, LN2 / 4),
-        (CrossEntropyLoss(), PAIR, (2 * LN4 - LN3) / 2),
         (CrossEntropyLoss([1, 3]), PAIR, (LN4 - LN3 + 3 * LN4) / 4),
         # lesion: Σ p·g = 1/2, Σ p = 2, Σ g = 1 -> (1 + 1) / (3 + 1)
         (DiceLoss(), ONE_OF_FOUR, 1 / 2),
-        (DiceLoss(smooth=0.5), ONE_OF_FOUR, 1 - 1.5 / 3.5),
         # background: Σ p·g = 3/2, Σ p = 2, Σ g = 3 -> (3 + 1) / (5 + 1)
         (DiceLoss(include_background=True), ONE_OF_FOUR, 1 - (1 / 2 + 2 / 3) / 2),
         (DiceLoss(), NOTHING, 1 - 1 / 3),  # empty mask: smooth / (Σ p + smooth)
@@ -81,12 +65,7 @@ PAIR = torch.tensor([[LN3, 0.0], [LN3, 0.0]]), torch.tensor([0, 1])  # classific
         (DiceLoss(), images([50.0, -50.0], [[[0, 0]]]), 0),  # nothing there, nothing predicted
         (DiceLoss(), images([50.0, -50.0], [[[1, 1]]]), 1 - 1 / 3),
         (create_loss("dice_ce"), ONE_OF_FOUR, 1 / 2 + LN2),
-        (
-            create_loss("dice_ce", class_weights=[1, 3]),
-            images([LN3, 0.0], [[[0, 1]]]),
-            1 - 1.5 / 2.5 + (LN4 - LN3 + 3 * LN4) / 4,
-        ),
-        (create_loss("dice_focal"), ONE_OF_FOUR, 1 / 2 + LN2 / 4),
+        (create_loss("dice_ce", class_weights=[1, 3]), TWO, 1 - 1.5 / 2.5 + (LN4 - LN3 + 3 * LN4) / 4),
         (create_loss("dice_focal", gamma=1), ONE_OF_FOUR, 1 / 2 + LN2 / 2),
     ],
 )
@@ -98,54 +77,33 @@ def test_numbers_by_hand(loss, batch, expected, device):
     assert value.item() == pytest.approx(expected, abs=1e-6)
 
 
-# --- properties -------------------------------------------------------------------------------------------------
-
-
 @relaxed
-@given(batches() | batches(ndim=2))
-def test_focal_with_gamma_0_is_the_cross_entropy_of_torch(batch):
+@given(batches() | batches(ndim=2), st.floats(0.1, 5))
+def test_focal_is_the_papers_formula_and_with_gamma_0_the_cross_entropy_of_torch(batch, gamma):
     logits, target, weight = batch
-    for weights in (None, weight):
-        expected = F.cross_entropy(logits, target, weights)
-        torch.testing.assert_close(FocalLoss(0, weights)(logits, target), expected, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(CrossEntropyLoss(weights)(logits, target), expected)
+    log_p = logits.double().log_softmax(1).movedim(1, -1)[F.one_hot(target, logits.shape[1]).bool()]
+    w = weight.double()[target.flatten()]
+    for power, loss in ((0, CrossEntropyLoss(weight)), (0, FocalLoss(0, weight)), (gamma, FocalLoss(gamma, weight))):
+        expected = float((w * (1 - log_p.exp()) ** power * -log_p).sum() / w.sum())
+        assert loss(logits.double(), target).dtype == torch.float64
+        assert loss(logits.double(), target).item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+        assert loss(logits, target).item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    torch.testing.assert_close(CrossEntropyLoss(weight)(logits, target), F.cross_entropy(logits, target, weight))
 
 
 @relaxed
-@given(batches() | batches(ndim=2), st.floats(0, 5))
-def test_focal_is_the_paper_s_formula_in_float64(batch, gamma):
-    logits, target, weight = batch
-    one_hot = np.eye(logits.shape[1])[target.numpy()]  # [B, ..., C]
-    scores = logits.movedim(1, -1).double().numpy()
-    p = np.exp(scores - scores.max(-1, keepdims=True))
-    p = (one_hot * p).sum(-1) / p.sum(-1)
-    p = p.clip(1e-300)
-    w = weight.double().numpy()[target.numpy()]
-    expected = (w * (1 - p) ** gamma * -np.log(p)).sum() / w.sum()
-    value = FocalLoss(gamma, weight)(logits.double(), target)
-    assert value.dtype == torch.float64
-    assert value.item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
-    assert FocalLoss(gamma, weight)(logits, target).item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
-
-
-@relaxed
-@given(batches())
-def test_dice_is_its_formula(batch):
+@given(batches(), st.booleans())
+def test_dice_is_its_formula(batch, include_background):
     logits, target, _ = batch
-    for include_background in (False, True):
-        dice = []
-        for scores, truth in zip(logits.double(), target, strict=True):
-            p = torch.exp(scores - scores.logsumexp(0))
-            for c in range(0 if include_background else 1, len(p)):
-                g = (truth == c).double()
-                dice.append((2 * (p[c] * g).sum() + 1) / (p[c].sum() + g.sum() + 1))
-        value = DiceLoss(include_background=include_background)(logits, target)
-        assert value.item() == pytest.approx(1 - torch.stack(dice).mean().item(), abs=1e-5)
-        assert -1e-6 <= value.item() <= 1
+    p = logits.double().softmax(1)
+    g = F.one_hot(target, logits.shape[1]).movedim(-1, 1)
+    dice = (2 * (p * g).sum((2, 3)) + 1) / (p.sum((2, 3)) + g.sum((2, 3)) + 1)  # of each image and class
+    value = DiceLoss(include_background=include_background)(logits, target)
+    assert value.item() == pytest.approx(1 - dice[:, 0 if include_background else 1 :].mean().item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@settings(max_examples=30, deadline=None)
+@relaxed
 @given(batch=batches())
 def test_loss_does_not_depend_on_order_or_offset(name, batch):
     logits, target, weight = batch
@@ -155,52 +113,21 @@ def test_loss_does_not_depend_on_order_or_offset(name, batch):
         value = create_loss(name, class_weights=weight)(logits, target)
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
 
-    same(logits.flip(0), target.flip(0))
-    same(logits.flip(3), target.flip(2))
+    same(logits.flip(0, 3), target.flip(0, 2))
     same(logits.transpose(2, 3), target.transpose(1, 2))
-    same(logits.contiguous(memory_format=torch.channels_last), target)
-    same(logits + 8, target)
+    same(logits.contiguous(memory_format=torch.channels_last) + 8, target)
     if name in ("focal", "ce"):
-        last = logits.shape[1] - 1
-        same(logits.flip(1), last - target, weight.flip(0))
-
-
-@relaxed
-@given(batches(), st.floats(0.1, 5))
-def test_focal_is_below_cross_entropy_and_easy_pixels_fade(batch, gamma):
-    logits, target = batch[0].double(), batch[1]  # hard pixels make both equal, up to rounding
-    focal = FocalLoss(gamma)(logits, target)
-    assert focal <= CrossEntropyLoss()(logits, target) + 1e-9
-    assert FocalLoss(gamma + 1)(logits, target) <= focal + 1e-9
+        same(logits.flip(1), logits.shape[1] - 1 - target, weight.flip(0))
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_gradients(name):
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_gradients(name, gamma):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 3, 2, dtype=torch.float64, generator=generator, requires_grad=True)
     target = torch.randint(3, (2, 3, 2), generator=generator)
-    for gamma in (0.0, 0.5, 2.0):
-        loss = create_loss(name, class_weights=[2.5, 2.5, 0.5], gamma=gamma)
-        assert torch.autograd.gradcheck(lambda x, loss=loss: loss(x, target), (logits,))
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_descent_finds_the_mask(name):
-    target = torch.zeros(2, 8, 8, dtype=torch.long)
-    target[0, 2:5, 3:7] = 1  # the second mask is empty
-    logits = torch.zeros(2, 2, 8, 8, requires_grad=True)
-    optimizer = torch.optim.Adam([logits], lr=0.1)
-    loss = create_loss(name)
-    first = loss(logits, target).item()
-    for _ in range(60):
-        optimizer.zero_grad()
-        value = loss(logits, target)
-        value.backward()
-        optimizer.step()
-    assert torch.equal(logits.argmax(1), target) and value.item() < first / 4
-
-
-# --- precision --------------------------------------------------------------------------------------------------
+    loss = create_loss(name, class_weights=[2.5, 2.5, 0.5], gamma=gamma)
+    assert torch.autograd.gradcheck(lambda x: loss(x, target), (logits,))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -219,36 +146,21 @@ def test_low_precision_and_autocast_change_nothing_but_the_logits(name, device, 
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("gamma", [0, 0.01, 0.5, 1, 2])
+@pytest.mark.parametrize("gamma", [0, 0.01, 0.5, 2])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_confident_logits_stay_finite(name, gamma, dtype):
     for sign in (100, -100, 15, -15):  # near ±15, 1 - p is a few float32 steps from 0
         logits = torch.zeros(1, 2, 4, 4, dtype=dtype)
         logits[:, 1] = sign
         logits.requires_grad_()
-        target = torch.arange(16).reshape(1, 4, 4) % 2
-        for autocast in (False, True):
-            logits.grad = None
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                value = create_loss(name, gamma=gamma)(logits, target)
-            value.backward()
-            assert value.isfinite() and value < 200
-            assert logits.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("gamma", [0, 0.5, 2])
-def test_certain_and_right_is_free(gamma):
-    logits = torch.tensor([[100.0, -100.0]], requires_grad=True)
-    value = FocalLoss(gamma)(logits, torch.tensor([0]))
-    value.backward()
-    assert value.item() == 0 and torch.equal(logits.grad, torch.zeros(1, 2))
-
-
-# --- class weights ----------------------------------------------------------------------------------------------
+        value = create_loss(name, gamma=gamma)(logits, torch.arange(16).reshape(1, 4, 4) % 2)
+        value.backward()
+        assert value.isfinite() and value < 200 and logits.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_class_weights_stay_as_given(name):
+    """Old fault: the focal loss overwrote them after the first batch."""
     given_weights = torch.tensor([2.5, 2.5, 0.5])
     loss = create_loss(name, class_weights=given_weights)
     (stored,) = loss.buffers()
@@ -256,16 +168,12 @@ def test_class_weights_stay_as_given(name):
     logits = torch.randn(4, 3, 5, 5, generator=generator, requires_grad=True)
     target = torch.randint(3, (4, 5, 5), generator=generator)
     first = loss(logits, target).item()
-    for step in range(50):
-        uneven = target if step % 2 else torch.full_like(target, step % 3)
-        loss(logits, uneven).backward()
+    for step in range(20):
+        loss(logits, target if step % 2 else torch.full_like(target, step % 3)).backward()
         assert stored.tolist() == [2.5, 2.5, 0.5]
     assert not list(loss.parameters()) and not stored.requires_grad
-    for twin in (copy.deepcopy(loss), loss.to("cpu"), create_loss(name, class_weights=[1, 1, 1])):
-        twin.load_state_dict(loss.state_dict())
-        assert twin(logits, target).item() == first
     given_weights.fill_(99)  # the caller's tensor is the caller's
-    assert loss(logits, target).item() == first
+    assert loss(logits, target).item() == copy.deepcopy(loss)(logits, target).item() == first
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -277,18 +185,14 @@ def test_class_weights_must_fit_the_logits(name):
             create_loss(name, class_weights=weights)
 
 
-# --- faults -----------------------------------------------------------------------------------------------------
-
-
-def test_create_loss_by_name():
-    kinds = [type(create_loss(name)) for name in LOSSES]
-    assert kinds == [DiceWith, FocalLoss, DiceWith, CrossEntropyLoss]
-    assert create_loss("focal", gamma=1.5).gamma == create_loss("dice_focal", gamma=1.5).other.gamma == 1.5
+def test_settings_that_no_loss_has():
     with pytest.raises(UserError, match="'dice': choose one of dice_ce, focal, dice_focal, ce"):
         create_loss("dice")
     for gamma in (-1, math.inf, math.nan):
         with pytest.raises(UserError, match="gamma"):
             create_loss("focal", gamma=gamma)
+    with pytest.raises(ValueError, match="smooth"):
+        DiceLoss(smooth=0)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -302,18 +206,13 @@ def test_targets_that_are_no_classes(name):
     for shape in ((1, 1, 4, 4), (1, 4, 3), (2, 4, 4)):
         with pytest.raises(ValueError, match="expected logits"):
             loss(logits, torch.zeros(shape, dtype=torch.long))
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.bool])
-@pytest.mark.parametrize("name", LOSSES)
-def test_any_integer_target(name, dtype):
-    logits, target = ONE_OF_FOUR
-    assert create_loss(name)(logits, target.to(dtype)) == create_loss(name)(logits, target)
-
-
-def test_dice_needs_images_and_classes():
     for shape in ((2, 3), (1, 1, 4, 4)):
         with pytest.raises(ValueError, match="Dice needs"):
             DiceLoss()(torch.zeros(shape), torch.zeros(shape[:1] + shape[2:], dtype=torch.long))
-    with pytest.raises(ValueError, match="smooth"):
-        DiceLoss(smooth=0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_any_integer_target(name):
+    logits, target = ONE_OF_FOUR
+    for dtype in (torch.uint8, torch.int32, torch.bool):
+        assert create_loss(name)(logits, target.to(dtype)) == create_loss(name)(logits, target)
