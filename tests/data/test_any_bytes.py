@@ -1,4 +1,4 @@
-"""Any bytes are read or refused in one line that names the file, in little memory and under any name."""
+"""Any bytes are read or refused in one line that names the file, and under any name."""
 
 import io
 import os

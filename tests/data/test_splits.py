@@ -82,15 +82,15 @@ def search(data: dict, folder: Path, size: tuple[int, int]) -> list:
 
 @pytest.mark.parametrize("size", [(33, 33), (168, 112)])
 def test_mirrored_copies_of_real_images_are_found_at_any_size_and_no_others(isic2017, tmp_path, size):
-    data = {split: read_split(isic2017, split, with_labels=False)[::16] for split in SPLITS}
-    mirrored = []
-    for sample in data["test"][::3]:
+    test, mirrored = read_split(isic2017, "test")[::6], []
+    for sample in test:
         path = tmp_path / f"ISIC_9{len(mirrored):06}.png"
         Image.open(sample.image).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
         mirrored.append(Sample(path.stem, path, None, None))
-    found = search(data | {"train": data["train"] + mirrored}, tmp_path / "cache", size)
-    assert {(copy.ids[0], copy.turned) for copy in found} == {(sample.id, True) for sample in mirrored}
-    assert {copy.ids[1] for copy in found} == {sample.id for sample in data["test"][::3]}
+    data = {"train": mirrored, "validation": read_split(isic2017, "validation")[::5], "test": test}
+    found = search(data, tmp_path / "cache", size)
+    expected = {(one.id, other.id, True) for one, other in zip(mirrored, test, strict=True)}
+    assert {(*copy.ids, copy.turned) for copy in found} == expected
 
 
 def test_a_start_raises_no_false_alarm_and_counts_the_known_copies_that_are_kept(isic2017, tmp_path, lines):
