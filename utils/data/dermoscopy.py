@@ -12,8 +12,6 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from utils.data.artefacts import add_grain, draw_hair
-
 SIZE = (384, 288)
 MELANOMA, KERATOSIS, NEVUS = range(3)  # indices into utils.data.isic.CLASSES
 # Each split owns a range of indices: no image is in two splits, and more training images leave the test set as it is.
@@ -47,8 +45,8 @@ def draw_lesion(seed: int, index: int, size: tuple[int, int] = SIZE) -> tuple[np
     image = _light(rng, x, y, scene)
     if scale < 1:
         image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
-    draw_hair(rng, image)
-    add_grain(rng, image)
+    _hair(rng, image)
+    _grain(rng, image)
     mask = _largest_region(cv2.resize(field, size, interpolation=cv2.INTER_LINEAR) > 0)
     return image, mask * np.uint8(255), label
 
@@ -198,8 +196,7 @@ def _nevus(rng, x, y, field, radius, typical, scene) -> np.ndarray:
 
 
 def _melanoma(rng, x, y, field, radius, typical, scene) -> np.ndarray:
-    """Lopsided, blotchy, several colours, a broken network, streaks at the border."""
-    depth = np.clip(field / radius, 0, 1)
+    """Lopsided, blotchy, several colours, a broken network."""
     amount = math.exp(rng.normal(math.log(0.5), 0.45))
     turn = rng.uniform(0, 2 * math.pi)
     slope = (x * math.cos(turn) + y * math.sin(turn)) / radius
@@ -208,11 +205,6 @@ def _melanoma(rng, x, y, field, radius, typical, scene) -> np.ndarray:
     pigment += rng.uniform(0.3, 1.2) * (0.3 + 0.7 * typical) * blotch
     net = _lines(_noise(rng, x, rng.uniform(20, 36)), 0.5) * _soft(_noise(rng, x, 1 / radius), 0.2)
     pigment += rng.uniform(0.2, 0.7) * amount * net
-    if rng.random() < 0.5 * typical + 0.1:  # streaks
-        angle = np.arctan2(y - (y * depth).sum() / depth.sum(), x - (x * depth).sum() / depth.sum())
-        rays = _soft(np.cos(int(rng.integers(24, 60)) * angle + 3.5 * _noise(rng, x, 6)) - 0.55, 0.15)
-        reach = _soft(rng.uniform(0.1, 0.22) - depth + 0.06 * _noise(rng, x, 12), 0.03)
-        pigment += rng.uniform(0.3, 0.8) * rays * reach * _soft(_noise(rng, x, 1 / radius) - 0.4, 0.2)
     border = rng.uniform(0.003, 0.008) + 0.012 * _soft(_noise(rng, x, 1 / radius), 0.3)  # abrupt here, fading there
     alpha = _soft(field + 0.002, border)
     patches = [_spot(rng, x, y, field, radius) for _ in range(4)]
@@ -237,7 +229,7 @@ def _spot(rng, x, y, field, radius) -> np.ndarray:
 
 
 def _keratosis(rng, x, y, field, radius, typical, scene) -> np.ndarray:
-    """Stuck on: sharp border, waxy yellow-brown to grey, ridges, milia-like cysts, comedo-like openings."""
+    """Stuck on: sharp border, waxy yellow-brown to grey, ridges, milia-like cysts."""
     alpha = _soft(field + 0.001, rng.uniform(0.002, 0.006) if rng.random() < typical else 0.012)
     amount = math.exp(rng.normal(math.log(0.42), 0.5))
     mottle = _noise(rng, x, 1.4 / radius)
@@ -251,17 +243,10 @@ def _keratosis(rng, x, y, field, radius, typical, scene) -> np.ndarray:
     second = _soft(mottle, 0.4)
     _blend(scene, opacity * (1 - second), waxy[0])
     _blend(scene, opacity * second, waxy[1])
-    # A raised body in slanting light: one flank brighter, the other darker.
-    side = min(x.shape)
-    body = cv2.GaussianBlur(alpha + 0.12 * alpha * ridges, (0, 0), 0.012 * side)
-    relief = cv2.Sobel(body, cv2.CV_32F, 1, 0) * rng.normal() + cv2.Sobel(body, cv2.CV_32F, 0, 1) * rng.normal()
     _absorb(scene, pigment * alpha)
-    scene *= 1 + np.clip(relief * side / 288 * 0.25, -0.15, 0.15)
     per_area = max(field.clip(0).astype(bool).mean(), 0.03)
     cysts = _dots(rng, x, field > 0.015, 1 + round(rng.uniform(20, 130) * per_area * typical), (0.004, 0.012), 0.003)
     _blend(scene, rng.uniform(0.55, 0.95) * cysts, (248, 240, 222))
-    openings = _dots(rng, x, field > 0.01, round(rng.uniform(0, 110) * per_area * typical), (0.004, 0.012), 0.002)
-    _blend(scene, rng.uniform(0.5, 0.85) * openings, (62, 42, 30))
     return scene
 
 
@@ -284,7 +269,7 @@ def _skin(rng, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _light(rng, x: np.ndarray, y: np.ndarray, scene: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3]: uneven lighting, dark corners, glow at the sides, contrast, colour cast, blur."""
+    """uint8 [H, W, 3]: uneven lighting, dark corners, contrast, colour cast, blur."""
     light = 1 + rng.normal(0, 0.07) * x + rng.normal(0, 0.07) * y + rng.uniform(0, 0.04) * _noise(rng, x, 2)
     far = np.hypot(x, y * float(x[0, 0] / y[0, 0]) ** rng.uniform(0, 0.4)) / -x[0, 0]  # 1 at the left and right rim
     light = light * (1 - rng.uniform(0, 0.3) * np.square(far))
@@ -296,15 +281,41 @@ def _light(rng, x: np.ndarray, y: np.ndarray, scene: np.ndarray) -> np.ndarray:
         mean = float(plane.mean())
         plane += haze * (mean - plane)
         plane *= light * float(gain * cast)
-    if rng.random() < 0.08:  # lamps at the left and right
-        _blend(
-            scene,
-            0.9 * np.exp(-np.square((np.abs(x) + x[0, 0]) / 0.06) - np.square(y / 0.3)),
-            (250, 250, 255),
-        )
     image = cv2.merge([cv2.convertScaleAbs(np.maximum(plane, 0)) for plane in scene])
     blur = _maybe(rng, 0.5, 0.001, 0.005) * min(x.shape)
     return cv2.GaussianBlur(image, (0, 0), blur) if blur > 0.3 else image
+
+
+def _hair(rng: np.random.Generator, image: np.ndarray) -> None:
+    """On half of the photographs: bent lines of about one direction, colour and width."""
+    if rng.random() < 0.5:
+        return
+    height, width = image.shape[:2]
+    side = min(height, width)
+    count = int(min(1 + rng.exponential(12), 60))
+    lean, spread = rng.uniform(0, math.pi), rng.uniform(0.2, 1.2)
+    colour = np.array([(28, 20, 18), (60, 40, 30), (110, 80, 55)][rng.integers(3)]) * rng.uniform(0.7, 1.2)
+    thick = rng.uniform(0.0015, 0.006) * side
+    t = np.linspace(0, 1, 20)[:, None]
+    for _ in range(count):
+        start = rng.uniform((-0.2 * width, -0.2 * height), (1.1 * width, 1.1 * height))
+        turn, bend = lean + rng.normal(0, spread), rng.normal(0, 0.9)
+        length = rng.uniform(0.2, 1.1) * side
+        middle = start + length / 2 * np.array((math.cos(turn), math.sin(turn)))
+        end = middle + length / 2 * np.array((math.cos(turn + bend), math.sin(turn + bend)))
+        curve = start * (1 - t) ** 2 + 2 * middle * t * (1 - t) + end * t**2
+        shade = tuple(map(float, np.clip(colour * rng.uniform(0.8, 1.3), 0, 255)))
+        width_px = max(round(thick * rng.uniform(0.6, 1.3)), 1)
+        cv2.polylines(image, [(curve * 16).round().astype(np.int32)], False, shade, width_px, cv2.LINE_AA, 4)
+
+
+def _grain(rng: np.random.Generator, image: np.ndarray) -> None:
+    """Sensor noise in place, in bands of rows so that a 30-megapixel image needs no float copy."""
+    strength = rng.uniform(1, 5)
+    for top in range(0, len(image), 256):
+        band = image[top : top + 256]
+        noise = np.rint(rng.standard_normal(band.shape[:2], dtype=np.float32) * strength).astype(np.int16)
+        image[top : top + 256] = cv2.add(band, cv2.merge([noise] * 3), dtype=cv2.CV_8U)
 
 
 def draw_label(seed: int, index: int) -> int:
