@@ -6,7 +6,7 @@ import torch._dynamo
 from torch import nn
 
 from nets.arl import ARLAttention
-from tests.small import CPU, FLOAT32, Classifier, Segmenter, same
+from tests.small import FLOAT32, Classifier, Segmenter, same
 from utils.device import compile_network, use_deterministic_kernels
 from utils.loss import create_loss
 from utils.model.trainer import Schedule, Trainer

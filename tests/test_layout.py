@@ -23,11 +23,8 @@ LIGHT = "seg_main, cls_main, nets, utils.command_line, utils.distributed, utils.
 @cache
 def sources() -> dict[str, tuple[str, ast.Module]]:
     """Path and syntax tree of every file, by the name it is imported by."""
-    paths = sorted(
-        path for folder in ("nets", "utils", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")
-    )
-    found = {}
-    for path in [*ROOT.glob("*.py"), *paths]:
+    found, folders = {}, ("nets", "utils", "benchmarks", "tests")
+    for path in [*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]:
         name = path.relative_to(ROOT)
         module = ".".join(name.with_suffix("").parts).removesuffix(".__init__")
         found[module] = name.as_posix(), ast.parse(path.read_text())
@@ -91,9 +88,8 @@ def test_nothing_is_too_long():
 def test_what_a_task_does_is_decided_in_one_place():
     asks = re.compile(r"""(\btask|\['task'\]) [!=]= '(segm|class)|'(segmentation|classification)' [!=]= .*\btask\b""")
     asking = {name for name, tree in sources().values() if asks.search(ast.unparse(tree))}
-    assert {
-        name for name in asking if not name.startswith(("utils/tasks/", "tests/", "benchmarks/"))
-    } == ASK_FINISHED_RUNS
+    asking = {name for name in asking if not name.startswith(("utils/tasks/", "tests/", "benchmarks/"))}
+    assert asking == ASK_FINISHED_RUNS
 
 
 def test_warnings_stay_on():
