@@ -51,7 +51,7 @@ class Scale:
     """How much is measured; the defaults are for a few CPU cores."""
 
     originals: int = 16  # every epoch of the plain pipeline reads them all
-    original_size: tuple[int, int] | str = "isic"  # (width, height), or the challenge's own mix of sizes
+    original_size: tuple[int, int] = (3008, 2000)  # (width, height), near the mean of the challenge's photographs
     changed: Mapping[str, Any] = field(default_factory=lambda: {"batch_size": 16})  # in place of the rows' settings
     steps: int = 1  # of an epoch
     rounds: int = 3
