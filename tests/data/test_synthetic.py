@@ -3,7 +3,6 @@
 import hashlib
 import json
 import signal
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -95,7 +94,7 @@ def test_folder_with_other_things_is_refused_and_kept(tmp_path, name):
 
 def test_what_an_interrupted_drawing_left_is_drawn_anew(folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(synthetic, "draw_lesion", partial(signal.default_int_handler, 2, None))
+        patch.setattr(synthetic, "draw_lesion", lambda *_: signal.default_int_handler(2, None))
         make_synthetic(tmp_path / "s", COUNTS, SMALL)
     assert not (tmp_path / "s").exists()
     assert digests(make_synthetic(tmp_path / "s", COUNTS, SMALL)) == digests(folder)
