@@ -5,7 +5,7 @@ run = utils.tasks.train(config)
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ EQUAL = (1.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class Experiment:
-    """One row of the table: a network with its settings, and the numbers that others published for it.
+    """One row of the table: a network with its settings. What others published for it: utils/evaluation/published.json.
 
     Attributes:
         name: e.g. "seg-3"; also the folder of its runs below `model/`.
@@ -38,9 +38,6 @@ class Experiment:
         train_views: classification: what it is trained on, a name of `utils.data.transforms.TRAIN_TRANSFORMS`.
         views: classification: what scores average, a name of `utils.data.transforms.TEST_PATCHES`.
         flips: whether scores also average the four flips.
-        published: the earlier project's numbers on the official test set. Segmentation: pooled over all pixels; its
-            jaccard, dice and threshold_jaccard are means of background and lesion. Classification: a mapping for each
-            of melanoma and seborrheic_keratosis.
     """
 
     name: str
@@ -61,7 +58,6 @@ class Experiment:
     train_views: str | None = None
     views: str | None = None
     flips: bool = False
-    published: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ class Config(Experiment):
         """What defines the run, by name: a continuation must have the same. How it is scored stands in metrics.json."""
         row = {each.name: getattr(self, each.name) for each in fields(Experiment)}
         row |= {"seed": self.seed, "amp": self.amp}
-        return {name: value for name, value in row.items() if name not in ("published", "views", "flips")}
+        return {name: value for name, value in row.items() if name not in ("views", "flips")}
 
 
 DEFAULTS: dict[str, Experiment] = {
@@ -133,34 +129,11 @@ def default_attention(net: str) -> dict[str, str | None]:
     return {"attention": "spatial", "alpha": "learn"} if net in nets.ATTENTIVE else {"attention": None, "alpha": None}
 
 
-def _segment(name: str, net: str, pretrained: bool, *published: float) -> Experiment:
-    names = ("accuracy", "sensitivity", "specificity", "jaccard", "dice", "threshold_jaccard")
-    numbers = dict(zip(names, published, strict=True))
-    default = DEFAULTS["segmentation"]
-    return replace(default, name=name, net=net, pretrained=pretrained, published=numbers, **default_attention(net))
+def _row(name: str, task: str, net: str, pretrained: bool, **settings: Any) -> Experiment:
+    return replace(DEFAULTS[task], name=name, net=net, pretrained=pretrained, **default_attention(net) | settings)
 
 
-def _classify(
-    name: str,
-    net: str,
-    pretrained: bool,
-    loss: str,
-    class_weights: tuple[float, ...],
-    melanoma: tuple[float, ...],
-    keratosis: tuple[float, ...],
-) -> Experiment:
-    names = ("auc", "accuracy", "sensitivity", "specificity")
-    numbers = {
-        "melanoma": dict(zip(names, melanoma, strict=True)),
-        "seborrheic_keratosis": dict(zip(names, keratosis, strict=True)),
-    }
-    return replace(
-        DEFAULTS["classification"], name=name, net=net, pretrained=pretrained, loss=loss, class_weights=class_weights,
-        published=numbers, **default_attention(net),
-    )  # fmt: skip
-
-
-# Rows of this project's own, small enough for two cores; nothing is published for them.
+# Of rows of this project's own, small enough for two cores; nothing is published for them.
 _SMALL = {
     "segmentation": {"size": (256, 192), "lr": 1e-3, "epochs": 15, "patience": 15, "flips": True},
     "classification": {
@@ -170,32 +143,28 @@ _SMALL = {
 }  # fmt: skip
 
 
-def _small(name: str, task: str, net: str) -> Experiment:
-    return replace(DEFAULTS[task], name=name, net=net, pretrained=True, **default_attention(net), **_SMALL[task])
-
-
 DEFAULT_NET = {"segmentation": "dense_unet", "classification": "arl50"}  # where neither row nor network is named
 KIND = ("loss", "class_weights", "optimizer", "train_views")  # with the attention, what makes a row another one
 _RARE = (2.5, 2.5, 0.5)
 EXPERIMENTS: dict[str, Experiment] = {
     row.name: row
     for row in (
-        _classify("cls-1-1", "arl50", True, "focal", EQUAL, (.861, .853, .590, .917), (.959, .927, .722, .963)),
-        _classify("cls-1-2", "resnet50", True, "focal", EQUAL, (.849, .860, .504, .946), (.919, .908, .533, .975)),
-        _classify("cls-2-1", "arl14", False, "focal", EQUAL, (.846, .858, .538, .936), (.924, .912, .511, .982)),
-        _classify("cls-2-2", "arl14", False, "focal", _RARE, (.863, .862, .556, .936), (.927, .903, .444, .984)),
-        _classify("cls-2-3", "arl14", False, "ce", EQUAL, (.822, .835, .487, .919), (.929, .893, .833, .904)),
-        _classify("cls-2-4", "arl14", False, "ce", _RARE, (.882, .857, .632, .911), (.955, .925, .811, .945)),
-        _small("cls-b1", "classification", "mobilenet"),
-        _small("cls-b2", "classification", "arl_mobilenet"),
-        _segment("seg-1", "unet", False, .8924, .6872, .9705, .7525, .8539, .6784),
-        _segment("seg-2", "dense_unet", False, .9215, .8224, .9593, .8207, .8995, .7420),
-        _segment("seg-3", "dense_unet", True, .9335, .8452, .9672, .8457, .9150, .7875),
-        _segment("seg-4", "res_unet", True, .9222, .7765, .9778, .8174, .8972, .7447),
-        _segment("seg-5", "arl_unet", True, .9220, .7795, .9764, .8173, .8972, .7413),
-        _small("seg-b1", "segmentation", "mobilenet_unet"),
+        _row("cls-1-1", "classification", "arl50", True),
+        _row("cls-1-2", "classification", "resnet50", True),
+        _row("cls-2-1", "classification", "arl14", False),
+        _row("cls-2-2", "classification", "arl14", False, class_weights=_RARE),
+        _row("cls-2-3", "classification", "arl14", False, loss="ce"),
+        _row("cls-2-4", "classification", "arl14", False, loss="ce", class_weights=_RARE),
+        _row("cls-b1", "classification", "mobilenet", True, **_SMALL["classification"]),
+        _row("cls-b2", "classification", "arl_mobilenet", True, **_SMALL["classification"]),
+        _row("seg-1", "segmentation", "unet", False),
+        _row("seg-2", "segmentation", "dense_unet", False),
+        _row("seg-3", "segmentation", "dense_unet", True),
+        _row("seg-4", "segmentation", "res_unet", True),
+        _row("seg-5", "segmentation", "arl_unet", True),
+        _row("seg-b1", "segmentation", "mobilenet_unet", True, **_SMALL["segmentation"]),
     )
-}  # fmt: skip
+}
 
 
 def experiments(task: str) -> list[str]:
@@ -290,4 +259,4 @@ def _row_with(task: str, net: str, pretrained: bool, base: Experiment | None, ki
             if all(getattr(row, name) == value for name, value in wanted.items()):
                 return row
     own = {"name": f"{net}-{'pretrained' if pretrained else 'scratch'}", "net": net, "pretrained": pretrained}
-    return replace(base or default, published={}, **default_attention(net) | own | kind)
+    return replace(base or default, **default_attention(net) | own | kind)

@@ -33,7 +33,7 @@ SCORED = "scored on 40 images"  # not on the challenge's 600
 
 def start(folder, row, seed=0, **changed) -> Run:
     settings = {**asdict(row), "seed": seed, "amp": "auto", "weights": None, "stored_size": (420, 280)}
-    for name in ("published", "views", "flips"):
+    for name in ("views", "flips"):
         del settings[name]
     settings |= {"train_images": TRAIN[row.task], "validation_images": VALIDATION[row.task]}
     run = Run(folder, settings | changed, {"test_images": "600 images, sha256 6e490b64a6b0f9c5"}, resume=False)

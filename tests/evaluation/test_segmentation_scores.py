@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from isic_challenge_scoring import metrics as official_metrics
 
-from utils.config import EXPERIMENTS, experiments
 from utils.evaluation.segmentation import (
     COUNTS,
     METRICS,
@@ -21,6 +20,7 @@ from utils.evaluation.segmentation import (
     pooled_intervals,
     pooled_scores,
 )
+from utils.evaluation.tables import OTHERS
 
 relaxed = settings(deadline=None, max_examples=40)  # timing is no property; a shared machine stalls now and then
 BOTH = "mean_of_background_and_lesion"
@@ -157,8 +157,7 @@ def test_pooled_scores_sum_pixels(rows):
 
 
 # Published values of the earlier project: ACC, SE, SP, and the means of background and lesion JSI, DSC, TJI.
-PUBLISHED = {name: tuple(EXPERIMENTS[name].published.values()) for name in experiments("segmentation")}
-del PUBLISHED["seg-b1"]  # nothing is published for this project's own rows
+PUBLISHED = {name: tuple(scores.values()) for name, scores in OTHERS["rows"].items() if name.startswith("seg")}
 
 
 def pooled_from_rates(accuracy: float, sensitivity: float, specificity: float) -> dict:

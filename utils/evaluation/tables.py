@@ -8,6 +8,7 @@ enters any computation.
 """
 
 import argparse
+import json
 import math
 import os
 import re
@@ -21,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from utils import UserError
-from utils.config import DEFAULTS, EXPERIMENTS
+from utils.config import DEFAULTS
 from utils.evaluation.classification import SPECIFICITIES, TASKS, score_intervals
 from utils.evaluation.export import Score, to_markdown
 from utils.evaluation.rows import Row, result_rows, row_names
@@ -55,20 +56,7 @@ _OPERATING_POINTS = {
     for specificity in SPECIFICITIES
 }
 _AUC = {f"{task}_auc": number for number, task in enumerate(TASKS)}  # metrics of `compare`
-_PAPER, _CHALLENGE = "Zhang et al. 2019, doi 10.1109/TMI.2019.2893944", "ISIC 2017 challenge, arXiv:1710.05006"
-_PAPERS_NETWORKS = (
-    ("ARL-CNN50", (0.875, 0.850, 0.658, 0.896, 0.958, 0.868, 0.878, 0.867, 0.917)),
-    ("ResNet50", (0.857, 0.838, 0.632, 0.888, 0.948, 0.842, 0.867, 0.837, math.nan)),
-)
-_JACCARDS = (("Yuan", 0.765), ("Berseth", 0.762), ("Bi", 0.760))
-_AUCS = (("Matsunaga", 0.911), ("Díaz", 0.910), ("RECOD", 0.908))
-REFERENCES = {  # published by, source, scores by column
-    "segmentation": [(name, _CHALLENGE, {"jaccard": value}) for name, value in _JACCARDS],
-    "classification": [
-        *((name, _PAPER, dict(zip(_CLASSIFICATION, values, strict=True))) for name, values in _PAPERS_NETWORKS),
-        *((name, _CHALLENGE, {"mean AUC": value}) for name, value in _AUCS),
-    ],
-}
+OTHERS = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 START, END = "<!-- results -->", "<!-- /results -->"
 _LEGEND = (
     "Score: mean over seeds ± standard deviation over seeds [95 % bootstrap interval over images]; one seed has no ±. "
@@ -110,8 +98,9 @@ def operating_points_table(runs: Sequence[RunResult], split: str) -> pd.DataFram
 def published_table(task: str) -> pd.DataFrame:
     """What others reached on the official test images: name, source, floats (NaN: not published)."""
     lines = [
-        {"published by": name, "source": source, **{PUBLISHED + heading: value for heading, value in scores.items()}}
-        for name, source, scores in REFERENCES[task]
+        {"published by": each["by"], "source": each["source"]}
+        | {PUBLISHED + heading: value for heading, value in each["scores"].items()}
+        for each in OTHERS["others"][task]
     ]
     return pd.DataFrame(lines)
 
@@ -169,14 +158,14 @@ def _table(
     columns: Mapping[str, tuple[str, ...]],
     published: Mapping[str, tuple[str, ...]] | None = None,
 ) -> pd.DataFrame:
-    """columns, published: by heading, where to find the score in a run's metrics, or in `Experiment.published`."""
+    """columns, published: by heading, where to find the score in a run's metrics, or among the row's published ones."""
     lines = []
     for row in result_rows(runs, task, split):
         size, pretrained = row.settings.get("size", ("–",)), row.settings["pretrained"]
         line: dict[str, Any] = {"experiment": row.experiment, "network": row.settings["net"]}
         line |= {"pretrained": "yes" if pretrained else "no", "size": "×".join(map(str, size)), "seeds": len(row.runs)}
         line |= _scores(row, split, columns) if row.runs else dict.fromkeys(columns, Score())
-        others = EXPERIMENTS[row.experiment].published if row.experiment in EXPERIMENTS else {}
+        others = OTHERS["rows"].get(row.experiment)
         for heading, path in (published or {}).items():
             line[PUBLISHED_2022 + heading] = lookup(others, path) if others else math.nan
         lines.append({**line, "note": row.note})
