@@ -100,13 +100,14 @@ def test_scores_in_the_log(folder):
     seg, cls = (find_runs(folder / name)[0].metrics["validation"] for name in ("seg-2", "arl18-scratch"))
     for summary, name, value, (low, high), count in (
         (seg, "jaccard", seg["official"]["jaccard"], seg["official_interval_95"]["jaccard"], 6),
-        (cls, "mean AUC", cls["mean_auc"], cls["interval_95"]["mean_auc"], 12),
+        (cls, "mean AUC", cls["mean_auc"], cls["interval_95"]["mean_auc"], 10),
     ):
         title, *lines = format_scores("validation", summary).splitlines()
         assert title.startswith("validation, 25 images: ") and title.endswith(" [95 % interval]")
-        assert f"  {name:<18} {value:.4f}  [{low:.4f}, {high:.4f}]" in lines and len(lines) == count
+        width = 17 if count == 6 else 33
+        assert f"  {name:<{width}} {value:.4f}  [{low:.4f}, {high:.4f}]" in lines and len(lines) == count
     cls["melanoma"]["auc"] = None
-    assert "  AUC                undefined: no such image" in format_scores("test", cls).splitlines()
+    assert f"  {'melanoma: AUC':<33} undefined: no such image" in format_scores("test", cls).splitlines()
 
 
 # --- README.md ----------------------------------------------------------------------------------------------------

@@ -192,25 +192,27 @@ def _scores(row: Row, split: str, columns: Mapping[str, tuple[str, ...]]) -> dic
         }
 
 
-def format_scores(split: str, summary: Mapping[str, Any]) -> str:
-    """What either task's `summarize` says of a split, as lines of text: the main scores with their 95 % intervals."""
-
-    def line(name: str, value: float | None, interval: Sequence[float]) -> str:
-        known = "undefined: no such image" if value is None else f"{value:.4f}  [{interval[0]:.4f}, {interval[1]:.4f}]"
-        return f"  {name:<18} {known}"
-
+def main_scores(summary: Mapping[str, Any]) -> dict[str, tuple[float | None, Sequence[float]]]:
+    """Of what either task's `summarize` says of a split, the main scores by name, and their 95 % intervals."""
     if "official" in summary:
-        title, intervals = "official scores (mean over images at mask size)", summary["official_interval_95"]
-        lines = [line(name, value, intervals[name]) for name, value in summary["official"].items()]
-    else:
-        title, intervals = "classes by the highest probability", summary["interval_95"]
-        names = {"mean AUC": "mean_auc", "balanced accuracy": "balanced_accuracy"}
-        lines = [line(name, summary[key], intervals[key]) for name, key in names.items()]
-        for task in TASKS:
-            names = {"auc": "AUC"} | {name: name for name in _OFFICIAL[:3]}
-            lines.append(f" {task.replace('_', ' ')}")
-            lines += [line(name, summary[task][key], intervals[task][key]) for key, name in names.items()]
-    return "\n".join([f"{split}, {summary['images']} images: {title} [95 % interval]", *lines])
+        return {name: (value, summary["official_interval_95"][name]) for name, value in summary["official"].items()}
+    paths = {"mean AUC": ("mean_auc",), "balanced accuracy": ("balanced_accuracy",)}
+    for task in TASKS:
+        names = {"auc": "AUC"} | {name: name for name in _OFFICIAL[:3]}
+        paths |= {f"{task.replace('_', ' ')}: {name}": (task, key) for key, name in names.items()}
+    return {name: (lookup(summary, path), lookup(summary["interval_95"], path)) for name, path in paths.items()}
+
+
+def format_scores(split: str, summary: Mapping[str, Any]) -> str:
+    """The main scores of a split as lines of text."""
+    kind = "official scores (mean over images at mask size)" if "official" in summary else "by the most probable class"
+    lines = [f"{split}, {summary['images']} images: {kind} [95 % interval]"]
+    scores = main_scores(summary)
+    width = max(map(len, scores))
+    for name, (value, interval) in scores.items():
+        known = "undefined: no such image" if value is None else f"{value:.4f}  [{interval[0]:.4f}, {interval[1]:.4f}]"
+        lines.append(f"  {name:<{width}} {known}")
+    return "\n".join(lines)
 
 
 def results_section(folder: Path, start: Path) -> str:

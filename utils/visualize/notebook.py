@@ -18,8 +18,8 @@ from utils.data.isic import CLASSES, Sample, find_files
 from utils.data.loader import train_loader
 from utils.data.synthetic import make_synthetic
 from utils.data.transforms import Transforms
-from utils.evaluation.classification import TASKS
 from utils.evaluation.export import Score, as_text, export_table
+from utils.evaluation.tables import main_scores
 from utils.logger import log, start_logging
 from utils.model.run import Run
 from utils.visualize.comparison import save_figure
@@ -96,18 +96,11 @@ def settings_table(config: Config) -> pd.DataFrame:
 
 def scores_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     """The main scores of a split of metrics.json, of either task, with their 95 % intervals."""
-    if "official" in summary:
-        scores, intervals = summary["official"], summary["official_interval_95"]
-        found = {name: (value, intervals[name]) for name, value in scores.items()}
-    else:
-        intervals = summary["interval_95"]
-        found = {name: (summary[name], intervals[name]) for name in ("mean_auc", "balanced_accuracy")}
-        for task in TASKS:
-            names = ("auc", "accuracy", "sensitivity", "specificity")
-            found |= {f"{task}: {name}": (summary[task][name], intervals[task][name]) for name in names}
-    scores = [Score() if value is None else Score(value, None, tuple(interval)) for value, interval in found.values()]
-    names = [name.replace("_", " ").replace("auc", "AUC") for name in found]
-    return pd.DataFrame({"score": names, "value [95 % interval]": map(str, scores)})
+    scores = {
+        name: Score() if value is None else Score(value, None, tuple(interval))
+        for name, (value, interval) in main_scores(summary).items()
+    }
+    return pd.DataFrame({"score": scores.keys(), "value [95 % interval]": map(str, scores.values())})
 
 
 def network_table(names: Sequence[str]) -> pd.DataFrame:
