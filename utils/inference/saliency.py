@@ -9,10 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from nets.arl import ARLAttention
 
@@ -98,24 +96,6 @@ def attention_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
                 hooks.enter_context(module.register_forward_pre_hook(partial(keep, block)))
         model.features(images.float())
     return maps
-
-
-def to_image_size(maps: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Maps [B, h, w], enlarged bilinearly over an image of size = (width, height): float32 [B, height, width]."""
-    maps = maps.detach().float()[:, None]
-    return interpolate(maps, size[::-1], mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
-
-
-def mass_inside(heat: np.ndarray, mask: np.ndarray) -> float:
-    """The share of a map's sum that lies in a mask, in [0, 1]; a map that is the same everywhere gives `mask.mean()`.
-
-    heat: [h, w]; negative values, which speak against the class, count as 0. mask: [h, w], bool or 0/1.
-    NaN for a map without a positive value. ValueError when the shapes differ.
-    """
-    if heat.shape != mask.shape:
-        raise ValueError(f"heat is {heat.shape}, mask is {mask.shape}: expected one size (see to_image_size)")
-    mass = np.clip(heat.astype(np.float64), 0, None)
-    return float(mass[mask.astype(bool)].sum() / mass.sum()) if mass.any() else float("nan")
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -18,13 +17,11 @@ from utils.data.isic import CLASSES, Sample, read_split
 from utils.data.loader import to_input
 from utils.data.transforms import FRAME, TRAIN_TRANSFORMS, take
 from utils.device import Precision, find_device
-from utils.evaluation.export import Score
 from utils.evaluation.rows import Row
 from utils.evaluation.runs import RunResult, find_runs
 from utils.evaluation.segmentation import SegmentationCounts
-from utils.evaluation.statistics import bootstrap_interval
 from utils.inference.classification import examples, labels_of
-from utils.inference.saliency import attention_maps, class_activation_maps, grad_cam, mass_inside, to_image_size
+from utils.inference.saliency import attention_maps, class_activation_maps, grad_cam
 from utils.inference.segmentation import lesion_mask, predict_lesions
 from utils.inference.trained import has_weights, load_network
 from utils.logger import log
@@ -116,13 +113,11 @@ def classification_failures(rows: Sequence[Row], split: str, samples: Sequence[S
     return panels
 
 
-def compare_maps(rows: Sequence[Row], split: str, samples: Sequence[Sample]) -> tuple[Figure, pd.DataFrame] | None:
+def compare_maps(rows: Sequence[Row], split: str, samples: Sequence[Sample]) -> Figure | None:
     """Class activation maps of an ARL network and its plain counterpart on the same photographs, for the true class.
 
     Taken are an ARL-CNN and a ResNet, else the two MobileNets, with the highest mean AUC that keep their weights; of
-    each the first seed. The figure shows the best and the worst recognised image of each class (by the ARL network).
-    The table has the share of the maps' mass that lies on the lesion, beside the lesion's share of the frame: over the
-    images that have a mask and in which both networks find something of the class.
+    each the first seed. Shown are the best and the worst recognised image of each class (by the ARL network).
     None, with a line in the log, when a run, its weights or the photographs are not there.
     """
     pairs = [[_with_weights(rows, split, net) for net in nets] for nets in ARL_AND_PLAIN]
@@ -131,20 +126,13 @@ def compare_maps(rows: Sequence[Row], split: str, samples: Sequence[Sample]) -> 
         log.info("no maps to compare: they need photographs, and the weights of an ARL network's run and a plain one's")
         return None
     probabilities, labels = pair[0].probabilities(split)
-    maps = [_true_class_maps(row.runs[0], samples, labels) for row in pair]
-    *shares, of_frame = _on_the_lesion(maps, samples)
-    table = {
-        "experiment": [row.experiment for row in pair],
-        "network": [row.settings["net"] for row in pair],
-        "images": len(of_frame),
-        "of the map's mass on the lesion": [_score(share) for share in shares],
-        "of the frame": [_score(of_frame)] * len(pair),
-    }
     chosen = examples(probabilities[0], labels)
-    panels = [photograph(samples[index], f"{samples[index].id}\n{NAMES[labels[index]]}") for index in chosen]
-    titles = [f"{row.experiment}\n{row.settings['net']}" for row in pair]
-    heats = {title: each[chosen] for title, each in zip(titles, maps, strict=True)}
-    return plot_heatmaps(panels, heats, "Class activation maps of the true class"), pd.DataFrame(table)
+    shown = [samples[index] for index in chosen]
+    panels = [photograph(one, f"{one.id}\n{NAMES[label]}") for one, label in zip(shown, labels[chosen], strict=True)]
+    heats = {
+        f"{row.experiment}\n{row.settings['net']}": _true_class_maps(row.runs[0], shown, labels[chosen]) for row in pair
+    }
+    return plot_heatmaps(panels, heats, "Class activation maps of the true class")
 
 
 def plot_examples(
@@ -225,22 +213,3 @@ def _true_class_maps(run: RunResult, samples: Sequence[Sample], labels: np.ndarr
         image = to_input(torch.from_numpy(read_image(sample.image, size)[None]), device)
         maps.append(class_activation_maps(model, image, label)[0].cpu().numpy())
     return np.stack(maps)
-
-
-def _on_the_lesion(maps: Sequence[np.ndarray], samples: Sequence[Sample]) -> np.ndarray:
-    """The lesion's share of the mass of each network's maps [N, h, w], then of the frame: [networks + 1, images].
-
-    Of the images that have a mask and where every map has mass.
-    """
-    size, shares = (128, 128), []  # of the whole frame, finer than any map
-    for index, sample in enumerate(samples):
-        mask = read_mask(sample.mask, size) if sample.mask else None
-        if mask is not None and mask.any():
-            heats = to_image_size(torch.from_numpy(np.stack([each[index] for each in maps])), size)
-            shares.append([*(mass_inside(heat, mask) for heat in heats), mask.mean()])
-    table = np.reshape(shares, (-1, len(maps) + 1))
-    return table[np.isfinite(table).all(axis=1)].T
-
-
-def _score(values: np.ndarray) -> Score:
-    return Score(float(values.mean()), None, bootstrap_interval(values)) if values.size else Score()
