@@ -159,14 +159,15 @@ def begin(experiment: str, root: Path, **changes: Any) -> None:
 
 
 def inspect(root: Path) -> None:
-    """What is printed is logged; exit codes but 0 become a refusal by the line that says why."""
-    output, error = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
+    """What is printed is logged; exit code 1 becomes a refusal by the line that says why."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
         code = check.main([str(root)])
-    for line in output.getvalue().splitlines():
+    lines = output.getvalue().splitlines()
+    for line in lines:
         log.info("%s", line)
     if code:
-        raise UserError(error.getvalue().rstrip("\n") if code == 2 else output.getvalue().splitlines()[-1])
+        raise UserError(lines[-1])
 
 
 ENTRIES: dict[str, Callable[[Path], Any]] = {

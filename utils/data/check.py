@@ -24,6 +24,7 @@ from utils.data.isic import CLASSES, SPLITS, Sample, SplitFiles
 from utils.data.parallel import attempts
 from utils.data.splits import Data, classification_data, later_years, misplaced, refuse_copies, segmentation_data
 from utils.files import listed, sha256
+from utils.logger import run_script
 
 
 class ImageFacts(NamedTuple):
@@ -230,17 +231,13 @@ def _fault(report: Report, read_data: Callable[[Path], Data], masks: bool) -> st
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The exit code."""
     parser = argparse.ArgumentParser(prog="python -m utils.data.check", description=__doc__.split("\n")[0])
     parser.add_argument("folder", nargs="?", default="Data/ISIC2017", help="data folder (default: %(default)s)")
-    try:
-        report = inspect_folder(parser.parse_args(argv).folder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    encoding = sys.stdout.encoding or "utf-8"
-    print(f"{report}".encode(encoding, "backslashreplace").decode(encoding))  # a path may have any letters
+    report = inspect_folder(parser.parse_args(argv).folder)
+    print(report)
     return 0 if report.can_start else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(lambda: sys.exit(main()))

@@ -8,6 +8,7 @@ weights.safetensors, which `predict` takes, and README.md, the card, with the sc
 
 import argparse
 from pathlib import Path
+from string import Template
 
 from utils import UserError
 from utils.config import CACHE
@@ -24,6 +25,7 @@ from utils.inference.trained import RELEASED, classify, load_network, prepare_fo
 from utils.logger import log, run_script
 from utils.model.run import read_config
 
+CARD = Path(__file__).with_name("card.md")
 _VIEWS = {"1": "the whole frame, squeezed", "9": "nine patches"}
 _TASKS = {
     "segmentation": "Outlines the skin lesion in a dermoscopic photograph: a mask of the photograph's own size.",
@@ -53,44 +55,28 @@ def score_again(run: RunResult, data: Path, cache: Path) -> str:
 
 
 def model_card(run: RunResult, scores: str, size: int) -> str:
-    """Markdown: what the weights do, what they were trained on and how, how good they are, what they are not for."""
+    """card.md filled in: what the weights do, what they were trained on and how, how good they are; size in bytes."""
     settings, config = run.settings, read_config(run.folder)
     weights = settings.get("weights") or {}
-    start = weights.get("source") or weights.get("file") or "random weights"
-    width, height = settings["size"]
     attention = f" (attention {settings['attention']}, α {settings['alpha']})" if settings.get("attention") else ""
-    views = _VIEWS[run.metrics.get("views", "1")]
-    views += ", the four flips averaged" if run.metrics.get("flips") else ""
-    images = settings["train_images"].partition(",")[0]
-    differs = "".join(f"; {text}" for text in deviations(run))
-    return f"""# {run.experiment}, seed {run.seed}
-
-{_TASKS[run.task]} **Not a medical device: for research on methods, never for a decision about a patient.**
-
-    python predict.py {Path(*run.folder.parts[-3:])} photo.jpg
-
-| | |
-|---|---|
-| network | `{settings["net"]}`{attention} |
-| input | {width}×{height} pixels: {views} |
-| starts from | {start} |
-| trained on | ISIC 2017, {images}{differs} |
-| schedule | {run.metrics["epochs"]} epochs, of which number {run.metrics["best_epoch"]} was the best; \
-{settings["optimizer"]}, learning rate {settings["lr"]:g}, batch {settings["batch_size"]}, loss `{settings["loss"]}` |
-| made with | commit {config["git_commit"]}, {config["precision"]} |
-| file | `{RELEASED}`, {size / 1e6:.1f} MB, half precision |
-
-Scores of this file on the 150 validation images, which also chose the best epoch and so flatter it a little:
-
-```
-{scores}
-```
-
-**Limits.** Dermoscopic photographs only, of the kinds of devices and patients in ISIC 2017 (mostly fair skin): other
-photographs get an answer too, and nothing warns that it means nothing. Ink, hair, rulers and coloured patches mislead
-it. The probabilities are not calibrated for the clinic, where melanoma is far rarer than in this set. Classes that the
-challenge leaves out are called one of the three. Photographs: ISIC Archive, CC-0 (arXiv:1710.05006).
-"""
+    flips = ", the four flips averaged" if run.metrics.get("flips") else ""
+    facts = settings | run.metrics | config | {
+        "experiment": run.experiment,
+        "task": _TASKS[run.task],
+        "folder": Path(*run.folder.parts[-3:]),
+        "attention": attention,
+        "size": "{}×{}".format(*settings["size"]),
+        "views": _VIEWS[run.metrics.get("views", "1")] + flips,
+        "start": weights.get("source") or weights.get("file") or "random weights",
+        "images": settings["train_images"].partition(",")[0],
+        "differs": "".join(f"; {text}" for text in deviations(run)),
+        "lr": f"{settings['lr']:g}",
+        "commit": config["git_commit"],
+        "file": RELEASED,
+        "megabytes": f"{size / 1e6:.1f}",
+        "scores": scores,
+    }  # fmt: skip
+    return Template(CARD.read_text(encoding="utf-8")).substitute(facts)
 
 
 def main(argv: list[str] | None = None) -> None:
