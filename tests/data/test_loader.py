@@ -64,6 +64,7 @@ def test_draws_depend_on_seed_and_epoch_alone(cache):
     assert (
         len({TrainingSet(cache, SegmentationTransforms((48, 32)), seed)[0, 0][0].tobytes() for seed in range(9)}) == 9
     )
+    assert list(a_loader(cache).batch_sampler) != list(a_loader(cache, seed=1).batch_sampler)
     assert torch.equal(states[0], torch.get_rng_state())
     assert np.array_equal(states[1], np.random.get_state()[1])  # noqa: NPY002
 

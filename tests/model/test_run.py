@@ -102,9 +102,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 def test_other_pixels_are_refused_by_split_but_for_those_of_the_test(tmp_path):
     """Files that were exchanged under way: ids and labels are the same, what is trained on is not."""
     prepared = {"train": "v3-aa", "validation": "v3-bb"}
-    started(tmp_path / "run0", prepared=prepared).path("last.pth").touch()
-    started(tmp_path / "run0", prepared=prepared | {"test": "v3-cc"})  # which were not there at first
-    started(tmp_path / "run0", prepared=prepared | {"test": "v3-ee"})
+    started(tmp_path / "run0", prepared=prepared | {"test": "v3-cc"}).path("last.pth").touch()
+    for other in ({}, {"test": "v3-ee"}):
+        started(tmp_path / "run0", prepared=prepared | other)
     with pytest.raises(UserError, match=r"run0 was started with other train images or masks: files were changed"):
         started(tmp_path / "run0", prepared=prepared | {"train": "v3-dd"})
 
