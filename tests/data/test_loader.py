@@ -16,7 +16,6 @@ from utils.data.cache import prepare
 from utils.data.loader import EpochBatches, TrainingSet, to_input, train_loader
 from utils.data.transforms import SegmentationTransforms
 
-ROOT = Path(__file__).resolve().parents[2]
 # A notebook that was converted to a script: without a guard, importing it once more would run it once more.
 CONVERTED = """
 import pickle
@@ -73,7 +72,7 @@ def test_loader_processes_draw_the_same_and_do_not_run_the_main_script(cache, tm
     """They live on into the second epoch."""
     (tmp_path / "converted.py").write_text(CONVERTED)
     (tmp_path / "cache.pickle").write_bytes(pickle.dumps(cache))
-    command, variables = [sys.executable, "converted.py"], os.environ | {"PYTHONPATH": str(ROOT)}
+    command, variables = [sys.executable, "converted.py"], os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("True True None ") and done.stdout.endswith("converted.py\n"), done.stderr
     assert (tmp_path / "ran.txt").read_text() == "once "
@@ -111,9 +110,8 @@ def test_micro_batches_of_all_processes_are_the_batch_of_one(accumulate, process
 def test_an_epoch_opens_no_image_file(samples, cache):
     """Old fault: every epoch decoded the full-size JPEGs. Here the files are even gone after the first time."""
     before = batches(a_loader(cache))
-    for sample in samples:
-        sample.image.unlink()
-        sample.mask.unlink()
+    for path in (path for sample in samples for path in (sample.image, sample.mask)):
+        path.unlink()
     assert equal(before, batches(a_loader(cache)))
 
 
