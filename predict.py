@@ -16,10 +16,11 @@ from pathlib import Path
 from torch import nn
 
 from utils import UserError
+from utils.command_line import AMP
 from utils.data.cache import ImageCache
 from utils.data.images import image_size
 from utils.data.isic import Sample
-from utils.device import AMP, Precision, find_device, find_precision
+from utils.device import Precision, find_device, find_precision
 from utils.evaluation.classification import predictions_table
 from utils.evaluation.runs import RunResult, read_run
 from utils.files import written_whole

@@ -4,69 +4,107 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 import reproduce
-import seg_main
-from reproduce import KEPT, ROOT, Runner, main, make_job, portable
+from reproduce import KEPT, Job, Runner, main, make_job, portable
+from tests.conftest import ROOT
+from tests.scripts.conftest import QUICK, flags
 from utils import UserError
-from utils.data.synthetic import make_synthetic
-from utils.evaluation.runs import find_runs
 
-FLAGS = ["-p", "0", "--size", "32", "32", "--epochs", "1", "--batch-size", "4"]
+
+def arguments(folder: Path, data: Path, *names: str, seeds: tuple = ("3",), more: tuple = ()) -> list[str]:
+    images, output, cache = (flags(data, folder)[start : start + 2] for start in (0, 2, 4))
+    results = ["--results", str(folder / "results")]
+    return [*names, "--seeds", *seeds, *output, *results, "--", *QUICK, *images, *cache, *more]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, data) -> Path:
+    """What a list of two runs leaves, the first of which fails at its start."""
     folder = tmp_path_factory.mktemp("reproduce")
-    make_synthetic(folder / "data", {"train": 12, "validation": 6, "test": 3}, (72, 64), seed=4)
+    (folder / "model/seg-4").mkdir(parents=True)
+    (folder / "model/seg-4/run3").write_text("in the way")
+    with pytest.raises(UserError, match=r"1 failed.*\n  seg-4 seed 3: exit code 2, error: .*run3 cannot be written"):
+        main(arguments(folder, data, "seg-4", "cls-b1"))
     return folder
 
 
-def arguments(folder, *names, seeds=("0",), more=()):
-    where = ["--output", str(folder / "model"), "--results", str(folder / "results")]
-    data = ["--data", str(folder / "data"), "--cache", str(folder / "cache")]
-    return [*names, "--seeds", *seeds, *where, "--", *FLAGS, *data, *more]
+def test_what_a_list_leaves_is_what_the_tables_read(folder):
 
+    from utils.evaluation.runs import find_runs
 
-def test_a_list_of_rows_runs_and_is_passed_over_the_second_time(folder, capfd):
-    commands = [arguments(folder, "seg-4", "resnet14", seeds=("3",)), arguments(folder, "resnet14", seeds=("0", "3"))]
-    for command in commands:
-        main(command)
-    runs = find_runs(folder / "results")
-    found = {(run.experiment, run.seed, run.folder.parent.name, run.folder.name) for run in runs}
-    names = ("seg-4", "resnet14-scratch")  # seg-4 from random weights is still that row, with a note
-    expected = {(name, 3, name, "seed3") for name in names} | {("resnet14-scratch", 0, "resnet14-scratch", "seed0")}
-    assert found == expected
-    files = {path.name for path in (folder / "results/resnet14-scratch/seed3").iterdir()}
+    (run,) = find_runs(folder / "results")
+    assert (run.experiment, run.seed, run.folder) == ("cls-b1", 3, folder / "results/cls-b1/seed3")
+    files = {path.name for path in run.folder.iterdir()}
     assert files == {"config.json", *KEPT} - {"per_image.csv", "validation_masks.zip", "test_masks.zip"}
-    assert json.loads((folder / "results/resnet14-scratch/seed0/config.json").read_text())["data"] == "data"
+    config = json.loads((run.folder / "config.json").read_text())
+    assert config["data"] == "synthetic"
+    assert config["command"].startswith("python cls_main.py --experiment cls-b1 -i 3 --seed 3 --output model -p 0 ")
     for path in (folder / "results").rglob("*.json"):
         assert str(folder) not in path.read_text(), path
-    before = {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*") if path.is_file()}
-    main(commands[0])
-    assert before == {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*") if path.is_file()}
 
 
-def test_a_run_that_fails_is_named_and_the_others_go_on(folder):
-    command = arguments(folder, "seg-4", "resnet14", seeds=("7",))
-    folder.joinpath("model/seg-4").mkdir(parents=True, exist_ok=True)
-    folder.joinpath("model/seg-4/run7").write_text("in the way")
-    with pytest.raises(UserError, match=r"1 failed.*\n  seg-4 seed 7: exit code 2, error: .*run7 cannot be written"):
-        main(command)
-    assert not (folder / "results/seg-4/seed7/metrics.json").exists()
-    assert (folder / "results/resnet14-scratch/seed7/metrics.json").exists()
-
-
-def test_results_of_other_settings_are_no_results_of_this_command(folder):
+def test_what_is_in_results_is_passed_over_and_of_other_settings_refused(folder, data):
     """A list for a GPU must not pass over rows because small runs of them are there."""
-    with pytest.raises(UserError, match=r"seg-4 seed 3: .*seed3 is of other settings, epochs 1 \(asked for: 2\): move"):
-        main(arguments(folder, "seg-4", seeds=("3",), more=["--epochs", "2"]))
-    with pytest.raises(UserError, match=r"other settings, views 9 \(asked for: 1\): move"):
-        main(arguments(folder, "resnet14", seeds=("3",), more=["--views", "1"]))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    main(arguments(folder, data, "cls-b1"))
+    for more, differs in (
+        (("--epochs", "2"), r"epochs 1 \(asked for: 2\)"),
+        (("--views", "9"), r"views 1 \(asked for: 9\)"),
+    ):
+        with pytest.raises(UserError, match=f"cls-b1 seed 3: .*seed3 is of other settings, {differs}"):
+            main(arguments(folder, data, "cls-b1", more=more))
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_list_that_is_stopped_stops_its_run_and_starts_no_other(tmp_path, data):
+    """The run writes its checkpoint, from which the same command goes on."""
+    command = arguments(tmp_path, data, "seg-b1", seeds=("11", "12"), more=("--epochs", "400", "--patience", "400"))
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "reproduce.py"), *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    run, end = tmp_path / "model/seg-b1/run11", time.monotonic() + 240
+    while not (run / "last.pth").exists():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 128 + signal.SIGTERM and "stopped by SIGTERM" in errors, errors
+    assert "stopped by SIGTERM in epoch" in run.with_suffix(".log").read_text()
+    assert not run.with_name("run12.log").exists()
+
+
+def pretend(job: Job, environment: dict[str, str]) -> None:
+    """In place of a training: tells when it was on which device, and fails with seed 2."""
+    start = time.monotonic()
+    time.sleep(0.3)
+    job.config.folder.mkdir(parents=True)
+    facts = {"command": "", "data": "", "device": environment["CUDA_VISIBLE_DEVICES"]}
+    facts |= {"threads": environment.get("OMP_NUM_THREADS"), "time": [start, time.monotonic()]}
+    (job.config.folder / "config.json").write_text(json.dumps(facts))
+    if job.config.seed == 2:
+        job.output.write_text("out of luck")
+        sys.exit(1)
+
+
+def test_each_device_takes_one_run_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "run_alone", pretend)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    jobs = [make_job("seg-1", seed, [], tmp_path, tmp_path / "results") for seed in range(5)]
+    failed = Runner(["0", "1"], 3).run(jobs)
+    assert failed == [f"seg-1 seed 2: exit code 1, out of luck (see {tmp_path / 'seg-1/run2.log'})"]
+    runs = [json.loads((tmp_path / f"seg-1/run{seed}/config.json").read_text()) for seed in range(5)]
+    assert {run["threads"] for run in runs} == {"3"} and {run["device"] for run in runs} == {"0", "1"}
+    for device in "01":
+        times = sorted(run["time"] for run in runs if run["device"] == device)
+        assert all(before[1] <= after[0] for before, after in pairwise(times))
+    kept = {path.parent.name for path in (tmp_path / "results").rglob("config.json")}
+    assert kept == {f"seed{seed}" for seed in (0, 1, 3, 4)}
 
 
 @pytest.mark.parametrize("flags", [["--seed", "3"], ["-i", "1"], ["--output", "x"], ["-c", "0"]])
@@ -77,7 +115,7 @@ def test_what_tells_runs_apart_may_not_be_among_the_flags(flags, tmp_path):
 
 def test_arl18_is_trained_before_seg_5_where_it_is_not_there(tmp_path, monkeypatch):
     lists = []
-    monkeypatch.setattr(reproduce.Runner, "run", lambda self, jobs: lists.append([job.name for job in jobs]) or [])
+    monkeypatch.setattr(Runner, "run", lambda self, jobs: lists.append([job.name for job in jobs]) or [])
     monkeypatch.setattr(reproduce, "MODEL", tmp_path / "none")
     where = ["--output", str(tmp_path), "--results", str(tmp_path / "results")]
     main(["seg-4", "seg-5", "--seeds", "1", "2", *where])
@@ -91,33 +129,13 @@ def test_arl18_is_trained_before_seg_5_where_it_is_not_there(tmp_path, monkeypat
     assert lists == 3 * [["seg-5 seed 1"]]
 
 
-@pytest.mark.fault("SIGTERM to a list of runs", "the run under way writes its checkpoint, no other starts; same end")
-def test_a_list_that_is_stopped_stops_its_run_and_goes_on(folder):
-    command = [sys.executable, str(ROOT / "reproduce.py")]
-    command += arguments(folder, "seg-4", seeds=("11", "12"), more=["--epochs", "400", "--patience", "400"])
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=default_sigterm)
-    run = folder / "model/seg-4/run11"
-    end = time.monotonic() + 120
-    while not (run / "last.pth").exists():
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + signal.SIGTERM and "stopped by SIGTERM" in errors, errors
-    assert "stopped by SIGTERM in epoch" in (folder / "model/seg-4/run11.log").read_text()
-    assert not (folder / "model/seg-4/run12.log").exists()
-
-
-def default_sigterm() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def test_jobs_are_the_scripts_commands(tmp_path):
     job = make_job("cls-2-4", 2, ["--lr", "1e-3"], tmp_path / "model", tmp_path / "results")
-    assert job.script == "cls_main.py" and job.run == tmp_path / "model/cls-2-4/run2"
+    assert job.command[:3] == ("cls_main.py", "--experiment", "cls-2-4")
+    assert job.config.folder == tmp_path / "model/cls-2-4/run2" and (job.config.seed, job.config.lr) == (2, 1e-3)
     assert job.results == tmp_path / "results/cls-2-4/seed2" and job.name == "cls-2-4 seed 2"
-    row = seg_main.choose(seg_main.parse(list(make_job("arl", 0, ["-p", "0"], tmp_path, tmp_path).arguments)))
-    assert row.net == "arl_unet"
+    job = make_job("arl", 0, ["-p", "0"], tmp_path, tmp_path)
+    assert (job.config.net, job.results) == ("arl_unet", tmp_path / "arl_unet-scratch/seed0")
     with pytest.raises(UserError, match="'seg-9' is neither a row"):
         make_job("seg-9", 0, [], tmp_path, tmp_path)
 
@@ -125,21 +143,3 @@ def test_jobs_are_the_scripts_commands(tmp_path):
 def test_commands_are_kept_without_this_machines_folders():
     command = "python seg_main.py --experiment seg-1 --data /home/me/ISIC2017 --output '/home/me/my runs' -m 'a b'"
     assert portable(command) == "python seg_main.py --experiment seg-1 --data ISIC2017 --output 'my runs' -m 'a b'"
-
-
-def test_each_device_takes_one_run_at_a_time(tmp_path, monkeypatch):
-    jobs = [make_job("seg-1", seed, [], tmp_path, tmp_path / "results") for seed in range(8)]
-    busy, most, lock = {}, {}, threading.Lock()
-
-    def run_job(_runner, job, device):
-        with lock:
-            busy[device] = busy.get(device, 0) + 1
-            most[device] = max(most.get(device, 0), busy[device])
-        time.sleep(0.02)
-        with lock:
-            busy[device] -= 1
-        return job.name if job.name.endswith("3") else None
-
-    monkeypatch.setattr(Runner, "run_job", run_job)
-    assert Runner(["0", "1", "2"], None).run(jobs) == ["seg-1 seed 3"]
-    assert most == {"0": 1, "1": 1, "2": 1}

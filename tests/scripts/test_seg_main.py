@@ -1,40 +1,31 @@
-"""The script as a user runs it, on a small embedded sample."""
+"""seg_main.py as a user runs it, on a few drawn images, and what both scripts have in common."""
 
-import csv
 import json
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 
+import pandas as pd
 import pytest
-import torch
+from isic_challenge_scoring.segmentation import SegmentationScore
 from PIL import Image
 
+import cls_main
 import seg_main
-from tests.evaluation.test_segmentation_scores import official_command
-from utils import UserError, command_line
-from utils.config import EXPERIMENTS, experiments
-from utils.data.synthetic import make_synthetic
-from utils.model import weights
+from tests.conftest import ROOT
+from tests.scripts.conftest import QUICK, flags
+from utils import UserError
+from utils.command_line import NETS
+from utils.config import EXPERIMENTS, Experiment, experiments
+from utils.model.build import build_model
 
-ROOT = Path(__file__).resolve().parents[2]
-QUICK = ["--size", "32", "32", "--epochs", "1", "--batch-size", "4", "--lr", "1e-3"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return make_synthetic(
-        tmp_path_factory.mktemp("data") / "sample", {"train": 8, "validation": 4, "test": 3}, (80, 64)
-    )
-
-
-@pytest.fixture
-def folders(tmp_path, data) -> list[str]:
-    return ["--data", str(data), "--output", str(tmp_path / "model"), "--cache", str(tmp_path / "cache")]
+SCRIPTS = {"segmentation": seg_main, "classification": cls_main}
+RES = ["-n", "res", *QUICK]
+TEST = "ISIC-2017_Test_v2_Data"
 
 
 def script(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
@@ -43,116 +34,70 @@ def script(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:isic_challenge_scoring")
 def test_a_run_from_start_to_scores(folders, data, tmp_path):
-    """Everything a run promises to keep; and its scores are those that the challenge's own command gives its masks."""
-    done = script("--experiment", "seg-4", "-p", "0", "-i", "7", "-m", "a note", *QUICK, *folders)
+    """Everything a run promises to keep; and its scores are those that the challenge gives its masks."""
+    done = script("--experiment", "seg-b1", "-i", "7", "-m", "a note", *QUICK, *folders)
     assert done.returncode == 0, done.stderr
-    run = tmp_path / "model" / "seg-4" / "run7"
+    run = tmp_path / "model" / "seg-b1" / "run7"
     kept = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert kept >= {"config.json", "history.csv", "metrics.json", "per_image.csv", "best.pth", "last.pth"}
     assert kept >= {"figures/history.png", "figures/validation.png", "figures/test.png", "test_masks.zip"}
     assert any("tensorboard/events" in name for name in kept)
     assert not any(name.endswith(".partial") for name in kept)
-    assert str(run) in done.stdout.splitlines()[-1]
+    assert str(run) in done.stdout
 
     metrics = json.loads((run / "metrics.json").read_text())
-    names = {"accuracy", "sensitivity", "specificity", "jaccard", "threshold_jaccard", "dice"}
-    for split, count in (("validation", 4), ("test", 3)):
-        assert metrics[split]["official"].keys() == names
-        assert metrics[split]["pooled"].keys() == {*names, "mean_of_background_and_lesion"}
+    for split, name, count in (("validation", "Validation", 6), ("test", "Test_v2", 3)):
         assert metrics[split]["images"] == count
-    for split, name in (("validation", "Validation"), ("test", "Test_v2")):
+        assert metrics[split]["pooled"].keys() == {*metrics[split]["official"], "mean_of_background_and_lesion"}
         with zipfile.ZipFile(run / f"{split}_masks.zip") as archive:
             archive.extractall(tmp_path / split)
-        scores = official_command(data / f"ISIC-2017_{name}_Part1_GroundTruth", tmp_path / split)
-        assert scores == pytest.approx(metrics[split]["official"], abs=1e-12)
-    with (run / "per_image.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["split"] for row in rows] == ["validation"] * 4 + ["test"] * 3
-    assert all(sum(int(row[name]) for name in ("tp", "fp", "fn", "tn")) == 80 * 64 for row in rows)
-    with (run / "history.csv").open() as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["1"]
+        official = SegmentationScore.from_dir(data / f"ISIC-2017_{name}_Part1_GroundTruth", tmp_path / split)
+        assert metrics[split]["official"] == pytest.approx(official.macro_average.to_dict(), abs=1e-12)
+    table = pd.read_csv(run / "per_image.csv")
+    assert list(table["split"]) == ["validation"] * 6 + ["test"] * 3
+    assert (table[["tp", "fp", "fn", "tn"]].sum(axis=1) == 80 * 64).all()
+    assert list(pd.read_csv(run / "history.csv")["epoch"]) == [1]
     config = json.loads((run / "config.json").read_text())
-    assert config["message"] == "a note" and "--experiment seg-4 -p 0" in config["command"]
+    assert config["message"] == "a note" and "seg_main.py --experiment seg-b1 -i 7" in config["command"]
     assert config["settings"]["pretrained"] is False and config["settings"]["size"] == [32, 32]
 
 
-def test_without_truth_for_the_test_images_there_are_masks_and_no_scores(data, tmp_path):
+def test_without_truth_for_the_test_images_there_are_masks_and_no_scores(data, tmp_path, undrawn):
     shutil.copytree(data, tmp_path / "data")
     shutil.rmtree(tmp_path / "data" / "ISIC-2017_Test_v2_Part1_GroundTruth")
-    folders = ["--data", tmp_path / "data", "--output", tmp_path / "model", "--cache", tmp_path / "cache"]
-    seg_main.main(["-n", "res", "-p", "0", *QUICK, *map(str, folders)])
-    run = tmp_path / "model" / "res_unet-scratch" / "run0"
-    metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["test"] is None and metrics["validation"]["images"] == 4
-    with zipfile.ZipFile(run / "test_masks.zip") as archive:
+    run = seg_main.main([*RES, *flags(tmp_path / "data", tmp_path)])
+    metrics = run.read_json("metrics.json")
+    assert metrics["test"] is None and metrics["validation"]["images"] == 6
+    with zipfile.ZipFile(run.path("test_masks.zip")) as archive:
         names = archive.namelist()
-        images = sorted((data / "ISIC-2017_Test_v2_Data").glob("*.jpg"))
-        assert names == [f"{path.stem}_segmentation.png" for path in images]
+        assert names == [f"{path.stem}_segmentation.png" for path in sorted((data / TEST).glob("*.jpg"))]
         for name in names:
             with archive.open(name) as file, Image.open(file) as mask:
                 assert mask.size == (80, 64) and mask.mode == "L" and {v for _, v in mask.getcolors()} <= {0, 255}
 
 
-@pytest.mark.parametrize("net", seg_main.NETS)
-def test_p_0_needs_no_file_for_any_network(net, folders, monkeypatch):
-    """Old fault: -p 0 was ignored for the Res-UNet."""
-    monkeypatch.setattr(command_line, "find_weights", lambda *_: pytest.fail("looked for pretrained weights"))
-    seg_main.main(["-n", net, "-p", "0", *QUICK, *folders])
-
-
-def test_pretrained_is_what_the_row_says_and_offline_is_one_line(folders, monkeypatch):
-    offline = replace(weights.PRETRAINED["res_unet"], files=("none.pth",), url="http://127.0.0.1:9/")
-    monkeypatch.setitem(weights.PRETRAINED, "res_unet", offline)
-    with pytest.raises(UserError, match=r"none.pth could not be downloaded .*put it in .*model"):
-        seg_main.main(["--experiment", "seg-4", *QUICK, *folders])
-
-
-def test_the_same_command_continues_and_c_0_starts_afresh(folders, tmp_path, capsys):
-    command = ["-n", "res", "-p", "0", *QUICK, *folders]
-    for more in ([], [], ["-c", "0"]):
-        seg_main.main([*command, *more])
-    run = tmp_path / "model" / "res_unet-scratch" / "run0"
-    assert (run / "metrics.json").is_file() and (run.with_name("run0.old1") / "metrics.json").is_file()
-    assert json.loads((run.with_name("run0.old1") / "config.json").read_text()).keys() >= {"continued"}
+def test_the_same_command_continues_and_c_0_starts_afresh(folders, unscored):
+    first, again, afresh = (seg_main.main([*RES, *folders, *more]) for more in ([], [], ["-c", "0"]))
+    assert first.folder == again.folder == afresh.folder
+    old = first.folder.with_name("run0.old1")
+    assert len(json.loads((old / "config.json").read_text())["continued"]) == 1
+    assert (old / "last.pth").is_file() and "continued" not in afresh.read_json("config.json")
     with pytest.raises(UserError, match=r"started with seed 0 \(now 3\)"):
-        seg_main.main([*command, "--seed", "3"])
+        seg_main.main([*RES, *folders, "--seed", "3"])
 
 
-def test_the_command_repeated_after_a_stop_gives_the_same_run(folders, tmp_path, monkeypatch):
-    """Stopped by Ctrl-C in its third epoch and repeated."""
-    command = ["-n", "res", "-p", "0", *QUICK, "--epochs", "4", *folders]
-    seg_main.main([*command, "-i", "1"])
-    epochs = []
-
-    def interrupted(*args, **options):
-        epochs.append(args)
-        if len(epochs) == 3:
-            raise KeyboardInterrupt
-        return score(*args, **options)
-
-    score = seg_main.score
-    monkeypatch.setattr(seg_main, "score", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        seg_main.main([*command, "-i", "2"])
-    seg_main.main([*command, "-i", "2"])
-    whole, continued = (tmp_path / "model" / "res_unet-scratch" / f"run{number}" for number in (1, 2))
-    for name in ("per_image.csv", "metrics.json"):
-        assert (whole / name).read_bytes() == (continued / name).read_bytes()
-    a, b = (torch.load(run / "last.pth", weights_only=True)["model"] for run in (whole, continued))
-    assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
-
-
-def test_an_id_in_two_splits_is_refused(data, tmp_path):
-    shutil.copytree(data, tmp_path / "data")
-    (image, *_) = sorted((data / "ISIC-2017_Training_Data").glob("*.jpg"))
-    shutil.copy(image, tmp_path / "data" / "ISIC-2017_Test_v2_Data")
-    with pytest.raises(UserError, match=f"1 ids are both in train and in test: {image.stem}"):
-        seg_main.main(["-n", "res", "-p", "0", "--data", str(tmp_path / "data")])
+@pytest.mark.parametrize(("task", "net"), [(task, net) for task in NETS for net in NETS[task]])
+def test_p_0_needs_no_file_for_any_network(task, net, tmp_path):
+    """Old fault: -p 0 was ignored for the Res-UNet."""
+    config = SCRIPTS[task].parse(["-n", net, "-p", "0", "--output", str(tmp_path)])
+    _, weights = build_model(config)
+    assert weights is None and not config.pretrained and not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    "arguments,name,net,pretrained",
+    ("arguments", "name", "net", "pretrained"),
     [
         (["-c=0", "-p=0"], "seg-2", "dense_unet", False),
         ([], "seg-3", "dense_unet", True),
@@ -168,20 +113,39 @@ def test_an_id_in_two_splits_is_refused(data, tmp_path):
     ],
 )
 def test_which_experiment_is_meant(arguments, name, net, pretrained):
-    row = seg_main.choose(seg_main.parse(arguments))
-    assert (row.name, row.net, row.pretrained) == (name, net, pretrained)
-    assert (row.size, row.batch_size, row.epochs, row.lr, row.patience) == ((336, 224), 16, 150, 1e-4, 45)
+    config = seg_main.parse(arguments)
+    assert (config.name, config.net, config.pretrained) == (name, net, pretrained)
+    assert (config.size, config.batch_size, config.lr) == ((336, 224), 16, 1e-4)
+    assert (config.epochs, config.patience) == (150, 45)
+    assert (config.id, config.seed, config.resume) == (0, 0, "-c=0" not in arguments)
 
 
-def test_every_row_of_the_table_is_runnable_by_name():
-    for name in experiments("segmentation"):
-        row = EXPERIMENTS[name]
-        assert seg_main.choose(seg_main.parse(["--experiment", name])) == row
-        assert len(row.published) == (0 if name == "seg-b1" else 6)  # b: this project's own
+@pytest.mark.parametrize("task", SCRIPTS)
+def test_every_row_of_the_table_is_runnable_by_name(task):
+    for name in experiments(task):
+        config = SCRIPTS[task].parse(["--experiment", name])
+        assert Experiment(**{each.name: getattr(config, each.name) for each in fields(Experiment)}) == EXPERIMENTS[name]
+
+
+@pytest.mark.parametrize("task", SCRIPTS)
+def test_every_flag_is_a_field_of_the_config(task):
+    folders = "--data d --output o --cache c --weights w --keep-copies"
+    settings = "--epochs 2 --batch-size 8 --lr .1 --patience 7 --seed 5 --flips"
+    computation = "--workers 2 --device cpu --amp bf16 --accumulate 4 --compile --deterministic --sync-batchnorm"
+    config = SCRIPTS[task].parse(f"-i 3 -c 0 -m note {folders} {settings} {computation} --on-nan skip".split())
+    expected = {
+        "id": 3, "resume": False, "message": "note", "data": Path("d"), "output": Path("o"), "cache": Path("c"),
+        "weights": Path("w"), "keep_copies": True, "epochs": 2, "batch_size": 8, "lr": 0.1, "patience": 7, "seed": 5,
+        "flips": True, "workers": 2, "device": "cpu", "amp": "bf16", "accumulate": 4, "compile": True,
+        "deterministic": True, "sync_batchnorm": True, "on_nan": "skip",
+    }  # fmt: skip
+    assert {name: getattr(config, name) for name in expected} == expected
+    small = experiments(task)[-1]  # whose scores average flips
+    assert [SCRIPTS[task].parse(["--experiment", small, *no]).flips for no in ([], ["--no-flips"])] == [True, False]
 
 
 @pytest.mark.parametrize(
-    "arguments,message",
+    ("arguments", "message"),
     [
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--data", "."], "no train image with a mask; see python -m utils.data.check"),
@@ -194,41 +158,51 @@ def test_every_row_of_the_table_is_runnable_by_name():
 )
 def test_a_mistake_stops_before_anything_is_made(arguments, message, tmp_path, data, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = [*([] if "--data" in arguments else ["--data", str(data)]), *arguments]
     with pytest.raises(UserError, match=message) as caught:
-        seg_main.main([*arguments, "--output", "model", "--cache", "cache"])
+        seg_main.main(["--output", "model", "--cache", "cache", "--data", str(data), *arguments])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "model").exists()
 
 
+def test_unfit_images_are_named_before_training_starts(data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    path = next((tmp_path / "data" / TEST).glob("*.jpg"))
+    path.write_bytes(path.read_bytes()[:-200])
+    command = [*RES, *flags(tmp_path / "data", tmp_path)]
+    with pytest.raises(UserError, match=f"{path.name}: truncated"):
+        seg_main.main(command)
+    image = min((data / "ISIC-2017_Training_Data").glob("*.jpg"))
+    shutil.copy(image, path.parent)
+    with pytest.raises(UserError, match=f"1 ids are both in train and in test: {image.stem}"):
+        seg_main.main(command)
+    assert not (tmp_path / "model").exists()
+
+
 @pytest.mark.parametrize(
-    "arguments,message",
+    ("script", "arguments", "message"),
     [
-        (["--size", "31", "64"], "argument --size: 31 is below 32"),
-        (["--epochs", "0"], "argument --epochs: 0 is below 1"),
-        (["--seed", "4294967296"], "argument --seed: 4294967296 is not below 2^32"),
-        (["--lr", "nan"], "argument --lr: nan is not a positive number"),
-        (["--net", "vnet"], "invalid choice: 'vnet'"),
+        (seg_main, ["--size", "31", "64"], "argument --size: 31 is below 32"),
+        (seg_main, ["--epochs", "0"], "argument --epochs: 0 is below 1"),
+        (seg_main, ["--seed", "4294967296"], "argument --seed: 4294967296 is not below 2^32"),
+        (seg_main, ["--lr", "nan"], "argument --lr: nan is not a positive number"),
+        (seg_main, ["--net", "vnet"], "invalid choice: 'vnet'"),
+        (seg_main, ["--recompute"], "--recompute is no more: --accumulate N computes a batch in less memory"),
+        (cls_main, ["--class-weights", "1", "2"], "argument --class-weights: expected three numbers, or balanced"),
+        (cls_main, ["--class-weights", "1", "2", "0"], "argument --class-weights: 0 is not a positive number"),
+        (cls_main, ["--class-weights", "1", "2", "balanced"], "argument --class-weights: could not convert"),
+        (cls_main, ["--views", "center9"], "argument --views: invalid choice"),
+        (cls_main, ["--loss", "dice_ce"], "argument --loss: invalid choice: 'dice_ce'"),
+        (cls_main, ["--experiment", "seg-1"], "argument --experiment: invalid choice: 'seg-1'"),
     ],
 )
-def test_values_that_are_out_of_range(arguments, message, capsys):
+def test_values_that_are_out_of_range(script, arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
-        seg_main.parse(arguments)
+        script.parse(arguments)
     assert message in capsys.readouterr().err
 
 
 def test_the_script_ends_with_one_line_and_exit_code_2(tmp_path):
     """From any folder, without a traceback."""
-    done = script("--data", "nowhere", cwd=tmp_path)
+    done = script("-n", "res", "--alpha", "0", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: nowhere: no such folder")
-
-
-def test_an_unreadable_file_is_named_before_training_starts(data, tmp_path):
-    shutil.copytree(data, tmp_path / "data")
-    path = next((tmp_path / "data" / "ISIC-2017_Test_v2_Data").glob("*.jpg"))
-    path.write_bytes(path.read_bytes()[:-200])
-    folders = ["--data", tmp_path / "data", "--output", tmp_path / "model", "--cache", tmp_path / "cache"]
-    with pytest.raises(UserError, match=f"{path.name}: truncated"):
-        seg_main.main(["-n", "res", "-p", "0", *QUICK, *map(str, folders)])
-    assert not (tmp_path / "model").exists()
+    assert done.stderr == "error: --attention and --alpha are for ARL networks, res_unet has no ARL block\n"

@@ -1,0 +1,88 @@
+"""Networks of finished runs: their released weights, and runs that do not tell how to predict."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+import nets
+from utils import UserError
+from utils.evaluation.runs import RunResult
+from utils.inference.trained import RELEASED, load_network, write_released
+
+CPU = torch.device("cpu")
+SETTINGS = {
+    "segmentation": {"net": "mobilenet_unet", "size": [32, 32], "batch_size": 4},
+    "classification": {"net": "arl14", "size": [32, 32], "batch_size": 4, "train_views": "frame"},
+}
+SCORED = {"views": "1", "flips": True}
+
+
+def finished(folder: Path, task: str, changed: dict[str, Any] | None = None) -> RunResult:
+    """A run with these settings or metrics changed; those that are None are not there."""
+    settings, metrics = ({**part, **(changed or {})} for part in (SETTINGS[task], SCORED))
+    settings, metrics = ({k: v for k, v in part.items() if v is not None} for part in (settings, metrics))
+    return RunResult(folder, "row", task, settings, metrics)
+
+
+def test_vectors_and_numbers_stay_as_they_are(tmp_path):
+    """Matrices and kernels lose half of their digits."""
+    model = nets.create_model("mobilenet_unet")
+    exact = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    write_released(model, tmp_path / RELEASED)
+    state = load_network(finished(tmp_path, "segmentation"), CPU).state_dict()
+    assert state.keys() == exact.keys()
+    for name, tensor in state.items():
+        assert torch.equal(tensor, exact[name].half().float() if tensor.ndim > 1 else exact[name])
+
+
+def test_a_weight_too_large_for_half_precision_is_named(tmp_path):
+    layer = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(layer.weight, 1e6)
+    with pytest.raises(UserError, match="weight: not finite in half precision"):
+        write_released(layer, tmp_path / RELEASED)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "truncated, or not a safetensors file"),
+        (lambda path: path.write_bytes(b"\xff" * 100), "truncated, or not a safetensors file"),
+        (lambda path: path.write_bytes(b""), "truncated, or not a safetensors file"),
+        (lambda path: safetensors.torch.save_file({"a": torch.zeros(1)}, path), "Missing key"),
+        (lambda path: safetensors.torch.save_file({"a": torch.tensor([torch.nan])}, path), "a is not finite"),
+    ],
+    ids=["cut short", "a header of exabytes", "empty", "another network's", "NaN"],
+)
+def test_damaged_weights_are_refused(damage, reason, tmp_path):
+    path = tmp_path / RELEASED
+    write_released(nets.create_model("mobilenet_unet"), path)
+    damage(path)
+    with pytest.raises(UserError, match=reason) as error:
+        load_network(finished(tmp_path, "segmentation"), CPU)
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "changed"),
+    [
+        ("segmentation", {"net": "mobilenet"}),
+        ("segmentation", {"net": "res_unet", "attention": "spatial"}),
+        ("segmentation", {"size": [8, 8]}),
+        ("classification", {"net": "segmenter"}),
+        ("classification", {"attention": "all"}),
+        ("classification", {"batch_size": None}),
+        ("classification", {"size": None}),
+        ("classification", {"train_views": "all"}),
+        ("classification", {"views": "center9"}),  # of an earlier version
+        ("classification", {"flips": None}),
+    ],
+)
+def test_a_run_of_another_program_does_not_predict(task, changed, tmp_path):
+    (tmp_path / RELEASED).touch()
+    with pytest.raises(UserError, match=r"json: damaged, or of another version \(.+\)") as error:
+        load_network(finished(tmp_path, task, changed), CPU)
+    assert str(error.value).startswith(str(tmp_path)) and "\n" not in str(error.value)
