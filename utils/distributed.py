@@ -93,8 +93,7 @@ def alone() -> Iterator[None]:
 
 def wait_for_all() -> None:
     """Return when every process has come here."""
-    if processes() > 1:
-        any_process(False)
+    any_process(False)
 
 
 def any_process(flag: bool) -> bool:
@@ -109,16 +108,7 @@ def any_process(flag: bool) -> bool:
     return bool(value)
 
 
-def mean(value: float) -> float:
-    """Of a number over the processes."""
-    if processes() == 1:
-        return value
-    import torch
-
-    return float(mean_tensor(torch.tensor(value, dtype=torch.float64)))
-
-
-def mean_tensor(value: Tensor) -> Tensor:
+def mean(value: Tensor) -> Tensor:
     """Of a tensor over the processes, where it is; no GPU is waited for."""
     if processes() == 1:
         return value

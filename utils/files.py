@@ -1,12 +1,11 @@
 """Files: written whole or not at all, checked, hashed, locked; their content quoted in messages."""
 
-import errno
 import hashlib
 import json
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -62,17 +61,6 @@ def load_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def errors_named(path: Path) -> Iterator[None]:
-    """The system's errors within name the file; those of writing to an open one do not by themselves."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None:
-            error.filename = error.filename or str(path)
-        raise
-
-
-@contextmanager
 def locked(path: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
     """One process at a time: holds the lock file `path`, which the system frees when the process ends, however it ends.
 
@@ -105,13 +93,15 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
             f"{path.parent} is no longer there: {path.name} could not be written; put it back, or start again"
         )
     try:
-        partial.unlink(missing_ok=True)
-        with errors_named(path), partial.open("xb") as file:  # through no link
+        with partial.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
         _to_disk(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # those of writing to an open file name none
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -120,13 +110,9 @@ def _to_disk(folder: Path) -> None:
     """The names in a folder survive a power cut, where the system can promise it."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
-        try:
+        with suppress(OSError):  # some network file systems cannot
             os.fsync(handle)
-        except OSError as error:  # some network file systems cannot
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-                raise
-        finally:
-            os.close(handle)
+        os.close(handle)
 
 
 def sha256(path: Path) -> str:

@@ -18,7 +18,6 @@ Item = TypeVar("Item")
 log = logging.getLogger("isic2017")
 SECONDS_BETWEEN_LINES = 30.0
 _MAKE_ROOM = "make room, and the same command (without -c 0) goes on"
-LESS_MEMORY = "try a smaller --batch-size or --size, or --accumulate N"
 WAYS_OUT = {  # of what the system refuses; else the disk, or the network that it hangs on, is to be looked at
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _MAKE_ROOM),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "check its permissions, or choose another folder"),
@@ -103,7 +102,7 @@ def run_script(main: Callable[[], Any]) -> None:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):  # torch's, on a CPU
             raise
-        print(f"error: out of memory; {LESS_MEMORY}", file=sys.stderr)
+        print("error: out of memory; try a smaller --batch-size or --size, or --accumulate N", file=sys.stderr)
         sys.exit(2)
     except StopRequested as request:
         kept = str(request) or "the same command (without -c 0) goes on after the last checkpoint"

@@ -17,7 +17,6 @@ from utils.evaluation.statistics import (
     paired_bootstrap,
     resample,
     weighted_mean,
-    wilcoxon,
 )
 
 
@@ -170,27 +169,16 @@ def test_paired_bootstrap_p_value_is_where_the_interval_meets_zero():
         assert 0.055 < paired_bootstrap(noise - 0.8 * edge, zero).p_value < 0.3
 
 
-def test_paired_bootstrap_and_wilcoxon_at_the_edges():
+def test_paired_bootstrap_at_the_edges():
     a = np.random.default_rng(0).random(40)
     assert paired_bootstrap(a, a).p_value == 1 and paired_bootstrap(a, a).interval == (0, 0)
     assert paired_bootstrap(a + 1, a).p_value == paired_bootstrap(a, a + 1).p_value == pytest.approx(2 / 2001)
-    assert wilcoxon(a, a) == wilcoxon([0.5], [0.5]) == 1
-    assert wilcoxon(a + 1, a) < 1e-6
-    for test in (paired_bootstrap, wilcoxon):
-        for wrong, message in ((a[1:], "same images"), ([], "one image"), (np.full(40, np.nan), "finite")):
-            with pytest.raises(ValueError, match=message):
-                test(a, wrong)
+    for wrong, message in ((a[1:], "same images"), ([], "one image"), (np.full(40, np.nan), "finite")):
+        with pytest.raises(ValueError, match=message):
+            paired_bootstrap(a, wrong)
 
 
-# --- Wilcoxon, Holm -------------------------------------------------------------------------------------------
-
-
-def test_wilcoxon_by_hand():
-    """Differences 1, 2, 3, 4, −5 (and two zeros): W⁻ = 5; of the 32 signs, 10 give a sum of 5 or less on one side."""
-    differences = np.array([1, 2, 0, 3, 4, -5, 0.0])
-    assert wilcoxon(differences, np.zeros(7)) == pytest.approx(20 / 32)
-    assert wilcoxon(np.zeros(7), differences) == pytest.approx(20 / 32)
-    assert wilcoxon(differences[differences != 0], np.zeros(5)) == pytest.approx(20 / 32)
+# --- Holm -----------------------------------------------------------------------------------------------------
 
 
 def test_holm_by_hand():
@@ -214,15 +202,14 @@ def test_holm_lies_between_the_p_values_and_bonferroni(p_values):
 def test_false_alarms_are_about_as_many_as_promised():
     """400 pairs of equally good models: 5 % give p < 0.05 (binomial deviation 1.1 %; the bootstrap gives more)."""
     rng = np.random.default_rng(7)
-    by_delong, by_bootstrap, by_wilcoxon = [], [], []
+    by_delong, by_bootstrap = [], []
     for _ in range(400):
         positive = np.arange(100) < 40
         shared = rng.normal(size=100) + positive
         a, b = shared + rng.normal(size=(2, 100))
         by_delong.append(delong_test(positive, a, b).p_value)
         by_bootstrap.append(paired_bootstrap(a, b).p_value)
-        by_wilcoxon.append(wilcoxon(a, b))
-    for p_values in (by_delong, by_bootstrap, by_wilcoxon):
+    for p_values in (by_delong, by_bootstrap):
         assert 0.02 < np.mean(np.array(p_values) < 0.05) < 0.09
         assert 0.42 < np.mean(np.array(p_values) < 0.5) < 0.58
 

@@ -71,17 +71,6 @@ def paired_bootstrap(a: ArrayLike, b: ArrayLike) -> Comparison:
     return Comparison(float(difference.mean()), interval(means), min(1.0, 2 * (fewer + 1) / (RESAMPLES + 1)))
 
 
-def wilcoxon(a: ArrayLike, b: ArrayLike) -> float:
-    """Two-sided p value of Wilcoxon's signed-rank test of a − b; arguments as in `paired_bootstrap`.
-
-    Images with equal values are left out, as Wilcoxon did; p is 1 where all are equal.
-    """
-    import scipy.stats
-
-    difference = _differences(a, b)
-    return float(scipy.stats.wilcoxon(difference).pvalue) if difference.any() else 1.0
-
-
 def delong(positive: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """AUCs [K] of K models on the same images, and the covariance [K, K] of these estimates.
 

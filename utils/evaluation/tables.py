@@ -28,7 +28,7 @@ from utils.evaluation.export import Score, to_markdown
 from utils.evaluation.rows import Row, result_rows, row_names
 from utils.evaluation.runs import RunResult, find_runs, lookup, reading
 from utils.evaluation.segmentation import COUNTS, METRICS, pooled_intervals
-from utils.evaluation.statistics import bootstrap_interval, delong_test, holm, paired_bootstrap, wilcoxon
+from utils.evaluation.statistics import bootstrap_interval, delong_test, holm, paired_bootstrap
 from utils.files import check_file, written_whole
 from utils.logger import run_script
 
@@ -108,10 +108,10 @@ def published_table(task: str) -> pd.DataFrame:
 def compare(runs: Sequence[RunResult], metric: str, split: str = "test") -> pd.DataFrame:
     """Every pair of rows that have runs, on the same images: by how much the first scores higher, and paired tests.
 
-    metric: of `METRICS`, per image and averaged over seeds: p is of `paired_bootstrap`, and Wilcoxon's stands beside.
-    Or "melanoma_auc", "seborrheic_keratosis_auc": `delong_test` of the mean AUC over seeds.
-    Columns: first, second (`row_names`), images, difference, low, high (95 %), p, p (Holm), p Wilcoxon, p Wilcoxon
-    (Holm); "(Holm)" is adjusted for all pairs of the table. Ensembles, made of another row's runs, are left out.
+    metric: of `METRICS`, per image and averaged over seeds: p is of `paired_bootstrap`. Or "melanoma_auc",
+    "seborrheic_keratosis_auc": `delong_test` of the mean AUC over seeds. Ensembles, made of another row's runs, are
+    left out. Columns: first, second (`row_names`), images, difference, low, high (95 %), p, p (Holm: adjusted for all
+    pairs of the table).
 
     UserError when rows were scored on different images, or a run does not keep what is needed; ValueError for a metric.
     """
@@ -121,10 +121,8 @@ def compare(runs: Sequence[RunResult], metric: str, split: str = "test") -> pd.D
     rows = [row for row in rows if row.runs and "ensemble" not in row.settings]
     if metric in _AUC:
         values = [row.probabilities(split)[0][..., _AUC[metric]] for row in rows]  # [S, N] each
-        tests = {"p": lambda a, b: delong_test((images[0]["label"] == _AUC[metric]).to_numpy(), a, b)}
     else:
         values = [row.scores(split, metric).mean(axis=0) for row in rows]  # [N] each
-        tests = {"p": paired_bootstrap, "p Wilcoxon": wilcoxon}
     images = [row.per_image(split)[0].reindex(columns=["image_id", "label"]) for row in rows]
     if other := [row.label for row, those in zip(rows, images, strict=True) if not those.equals(images[0])]:
         raise UserError(
@@ -132,12 +130,13 @@ def compare(runs: Sequence[RunResult], metric: str, split: str = "test") -> pd.D
         )
     lines, names = [], row_names(rows)
     for a, b in combinations(range(len(rows)), 2):
-        result, *more = (test(values[a], values[b]) for test in tests.values())
-        pair = (names[a], names[b], len(images[0]))
-        lines.append((*pair, result.difference, *result.interval, result.p_value, *more))
-    table = pd.DataFrame(lines, columns=["first", "second", "images", "difference", "low", "high", *tests])
-    for name in tests:
-        table.insert(table.columns.get_loc(name) + 1, f"{name} (Holm)", holm(table[name]))
+        if metric in _AUC:
+            result = delong_test((images[0]["label"] == _AUC[metric]).to_numpy(), values[a], values[b])
+        else:
+            result = paired_bootstrap(values[a], values[b])
+        lines.append((names[a], names[b], len(images[0]), result.difference, *result.interval, result.p_value))
+    table = pd.DataFrame(lines, columns=["first", "second", "images", "difference", "low", "high", "p"])
+    table["p (Holm)"] = holm(table["p"])
     return table
 
 

@@ -170,7 +170,7 @@ class Trainer:
             if distributed.any_process(should_stop()):
                 break
         look()
-        done.loss = distributed.mean(float(total))
+        done.loss = float(distributed.mean(total))
         if done.step < batches.steps:
             return None
         counted = batches.steps - done.uncounted
@@ -216,7 +216,7 @@ class Trainer:
         loss = torch.zeros((), device=device)
         micro_batches = [(images, targets.to(device, non_blocking=True)) for images, targets in micro_batches]
         weights = torch.stack([_weight(self.criterion, targets) for _, targets in micro_batches])
-        shares = weights / distributed.mean_tensor(weights.sum())  # gradients are averaged over processes, not added
+        shares = weights / distributed.mean(weights.sum())  # gradients are averaged over processes, not added
         for number, (images, targets) in enumerate(micro_batches, start=1):
             with self._gradients_averaged(number == len(micro_batches)):
                 with self.precision.autocast():
