@@ -13,7 +13,6 @@ import torch
 from filelock import FileLock
 from matplotlib.figure import Figure
 
-from tests.small import exit_code
 from utils import UserError
 from utils.data.isic import Sample
 from utils.model import run as run_module
@@ -212,29 +211,24 @@ def test_a_broken_tensorboard_stops_nothing(tmp_path, monkeypatch, caplog):
     with caplog.at_level("WARNING", "isic2017"), started(tmp_path / "run0") as run:
         for epoch in (1, 2):
             run.write_events({"epoch": epoch, "train_loss": 0.5}, epoch)
-    assert len(caplog.messages) == 1 and "no TensorBoard events: it cannot be imported" in caplog.text
+    assert len(caplog.messages) == 1 and "no TensorBoard events from epoch 1 on" in caplog.text
     assert not run.path("tensorboard").exists()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_disk_full_of_events_is_one_line(tmp_path, capsys):
+def test_a_disk_full_of_events_stops_nothing(tmp_path, caplog):
     run = started(tmp_path / "run0")
     run.write_events({"epoch": 1, "train_loss": 0.5}, 1)
     (events,) = run.path("tensorboard").iterdir()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def epochs():
-        for epoch in range(2, 9):  # TensorBoard writes in a thread, and tells at the next one
-            run.write_events({"epoch": epoch, "train_loss": 0.25}, epoch)
-
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (events.stat().st_size + 10, before[1]))
-        assert exit_code(epochs) == 2
+        with caplog.at_level("WARNING", "isic2017"):
+            for epoch in range(2, 9):  # TensorBoard writes in a thread, and tells at the next one
+                run.write_events({"epoch": epoch, "train_loss": 0.25}, epoch)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert capsys.readouterr().err.endswith(
-        "error: File too large; make room, and the same command (without -c 0) goes on\n"
-    )
+    assert len(caplog.messages) == 1 and "File too large" in caplog.text
 
 
 def test_digest_tells_other_images():

@@ -187,8 +187,6 @@ def _nevus(rng, x, y, field, radius, typical, scene) -> np.ndarray:
     elif kind == "globules":
         dots = _dots(rng, x, field > 0.01, int(rng.integers(25, 90)), (0.005, 0.011), 0.002)
         pigment += rng.uniform(0.4, 0.9) * amount * dots
-    if rng.random() > typical:  # some look worse than they are
-        pigment *= 1 + 0.35 * np.tanh(_noise(rng, x, 0.9 / radius))
     alpha = _soft(field + 0.002, rng.uniform(0.004, 0.03) * (0.5 + radius))
     blood = _maybe(rng, 0.4, 0.1, 0.45)
     _absorb(scene, pigment * alpha, blood * alpha)
@@ -254,7 +252,7 @@ def _keratosis(rng, x, y, field, radius, typical, scene) -> np.ndarray:
 
 
 def _skin(rng, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The scene, float32 [3, H, W], about 0 … 255: tone, mottling, furrows, freckles."""
+    """The scene, float32 [3, H, W], about 0 … 255: tone, mottling, furrows."""
     tone = rng.dirichlet(np.full(len(SKIN_TONES), 0.35)) @ SKIN_TONES
     scene = np.empty((3, *x.shape), np.float32)
     scene[:] = tone[:, None, None]
@@ -262,8 +260,6 @@ def _skin(rng, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     pigment = rng.uniform(0.01, 0.08) * _noise(rng, x, 4) + rng.uniform(0.0, 0.05) * _noise(rng, x, 16)
     pigment += rng.uniform(0.0, 0.1) * (furrows - 0.3)
     blood = rng.uniform(0.01, 0.05) * _noise(rng, x, rng.uniform(4, 9)) + rng.uniform(0.0, 0.05) * _noise(rng, x, 22)
-    if rng.random() < 0.35:
-        pigment += rng.uniform(0.1, 0.4) * _dots(rng, x, x == x, int(rng.integers(4, 40)), (0.004, 0.02), 0.006)
     _absorb(scene, pigment, blood)
     return scene
 
@@ -273,8 +269,6 @@ def _light(rng, x: np.ndarray, y: np.ndarray, scene: np.ndarray) -> np.ndarray:
     light = 1 + rng.normal(0, 0.07) * x + rng.normal(0, 0.07) * y + rng.uniform(0, 0.04) * _noise(rng, x, 2)
     far = np.hypot(x, y * float(x[0, 0] / y[0, 0]) ** rng.uniform(0, 0.4)) / -x[0, 0]  # 1 at the left and right rim
     light = light * (1 - rng.uniform(0, 0.3) * np.square(far))
-    if rng.random() < 0.15:  # the tube's rim: black corners
-        light = light * (1 - rng.uniform(0.7, 1) * _soft(far - rng.uniform(0.92, 1.12), rng.uniform(0.005, 0.05)))
     haze = _maybe(rng, 0.35, 0.1, 0.45)  # flat, low-contrast photographs
     gain, warmth, tint = np.exp(rng.normal(0, (0.1, 0.05, 0.02)))
     for plane, cast in zip(scene, (warmth, tint, 1 / warmth), strict=True):

@@ -85,11 +85,9 @@ class Metadata:
 def find_files(root: str | Path, split: str) -> SplitFiles:
     """Every image, mask, label and metadata file of `split`; of an id in two folders, the one first in _NAMES wins.
 
-    The metadata lie in `root`, or in an image folder as the official archives have them. UserError when `root` is no
-    folder, `split` is none of SPLITS, or a folder has two files for one id.
+    The metadata lie in `root`, or in an image folder as the official archives have them.
+    UserError when `root` is no folder, or a folder has two files for one id.
     """
-    if split not in SPLITS:
-        raise UserError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     if not Path(root).is_dir():
         raise UserError(
             f"{root}: no such folder; put the challenge's data there (Data/README.md), "

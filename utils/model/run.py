@@ -154,23 +154,22 @@ class Run:
             file.write(text.encode())
 
     def write_events(self, row: Mapping[str, float], epoch: int) -> None:
-        """Add an epoch's numbers to the TensorBoard events below tensorboard/."""
+        """Add an epoch's numbers to the TensorBoard events; where that fails, training does without."""
         if not distributed.is_main() or self._writer is False:
             return
-        if self._writer is None:
-            try:
+        try:
+            if self._writer is None:
                 from torch.utils.tensorboard import SummaryWriter  # imports slowly
-            except Exception as error:  # of a broken installation anything; training does without
-                log.warning("no TensorBoard events: it cannot be imported (%s)", error)
-                self._writer = False
-                return
-            # Of a run that goes on, what was written of this epoch and later ones no longer counts.
-            self._writer = SummaryWriter(self.path("tensorboard"), purge_step=epoch)
-            self._open.callback(self._writer.close)
-        for name, value in row.items():
-            if name != "epoch":
-                self._writer.add_scalar(name, value, epoch)
-        self._writer.flush()
+
+                # Of a run that goes on, what was written of this epoch and later ones no longer counts.
+                self._writer = SummaryWriter(self.path("tensorboard"), purge_step=epoch)
+            for name, value in row.items():
+                if name != "epoch":
+                    self._writer.add_scalar(name, value, epoch)
+            self._writer.flush()
+        except Exception as error:  # of a broken installation, or in the writer's thread, anything
+            log.warning("no TensorBoard events from epoch %d on (%s)", epoch, error)
+            self._writer = False
 
     def save_figure(self, figure: "Figure", name: str) -> Path:
         path = self.path("figures") / name
@@ -180,6 +179,8 @@ class Run:
         return path
 
     def close(self) -> None:
+        if self._writer:
+            self._writer.close()
         self._open.close()
 
     def __enter__(self) -> "Run":
