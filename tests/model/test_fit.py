@@ -159,7 +159,7 @@ def test_a_segmenter_learns(cache, tmp_path):
     before = score(model, cache, FLOAT32, 4).official()["jaccard"]
     train(Run(tmp_path / "run", {}, resume=True), cache, [0.1] * 25, model=model, lr=3e-2)
     after = score(model, cache, FLOAT32, 4).official()["jaccard"]
-    assert after > 0.6 and after > before + 0.2
+    assert after > before + 0.25
 
 
 def test_scoring_is_the_same_every_time_and_counts_every_pixel(cache):

@@ -79,20 +79,20 @@ def test_alpha_0_and_resnet_from_one_seed_give_the_same_loss_and_weights(amp, fo
     assert all(torch.equal(tensor, states[0][name]) for name, tensor in states[1].items())
 
 
-def test_the_best_weights_are_scored_not_the_last(folders, data, tmp_path, undrawn):
-    """It stops at the first epoch that is no better by AUC(melanoma) + AUC(seborrheic keratosis)."""
-    command = ["-n", "resnet14", "--views", "1", "--amp", "off", *QUICK, "--epochs", "30", "--patience", "1"]
-    run = cls_main.main([*command, "--lr", "1e-2", *folders])
-    sums = [row["val_melanoma_auc"] + row["val_seborrheic_keratosis_auc"] for row in run.history()]
-    best = int(np.argmax(sums)) + 1
-    assert best == len(sums) - 1 < 29 and run.read_json("metrics.json")["best_epoch"] == best
+def test_the_best_weights_are_scored_not_the_last(folders, data, tmp_path, undrawn, monkeypatch):
+    """The second of three epochs is said to be the best."""
+    scores = iter([1.0, 1.5, 1.2])
+    said = lambda model: (score := next(scores), {"val_mean_auc": score / 2})  # noqa: E731
+    monkeypatch.setattr(Classification, "validation", lambda *_: said)
+    run = cls_main.main(["-n", "resnet14", "--views", "1", "--amp", "off", *QUICK, "--epochs", "3", *folders])
+    assert run.read_json("metrics.json")["best_epoch"] == 2
     cache = prepare(read_split(data, "test"), (80, 64), tmp_path, masks=False)
     written = pd.read_csv(run.path("test_predictions.csv"))[list(CLASSES)].to_numpy()
     scored, last = (
         class_probabilities(network(run.path(name)), cache, FLOAT32, (32, 32), 4, TEST_PATCHES["1"])
         for name in ("best.pth", "last.pth")
     )
-    assert np.allclose(written, scored, atol=1e-5) and not np.allclose(written, last, atol=1e-3)
+    assert np.allclose(written, scored, atol=1e-6) and not np.allclose(written, last, atol=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "flips"), [("patches", False), ("frame", True)])

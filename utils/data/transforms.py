@@ -82,6 +82,21 @@ def cache_size(size: tuple[int, int]) -> tuple[int, int]:
     return round(size[0] * TRAIN_SCALE), round(size[1] * TRAIN_SCALE)
 
 
+def _crop_flip_turn(size: tuple[int, int]) -> list[Any]:
+    """A crop of half the frame to all of it at `size` = (width, height), flips, rotation by up to 30°."""
+    import albumentations as A  # imports slowly, and prediction needs none of it
+
+    width, height = size
+    ratio = (0.8 * (width / height), 1.25 * (width / height))
+    nearest = cv2.INTER_NEAREST_EXACT  # the default shifts the mask by up to half a pixel
+    return [
+        A.RandomResizedCrop((height, width), scale=(0.5, 1.0), ratio=ratio, mask_interpolation=nearest),
+        A.HorizontalFlip(),
+        A.VerticalFlip(),
+        A.Rotate(30, border_mode=cv2.BORDER_REFLECT_101),
+    ]
+
+
 class SegmentationTransforms:
     """Training images for segmentation: random resized crop, flips, rotation, Gaussian noise; the target is the mask.
 
@@ -89,24 +104,9 @@ class SegmentationTransforms:
     """
 
     def __init__(self, size: tuple[int, int]) -> None:
-        import albumentations as A  # imports slowly, and prediction needs none of it
+        import albumentations as A
 
-        width, height = size
-        aspect = width / height
-        self.transforms = A.Compose(
-            [
-                A.RandomResizedCrop(
-                    (height, width),
-                    scale=(0.5, 1.0),
-                    ratio=(0.8 * aspect, 1.25 * aspect),
-                    mask_interpolation=cv2.INTER_NEAREST_EXACT,  # the default shifts the mask by up to half a pixel
-                ),
-                A.HorizontalFlip(),
-                A.VerticalFlip(),
-                A.Rotate(30, border_mode=cv2.BORDER_REFLECT_101),
-                A.GaussNoise(std_range=(0.01, 0.05), p=0.3),
-            ]
-        )
+        self.transforms = A.Compose([*_crop_flip_turn(size), A.GaussNoise(std_range=(0.01, 0.05), p=0.3)])
 
     def __call__(self, pixels: np.ndarray, sample: Sample, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Cached pixels uint8 [h, w, 4] → image uint8 [H, W, 3], mask uint8 [H, W] of 0 and 1; `seed` decides all."""
@@ -118,24 +118,15 @@ class SegmentationTransforms:
 
 
 class FrameTransforms:
-    """Training images for classification: a crop of half the frame to all of it, flips, rotation by up to 30°.
+    """Training images for classification: random resized crop, flips, rotation; the target is the label.
 
-    size: (width, height) of the network's input. The target is the label.
+    size: (width, height) of the network's input.
     """
 
     def __init__(self, size: tuple[int, int]) -> None:
-        import albumentations as A  # imports slowly, and prediction needs none of it
+        import albumentations as A
 
-        width, height = size
-        aspect = width / height
-        self.transforms = A.Compose(
-            [
-                A.RandomResizedCrop((height, width), scale=(0.5, 1.0), ratio=(0.8 * aspect, 1.25 * aspect)),
-                A.HorizontalFlip(),
-                A.VerticalFlip(),
-                A.Rotate(30, border_mode=cv2.BORDER_REFLECT_101),
-            ]
-        )
+        self.transforms = A.Compose(_crop_flip_turn(size))
 
     def __call__(self, pixels: np.ndarray, sample: Sample, seed: int) -> tuple[np.ndarray, int]:
         """Cached pixels uint8 [h, w, 3] → image uint8 [H, W, 3] and class index; `seed` decides all draws."""

@@ -138,12 +138,11 @@ def keep(content: Figure | pd.DataFrame, folder: str | Path, name: str) -> None:
     else:
         paths = export_table(content, Path(folder), name)
         table = as_text(content)
-        notes = table.pop("note") if "note" in table else pd.Series("", table.index)
-        if notes.any():
-            table["experiment"] += notes.astype(bool).map({True: "*", False: ""})
+        notes = table.pop("note") if "note" in table else []
         show(table)
-        for line in notes.index[notes.astype(bool)]:
-            print(f"{table['experiment'][line]}, {table['size'][line]}: {notes[line]}")
+        for name, note in zip(table.iloc[:, 0], notes, strict=False):
+            if note:
+                print(f"{name}: {note}")
     log.info("%s: %s", folder, ", ".join(path.name for path in paths))
 
 
