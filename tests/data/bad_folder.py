@@ -126,9 +126,6 @@ def replace(path: Path, how: Callable[[Path], Any]) -> None:
     how(path)
 
 
-# --- what it is given to
-
-
 class Read(NamedTuple):
     """A training image as it was read; `pixels` int."""
 
@@ -168,6 +165,11 @@ def inspect(root: Path) -> None:
         log.info("%s", line)
     if code:
         raise UserError(lines[-1])
+
+
+def begins(result: None) -> bool:
+    """Whether training or the check had nothing against it."""
+    return result is None
 
 
 ENTRIES: dict[str, Callable[[Path], Any]] = {

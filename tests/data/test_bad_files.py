@@ -18,6 +18,7 @@ from tests.data.bad_folder import (
     Case,
     Read,
     as_png,
+    begins,
     check_case,
     cut,
     each,
@@ -35,13 +36,7 @@ from tests.data.bad_folder import (
 
 JPG, PNG, MASK = "ISIC_9000000.jpg", "ISIC_9000000.png", "ISIC_9000000_segmentation.png"
 BROKEN = ": truncated or not an image (…); fetch this file again"
-NO_IMAGES = (
-    "._ISIC_9000000.jpg",
-    "Thumbs.db",
-    "ISIC_9000000 (1).jpg",
-    "ISIC_9000009_superpixels.png",
-    "ISIC_٩٠٠٠٠٠١.jpg",
-)
+NO_IMAGES = ("._ISIC_9000000.jpg", "ISIC_9000000 (1).jpg", "ISIC_9000009_superpixels.png", "ISIC_٩٠٠٠٠٠١.jpg")
 GREY = cv2.cvtColor(original(), cv2.COLOR_RGB2GRAY)
 
 
@@ -63,13 +58,7 @@ def is_lesion(found: list[Read]) -> bool:
 
 def everything(found: list[Read]) -> bool:
     ids = [f"ISIC_{number}" for number in range(9000000, 9000008)]
-    return [each.id for each in found] == ids and all(
-        each.mask is not None and each.label is not None for each in found
-    )
-
-
-def begins(result: None) -> bool:
-    return result is None
+    return [row.id for row in found] == ids and not any(row.mask is None or row.label is None for row in found)
 
 
 def flip_bit(path: Path, position: float) -> None:
@@ -124,7 +113,6 @@ IMAGES = [
         "0.jpg: truncated…4.jpg: truncated…(and 1 more files; see python -m utils.data.check)", "prepare"),
     Case("HTML saved as .jpg", lambda r: image(r).write_text("<!DOCTYPE html><title>404</title>"),
         JPG + ": truncated or not an image (no JPEG or PNG, its first bytes are b'<!DOCTYPE html><')", "seg"),
-    Case("GIF saved as .jpg", lambda r: save(image(r), original(), "GIF"), "(no JPEG or PNG", "read"),
     Case("PNG saved as .jpg", lambda r: save(image(r), original(), "PNG"), same, "read"),
     Case("grey JPEG", lambda r: save(image(r), picture().convert("L"), quality=95), grey, "prepare"),
     Case("16-bit grey PNG", lambda r: as_png(image(r), GREY.astype(np.uint16) << 8 | 7), grey, "prepare"),
@@ -193,11 +181,9 @@ NAMES = [
 ]  # fmt: skip
 
 MASKS = [
-    Case("half its image's size", lambda r: save(mask(r), lesion(shape=(HEIGHT // 2, WIDTH // 2))), is_lesion,
-        "prepare"),
+    Case("smaller than its image, and squashed", lambda r: save(mask(r), lesion(shape=(HEIGHT // 2, WIDTH // 3))),
+        is_lesion, "prepare"),
     Case("0 and 1", lambda r: save(mask(r), lesion(1)), is_lesion, "prepare"),
-    Case("100 and 200", lambda r: save(mask(r), lesion(200, 100)), is_lesion, "read"),
-    Case("16 bits", lambda r: save(mask(r), lesion(1).astype(np.uint16) * 65535), is_lesion, "read"),
     *(Case(f"mode {mode}", lambda r, mode=mode: save(mask(r), Image.fromarray(lesion()).convert(mode)), is_lesion,
         "read") for mode in ("1", "RGB", "RGBA", "P")),
     Case("JPEG", lambda r: save(mask(r), lesion(), "JPEG", quality=95),

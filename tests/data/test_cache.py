@@ -85,9 +85,6 @@ def fill(folder: Path) -> None:
             file.write(bytes(4096))
 
 
-# --- what is in it
-
-
 def test_pixels_are_the_whole_frame_and_the_mask(samples, tmp_path):
     """Old fault: centre crops, so that border pixels were never scored. Marks in all four corners survive."""
     image = np.zeros((64, 96, 3), np.uint8)
@@ -118,9 +115,6 @@ def test_a_center_is_kept_beside_the_whole_image(samples, tmp_path):
             frame, center = each.image(index)
             assert np.array_equal(frame, read_image(sample.image, SIZE)) and np.array_equal(frame, each.pixels()[index])
             assert np.array_equal(center, take(read_image(sample.image), CENTER, (30, 20)))
-
-
-# --- when it is found again
 
 
 @pytest.mark.parametrize("move", [shutil.move, shutil.copytree])
@@ -207,9 +201,6 @@ def test_it_outlives_its_file_and_travels_by_its_path(samples, tmp_path):
     assert len(sent) < 4000 < made.pixels().nbytes and there == made and isinstance(there.pixels(), np.memmap)
     shutil.rmtree(tmp_path / "cache")
     assert np.array_equal(made.pixels(), before) and np.array_equal(there.pixels(), before)
-
-
-# --- stopped, damaged, full
 
 
 def test_what_a_killed_build_left_is_no_cache_and_goes(samples, tmp_path, decoded):

@@ -107,13 +107,6 @@ def test_it_agrees_with_training_on_what_stops_it(root, tmp_path):
             assert can_start, what
 
 
-def test_no_folder_and_an_empty_one(tmp_path, capsys):
-    with pytest.raises(UserError, match="nowhere: no such folder"):
-        main([str(tmp_path / "nowhere")])
-    assert capsys.readouterr().out == ""
-    assert main([str(tmp_path)]) == 1
-
-
 def recoloured(picture: Image.Image) -> Image.Image:
     picture = picture.crop((20, 15, picture.width - 30, picture.height - 10)).resize((600, 400))
     red, green, blue = ImageEnhance.Contrast(picture).enhance(1.3).split()

@@ -19,7 +19,7 @@ from PIL import Image
 
 from utils import UserError
 from utils.data import download, read_split
-from utils.data.download import IMAGES, LABELS, MASKS, OFFICIAL, extract, main
+from utils.data.download import IMAGES, LABELS, MASKS, extract, main
 from utils.data.isic import PREFIXES
 from utils.logger import run_script
 
@@ -190,12 +190,6 @@ def test_disk_space_is_checked_before_the_first_byte(server, tmp_path, monkeypat
     with pytest.raises(UserError, match=rf"{TEST_MASKS}: no room on the disk for 10\.1 MB; choose another --data DIR"):
         run(server, tmp_path, *FETCH)
     assert TEST_MASKS not in dict(server.requests)
-
-
-def test_official_names_and_digests():
-    assert OFFICIAL.keys() == IDS.keys() and sum(count for count, *_ in OFFICIAL.values()) == 2750
-    digests = [digest for _, *digests in OFFICIAL.values() for digest in digests]
-    assert len(set(digests)) == 6 and all(re.fullmatch("[0-9a-f]{32}", digest) for digest in digests)
 
 
 def test_everything_is_fetched_once(server, tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.data.bad_folder import photograph
 from utils import UserError
 from utils.data.cache import prepare
-from utils.data.images import image_size, pair_fault, read_image, read_mask
+from utils.data.images import image_size, read_image, read_mask
 from utils.data.isic import read_split
 from utils.data.parallel import in_order
 from utils.data.transforms import TEST_PATCHES, TRAIN_TRANSFORMS, Pixels, cache_sizes, take
@@ -119,15 +119,6 @@ def test_a_resized_mask_stays_binary_and_in_place(tmp_path):
     mask = read_mask(put(tmp_path / "mask.png", stored), (33, 21))
     assert mask.shape == (21, 33) and set(np.unique(mask)) == {0, 1}
     assert np.array_equal(mask, mask[::-1, ::-1])  # a centred lesion stays centred
-
-
-@pytest.mark.parametrize(
-    ("mask", "fault"),
-    [((96, 64), ""), ((48, 32), ""), ((64, 64), ""), ((64, 96), "lies on its side"), ((96, 7), "too small")],
-)
-def test_a_mask_that_cannot_be_its_image_s_is_told(mask, fault):
-    """Mirrors have masks that were shrunk, and squashed ones."""
-    assert pair_fault((96, 64), mask).startswith(fault) and bool(pair_fault((96, 64), mask)) == bool(fault)
 
 
 def test_in_order_takes_items_only_as_needed():

@@ -23,9 +23,6 @@ def ids(root: Path, split: str = "train", **options) -> list[str]:
     return [sample.id for sample in read_split(root, split, **options)]
 
 
-# --- what is found
-
-
 @pytest.mark.parametrize("folder", ["Aug_Training_Data", "ISIC-2017_Training_Data", "isic-2017_training_data"])
 @pytest.mark.parametrize("nested", [False, True])
 def test_training_images_are_found_and_paired_by_id(tmp_path, folder, nested):
@@ -76,9 +73,6 @@ def test_absent_split_is_empty_and_absent_folder_an_error(tmp_path):
         read_split(tmp_path / "nowhere", "train")
 
 
-# --- metadata
-
-
 @pytest.mark.parametrize(
     ("split", "path"),
     [
@@ -126,7 +120,6 @@ def test_metadata_tolerate_bom_line_ends_column_order_and_what_is_not_recorded(t
         (PEOPLE + "ISIC_1_downsampled,55,male\n", "row 2: image_id is 'ISIC_1_downsampled'"),
         (PEOPLE + "ISIC_0000001,55,male\nISIC_0000002,old,male\n", "row 3, ISIC_0000002: age_approximate is 'old'"),
         (PEOPLE + "ISIC_0000001,nan,male\n", "age_approximate is 'nan', expected years or unknown"),
-        (PEOPLE + "ISIC_0000001,-5,male\n", "age_approximate is '-5'"),
         (PEOPLE + "ISIC_0000001,1955,male\n", "age_approximate is '1955'"),
         (PEOPLE + "ISIC_0000001\n", "age_approximate is None"),
         (PEOPLE + "ISIC_0000001,55,m\n", "row 2, ISIC_0000001: sex is 'm', expected female, male or unknown"),
@@ -145,11 +138,8 @@ def test_metadata_of_the_real_folder(isic2017):
     for split, images, females, males, without_age in (("train", 2000, 871, 900, 256), ("validation", 150, 59, 90, 1)):
         people = read_metadata(isic2017, split)
         assert people.keys() == {sample.id for sample in read_split(isic2017, split, leave_out_copies=False)}
-        assert Counter(person.sex for person in people.values()) == {
-            "female": females,
-            "male": males,
-            None: images - females - males,
-        }
+        counted = {"female": females, "male": males, None: images - females - males}
+        assert Counter(person.sex for person in people.values()) == counted
         assert sum(person.age is None for person in people.values()) == without_age
     assert people["ISIC_0015627"] == Metadata(15.0, "female")
     assert read_metadata(isic2017, "test") == {}

@@ -60,9 +60,8 @@ def test_draws_depend_on_seed_and_epoch_alone(cache):
     first = batches(a_loader(cache), 3)
     assert equal(first, batches(a_loader(cache), 3))
     assert not equal(first, batches(a_loader(cache), 4)) and not equal(first, batches(a_loader(cache, seed=1), 3))
-    assert (
-        len({TrainingSet(cache, SegmentationTransforms((48, 32)), seed)[0, 0][0].tobytes() for seed in range(9)}) == 9
-    )
+    first_images = [TrainingSet(cache, SegmentationTransforms((48, 32)), seed)[0, 0][0] for seed in range(9)]
+    assert len({image.tobytes() for image in first_images}) == 9
     assert list(a_loader(cache).batch_sampler) != list(a_loader(cache, seed=1).batch_sampler)
     assert torch.equal(states[0], torch.get_rng_state())
     assert np.array_equal(states[1], np.random.get_state()[1])  # noqa: NPY002
@@ -100,9 +99,8 @@ def test_micro_batches_of_all_processes_are_the_batch_of_one(accumulate, process
         assert share.indices(1) == [index for _, index in next(iter(whole))]
     for step, batch in enumerate(whole):
         parts = [part for share in shares for part in share[step * accumulate : (step + 1) * accumulate]]
-        assert [key for part in parts for key in part] == batch and {len(part) for part in parts} == {
-            12 // (accumulate * processes)
-        }
+        assert [key for part in parts for key in part] == batch
+        assert {len(part) for part in parts} == {12 // (accumulate * processes)}
     with pytest.raises(UserError, match=r"a batch of 12 cannot be shared by 2 processes in 5 .* a multiple of 10"):
         EpochBatches(50, 12, 0, 5, 0, 2)
 

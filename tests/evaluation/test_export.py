@@ -110,9 +110,6 @@ def test_scores_in_the_log(folder):
     assert f"  {'melanoma: AUC':<33} undefined: no such image" in format_scores("test", cls).splitlines()
 
 
-# --- README.md ----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def readme(tmp_path) -> Path:
     path = tmp_path / "README.md"

@@ -30,9 +30,6 @@ MASK_PAIRS = hnp.array_shapes(min_dims=2, max_dims=2, max_side=12).flatmap(
 IMAGE_COUNTS = st.tuples(*[st.integers(0, 30_000_000) | st.integers(0, 3)] * 4).filter(any)
 
 
-# --- counting ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("prediction", "truth", "expected"),
     [
@@ -65,7 +62,6 @@ def test_counts_cover_every_pixel_and_know_the_direction(pair):
 @pytest.mark.parametrize(
     ("prediction", "truth", "message"),
     [
-        (np.zeros((2, 3), bool), np.zeros((3, 2), bool), "one size"),
         (np.zeros((1, 3), bool), np.zeros((2, 3), bool), "one size"),  # would broadcast
         (np.zeros((1, 2, 3), bool), np.zeros((1, 2, 3), bool), r"\[H, W\]"),
         (np.zeros((0, 3), bool), np.zeros((0, 3), bool), r"\[H, W\]"),
@@ -77,9 +73,6 @@ def test_counts_cover_every_pixel_and_know_the_direction(pair):
 def test_masks_that_cannot_be_counted(prediction, truth, message):
     with pytest.raises(ValueError, match=message):
         confusion_counts(prediction, truth)
-
-
-# --- per image --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -94,7 +87,6 @@ def test_masks_that_cannot_be_counted(prediction, truth, message):
         ((0, 0, 3, 6), (6 / 9, 0, 1, 0, 0, 0)),  # something there, nothing found
         ((9, 0, 0, 0), (1, 1, 1, 1, 1, 1)),  # all lesion
         ((3, 0, 6, 0), (3 / 9, 3 / 9, 1, 3 / 9, 0, 6 / 12)),  # all lesion, a third found
-        ((1, 0, 0, 0), (1, 1, 1, 1, 1, 1)),
     ],
 )
 def test_scores_of_one_image(counts, expected):
@@ -132,9 +124,6 @@ def test_counts_are_collected_image_by_image():
         counts.add_counts("ISIC_0000001", (1, 0, 0, 0))
 
 
-# --- pooled -----------------------------------------------------------------------------------------------------
-
-
 def test_pooled_scores_by_hand():
     counts = [(8, 0, 2, 90), (0, 10, 10, 0)]  # pooled lesion: 8, 10, 12, 90; background: 90, 12, 10, 8
     scores = pooled_scores(counts)
@@ -170,7 +159,7 @@ def pooled_from_rates(accuracy: float, sensitivity: float, specificity: float) -
 
 @pytest.mark.parametrize("row", PUBLISHED)
 def test_published_means_follow_from_published_rates(row):
-    *rates, jaccard, dice, threshold_jaccard = PUBLISHED[row]
+    *rates, jaccard, dice, _ = PUBLISHED[row]
     unit = 5e-5  # the rates are rounded to four digits, so each may lie this far off
     corners = [pooled_from_rates(*np.add(rates, shift)) for shift in itertools.product((-unit, unit), repeat=3)]
     for name, published in (("jaccard", jaccard), ("dice", dice)):
@@ -178,14 +167,6 @@ def test_published_means_follow_from_published_rates(row):
         assert min(possible) - unit <= published <= max(possible) + unit
         assert max(possible) - min(possible) < 3e-4  # the check is a sharp one
         assert all(corner[name] < published - 0.03 for corner in corners)  # the lesion's own value is another
-    # Thresholding the two pooled values is not what the table's third number is.
-    lesion = pooled_from_rates(*rates)["jaccard"]
-    background = 2 * pooled_from_rates(*rates)[BOTH]["jaccard"] - lesion
-    thresholded = [value if value >= 0.65 else 0 for value in (lesion, background)]
-    assert abs(np.mean(thresholded) - threshold_jaccard) > 0.05
-
-
-# --- intervals and faults ---------------------------------------------------------------------------------------
 
 
 def test_pooled_intervals_are_of_the_mean_over_trainings():

@@ -60,9 +60,6 @@ def assert_score(score: Score, values, interval) -> None:
     assert score.interval == pytest.approx(tuple(interval), abs=1e-12)
 
 
-# --- tables -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("experiment", "seeds"), [("seg-2", (0,)), ("seg-4", (0, 1, 2))])
 def test_segmentation_scores(folder, experiment, seeds):
     runs = find_runs(folder)
@@ -138,9 +135,6 @@ def test_rows_without_runs_are_there_and_marked(folder):
     assert {str(line[name]) for name in OFFICIAL} == {"–"} and line["note"] == ""
 
 
-# --- published numbers --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_published_numbers_never_share_a_column_with_ours(folder, split):
     for table in (make(find_runs(folder), split) for make in (segmentation_table, pooled_table, classification_table)):
@@ -180,21 +174,16 @@ def test_the_papers_and_the_challenges_numbers():
     }  # fmt: skip
 
 
-# --- paired tests -------------------------------------------------------------------------------------------------
-
-
 def test_compare_jaccard(folder):
     segmentation_runs = [run for run in find_runs(folder) if run.task == "segmentation"]
     own = segmentation_run(folder.parent / "more/run0", EXPERIMENTS["seg-1"], draw=9)
     table = compare([*segmentation_runs, *find_runs(own)], "jaccard")
-    files = {
-        name: pd.read_csv(folder / f"{name}/per_image.csv")
-        for name in ("seg-4/seed0", "seg-4/seed1", "seg-4/seed2", "seg-2/seed0")
-    }
-    files["seg-1"] = pd.read_csv(own / "per_image.csv")
-    values = {name: file[file["split"] == "test"]["jaccard"].to_numpy() for name, file in files.items()}
-    values["seg-4"] = np.mean([values.pop(f"seg-4/seed{seed}") for seed in (0, 1, 2)], axis=0)
-    values["seg-2"] = values.pop("seg-2/seed0")
+
+    def jaccards(run: Path) -> np.ndarray:
+        return scores_of(run, "test")["jaccard"].to_numpy()
+
+    values = {"seg-1": jaccards(own), "seg-2": jaccards(folder / "seg-2/seed0")}
+    values["seg-4"] = np.mean([jaccards(folder / f"seg-4/seed{seed}") for seed in (0, 1, 2)], axis=0)
     pairs = [("seg-1", "seg-2"), ("seg-1", "seg-4"), ("seg-2", "seg-4")]
     assert list(zip(table["first"], table["second"], strict=True)) == [(f"{a}*", f"{b}*") for a, b in pairs]
     results = [paired_bootstrap(values[a], values[b]) for a, b in pairs]
