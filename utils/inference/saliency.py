@@ -5,8 +5,9 @@ For the classifiers of `nets`. Images are normalised, float [B, 3, H, W], on the
 autocast or `no_grad`, and leaves the model as it was: its modes, hooks, gradients and `requires_grad`.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -103,7 +104,9 @@ def _evaluation(model: nn.Module, images: Tensor, gradients: bool = False) -> It
     """Eval mode and float32, gradients on or off; afterwards every module is in the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     float32 = torch.autocast(images.device.type, enabled=False)
-    as_written = torch.compiler.set_stance("force_eager")  # hooks would have a compiled model compiled for each layer
+    as_written: AbstractContextManager = nullcontext()
+    if "torch._dynamo" in sys.modules:  # hooks would have a compiled model compiled for each layer
+        as_written = torch.compiler.set_stance("force_eager")
     try:
         model.eval()
         with torch.inference_mode(False), torch.set_grad_enabled(gradients), float32, as_written:
