@@ -23,11 +23,11 @@ def parse(argv: list[str] | None = None) -> Config:
         "balanced: each class the same share of the loss")  # fmt: skip
     add("--recipe", choices=("repo", "paper"), default="repo", help="repo: AdamW, half cosine; paper: SGD, learning "
         "rate 0.01 (pretrained 1e-4), halved every 30 epochs")  # fmt: skip
-    add("--train-views", choices=("patches", "frame"), help="what it is trained on: patches of four scales from the "
+    add("--train-views", choices=("patches", "frame"), help="training crops: patches of four scales from the "
         "middle, or crops of half to all of the frame (the experiment's, else patches)")  # fmt: skip
-    add("--views", choices=("9", "1"), help="what scores average: nine fixed patches, or the whole frame (9; 1 with "
-        "--train-views frame)")  # fmt: skip
-    add("--require-all", action="store_true", help="stop when images are not there whose labels are")
+    add("--views", choices=("9", "1"), help="what scores average over: nine fixed patches, or the whole frame (9; "
+        "1 with --train-views frame)")  # fmt: skip
+    add("--require-all", action="store_true", help="stop when a labelled image is missing")
     args = parser.parse_args(argv)
     if args.class_weights == ["balanced"]:
         args.class_weights = "balanced"  # numbers once the labels are read

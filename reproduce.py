@@ -89,7 +89,8 @@ def differences(job: Job) -> str:
     """In what a job's existing results were made with other settings, in words; "" where they fit."""
     from utils.model.run import read_config, read_json  # with PyTorch, which takes seconds: after --help
 
-    made = read_config(job.results)["settings"] | read_json(job.results / "metrics.json")
+    made, metrics = read_config(job.results)["settings"], read_json(job.results / "metrics.json")
+    made |= {name: metrics[name] for name in ("views", "flips") if name in metrics}
     made["weights"] = (made.get("weights") or {}).get("file")
     asked = {**job.config.settings(), "views": job.config.views, "flips": job.config.flips}
     if job.config.weights:

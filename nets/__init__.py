@@ -1,6 +1,9 @@
 """The networks, in PyTorch alone: `create_model(name, num_classes=…, **options)` builds each one by name.
 
 This file is data: PyTorch is imported when a network is built, so that scripts can list the names at once.
+A new network is a module here, a line in SEGMENTERS or CLASSIFIERS, and a name for --net in `utils/command_line.py`;
+where it starts from pretrained weights also one in `nets/pretrained.py`, and as an experiment a row in
+`utils/config.py`.
 """
 
 from importlib import import_module

@@ -24,9 +24,9 @@ class ARLAttention(nn.Module):
     R is a softmax over the H×W positions of each channel ("spatial", the paper's), or over the channels of each
     position ("channel", what two public codes do). It has no weights but α, one scalar.
 
-    The sum is made in float32 and rounded once, also under autocast: added to an F(x) + s that is rounded to
-    bfloat16 already, a term of less than half its last bit would always be lost. The bfloat16 result still has an
-    error of its own of up to 1/512, beside which the term is small while α is near its start.
+    The sum is computed in float32 and rounded once, also under autocast: a small term that is added to an already
+    rounded bfloat16 sum would be lost. Even so the output's own rounding, up to 1/512 of it, exceeds the term while α
+    is near 0.001.
 
     Args:
         over: "spatial" or "channel".

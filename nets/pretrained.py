@@ -2,11 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
-MODEL = (
-    Path(__file__).resolve().parents[1] / "model"
-)  # where the files are looked for and fetched to; runs go there too
 TORCHVISION = "https://download.pytorch.org/models/"
 
 

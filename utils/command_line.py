@@ -29,7 +29,7 @@ def make_parser(task: str, doc: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("-i", "--id", type=at_least(0), default=0, help="run number (0)")
     add("-n", "--net", choices=NETS[task], help=f"network (the experiment's, else {default})")
-    add("-c", "--checked", type=int, choices=(0, 1), default=1, help="1: continue this run where it stopped, or start "
+    add("-c", "--checked", type=int, choices=(0, 1), default=1, help="1: resume this run where it stopped, or start "
         "where there is none; 0: start afresh, the old run is kept under another name (1)")  # fmt: skip
     add("-p", "--pretrained", type=int, choices=(0, 1), help="pretrained weights (the experiment's, else 1)")
     add("-m", "--message", default="", help="a note kept with the run")
@@ -48,22 +48,22 @@ def _add_settings(parser: argparse.ArgumentParser, task: str) -> None:
     row, add = DEFAULTS[task], parser.add_argument
     add("--size", type=at_least(32), nargs=2, metavar=("WIDTH", "HEIGHT"),
         help="input of the network, pixels ({} {})".format(*row.size))  # fmt: skip
-    add("--epochs", type=at_least(1), help=f"of the whole schedule ({row.epochs})")
+    add("--epochs", type=at_least(1), help=f"number of epochs ({row.epochs})")
     add("--batch-size", type=at_least(1), help=f"images a step ({row.batch_size})")
     add("--lr", type=positive, help=f"learning rate at the start ({row.lr:g})")
     add("--patience", type=at_least(1), help=f"epochs without a better validation {SCORES[task]} after which it stops "
         f"({row.patience})")  # fmt: skip
     add("--loss", choices=LOSSES[task], help=f"the experiment's, else {row.loss}")
     add("--attention", choices=nets.ATTENTION, help="of ARL networks: softmax over positions, over channels, or none")
-    add("--alpha", choices=nets.ALPHA, help="of ARL networks: learn, fixed at 0.001, or 0")
+    add("--alpha", choices=nets.ALPHA, help="of ARL networks, the weight of the attention: learn, fixed at 0.001, or 0")
     add("--flips", action=argparse.BooleanOptionalAction, help="scores average the four flips of each view (test-time "
         "augmentation)")  # fmt: skip
-    add("--seed", type=at_least(0), default=0, help="of weights, order and augmentation (0)")
+    add("--seed", type=at_least(0), default=0, help="random seed of weights, order and augmentation (0)")
 
 
 def _add_computation(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--workers", type=at_least(0), help="loader processes (none on a CPU, one per core up to 8 beside a GPU)")
+    add("--workers", type=at_least(0), help="DataLoader workers (none on a CPU, one per core up to 8 beside a GPU)")
     add("--device", help="cuda, cuda:1, mps, cpu … (the first of these that is there)")
     add("--amp", choices=AMP, default="auto", help="mixed precision (auto: where the hardware gains by it)")
     add("--accumulate", type=at_least(1), default=1, metavar="N", help="compute each batch in N micro-batches whose "

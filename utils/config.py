@@ -68,15 +68,15 @@ class Config(Experiment):
         data, output, cache: folders of the images, of the runs, and of the prepared images.
         id: number of the run; its folder is `output/name/run<id>`.
         seed: of weights, order of the images and augmentation.
-        resume: continue the run that lies there; False starts afresh and keeps the old run under another name.
+        resume: continue the run in this folder, if any; False starts anew and keeps the old run under another name.
         weights: file to start from in place of the pretrained one.
         message: a note kept with the run.
-        keep_copies: train on copies of validation and test images too.
-        require_all: classification: stop when images are not there whose labels are.
+        keep_copies: keep training images that are copies of validation or test images.
+        require_all: classification: stop when a labelled image is missing.
         device, amp: as for `utils.device.find_device` and `find_precision`.
-        workers: processes that draw batches; None for `utils.data.loader.default_workers`.
+        workers: DataLoader workers; None for `utils.data.loader.default_workers`.
         accumulate: micro-batches that each batch is computed in.
-        compile: have `torch.compile` make the network's kernels.
+        compile: compile the network by `torch.compile`.
         sync_batchnorm: under torchrun, batch norm over all processes' images.
         deterministic: on GPUs, kernels that give the same bits each time.
         on_nan: a gradient that is not finite stops the run ("stop") or its step is left out ("skip").
@@ -107,7 +107,7 @@ class Config(Experiment):
         return self.output / self.name / f"run{self.id}"
 
     def settings(self) -> dict[str, Any]:
-        """What defines the run, by name: a continuation must have the same. How it is scored stands in metrics.json."""
+        """What defines the run, by name: a continuation must have the same. metrics.json has how it is scored."""
         row = {each.name: getattr(self, each.name) for each in fields(Experiment)}
         row |= {"seed": self.seed, "amp": self.amp}
         return {name: value for name, value in row.items() if name not in ("views", "flips")}
@@ -133,7 +133,7 @@ def _row(name: str, task: str, net: str, pretrained: bool, **settings: Any) -> E
     return replace(DEFAULTS[task], name=name, net=net, pretrained=pretrained, **default_attention(net) | settings)
 
 
-# Of rows of this project's own, small enough for two cores; nothing is published for them.
+# Settings of this project's own rows, small enough for two cores; nothing is published for them.
 _SMALL = {
     "segmentation": {"size": (256, 192), "lr": 1e-3, "epochs": 15, "patience": 15, "flips": True},
     "classification": {
@@ -144,17 +144,16 @@ _SMALL = {
 
 
 DEFAULT_NET = {"segmentation": "dense_unet", "classification": "arl50"}  # where neither row nor network is named
-KIND = ("loss", "class_weights", "optimizer", "train_views")  # with the attention, what makes a row another one
-_RARE = (2.5, 2.5, 0.5)
+KIND = ("loss", "class_weights", "optimizer", "train_views")  # settings that, with the attention, identify a row
 EXPERIMENTS: dict[str, Experiment] = {
     row.name: row
     for row in (
         _row("cls-1-1", "classification", "arl50", True),
         _row("cls-1-2", "classification", "resnet50", True),
         _row("cls-2-1", "classification", "arl14", False),
-        _row("cls-2-2", "classification", "arl14", False, class_weights=_RARE),
+        _row("cls-2-2", "classification", "arl14", False, class_weights=(2.5, 2.5, 0.5)),
         _row("cls-2-3", "classification", "arl14", False, loss="ce"),
-        _row("cls-2-4", "classification", "arl14", False, loss="ce", class_weights=_RARE),
+        _row("cls-2-4", "classification", "arl14", False, loss="ce", class_weights=(2.5, 2.5, 0.5)),
         _row("cls-b1", "classification", "mobilenet", True, **_SMALL["classification"]),
         _row("cls-b2", "classification", "arl_mobilenet", True, **_SMALL["classification"]),
         _row("seg-1", "segmentation", "unet", False),
@@ -184,8 +183,9 @@ def configure(
 ) -> Config:
     """The run that a row of the table, or a network, and changes of its settings describe.
 
-    Without `experiment` it is the row of the task that has this network, start, loss and attention, or, where there is
-    none, a row of its own, named after network and start; so is `experiment` with another network.
+    Without `experiment` it is the task's row with this network, start and the same loss, class weights, optimizer,
+    training views and attention. Where no row has them, the run is named "<net>-pretrained" or "<net>-scratch"; so is
+    an `experiment` with another network.
 
     Args:
         experiment: a name of EXPERIMENTS.
@@ -218,7 +218,7 @@ def configure(
 
 def _starts_pretrained(net: str, row: Experiment | None, pretrained: bool | None, weights: Path | None) -> bool:
     if weights and pretrained is False:
-        raise UserError("--weights FILE starts from weights, -p 0 does not: leave one of them away")
+        raise UserError("--weights FILE starts from weights, -p 0 does not: use only one of them")
     if pretrained is None:
         pretrained = row.pretrained if row else True
     if pretrained and not weights and net not in PRETRAINED:
@@ -240,10 +240,10 @@ def _attention(net: str, changes: dict[str, Any]) -> dict[str, str | None]:
 
 
 def _row_with(task: str, net: str, pretrained: bool, base: Experiment | None, kind: Mapping[str, Any]) -> Experiment:
-    """The first row of this network and start that has the settings `kind`; without one, they make a row of their own.
+    """The first row with this network, start and settings `kind`; where there is none, a new one.
 
-    Rows with a size and schedule of their own are not looked at: who names a network gets the task's defaults.
-    base: a row to take the other settings from, in place of those.
+    Rows with another size or number of epochs than the task's defaults never match.
+    base: a row to take the remaining settings from, in place of the defaults.
     """
     default = DEFAULTS[task]
     wanted = {

@@ -57,9 +57,6 @@ def _nowhere() -> TextIO:
 class _Handler(logging.StreamHandler):
     """Writes to today's sys.stdout (a notebook or a test may replace it), above a progress bar if there is one."""
 
-    def __init__(self) -> None:
-        super().__init__(sys.stdout)
-
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stdout)
         sys.stdout.flush()
@@ -105,8 +102,8 @@ def run_script(main: Callable[[], Any]) -> None:
         print("error: out of memory; try a smaller --batch-size or --size, or --accumulate N", file=sys.stderr)
         sys.exit(2)
     except StopRequested as request:
-        kept = str(request) or "the same command (without -c 0) goes on after the last checkpoint"
-        print(f"stopped by {request.name} {kept}", file=sys.stderr)
+        kept = f" {request}" if str(request) else "; the same command (without -c 0) goes on after the last checkpoint"
+        print(f"stopped by {request.name}{kept}", file=sys.stderr)
         sys.exit(128 + request.number)
     except KeyboardInterrupt:
         print("stopped; the same command (without -c 0) goes on after the last checkpoint", file=sys.stderr)

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows has the first two
 
@@ -83,12 +84,28 @@ def stop_signals() -> Iterator[StopSignals]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
-def leave_to_the_main_process(_worker: int) -> None:
+@contextmanager
+def kept_from_new_processes() -> Iterator[None]:
+    """Processes that start within have these signals blocked: the main process decides for them when to stop."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    numbers = {getattr(signal, name) for name in NAMES}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    resource_tracker.ensure_running()  # multiprocessing's own, which unblocks some of them here
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_to_the_main_process() -> None:
     """For the start of a loader's process, which ends with the main process: a signal to that one's group, from a
-    terminal, a shell that ends or `torchrun`, means the main process. SIGTERM keeps torch's own handler."""
+    terminal, a shell that ends or `torchrun`, means the main process. By SIGTERM that one stops it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):
         os.setpgrp()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in NAMES[2:]:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one that has arrived by now is dropped
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

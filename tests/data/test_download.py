@@ -18,9 +18,9 @@ from filelock import FileLock
 from PIL import Image
 
 from utils import UserError
-from utils.data import download, read_split
+from utils.data import download
 from utils.data.download import IMAGES, LABELS, MASKS, extract, main
-from utils.data.isic import PREFIXES
+from utils.data.isic import PREFIXES, read_split
 from utils.logger import run_script
 
 IDS = {"train": range(10, 13), "validation": range(20, 22), "test": range(30, 32)}

@@ -101,7 +101,7 @@ def test_a_checkpoint_cut_short_is_refused(run, cache):
 def test_a_run_that_lost_a_file_is_not_gone_on_with(run, cache, name):
     train(run, cache, [0.1, 0.05])  # the best weights are no longer those of last.pth
     run.path(name).unlink()
-    with pytest.raises(UserError, match=r"last.pth is of epoch 2, but history.csv or best.pth is not there or shorter"):
+    with pytest.raises(UserError, match=r"last.pth is of epoch 2, but history.csv or best.pth is missing or has fewer"):
         train(run, cache, [0.1, 0.05, 0.2])
 
 

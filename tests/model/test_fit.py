@@ -121,7 +121,7 @@ def test_steps_that_are_left_out_are_told_and_do_not_count_in_the_mean_loss(cach
         trainer = train(run, cache, [0.1, 0.2, 0.3], criterion=Loss(2, 4, 5, 6), on_nan="skip")
     first, second, third = (row["train_loss"] for row in run.history())
     assert first == third == pytest.approx(2) and math.isnan(second) and trainer.progress.skipped == 4
-    assert "epoch 1: 1 steps left out, their gradient was not finite" in caplog.text
+    assert "epoch 1: 1 steps skipped, their loss or gradient was not finite" in caplog.text
 
 
 def test_a_loss_that_explodes_stops_with_the_way_out(cache, tmp_path):

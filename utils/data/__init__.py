@@ -1,9 +1,0 @@
-"""The data: which images there are, read, checked, cached, and drawn into batches."""
-
-from utils.data.images import image_size, read_image, read_mask
-from utils.data.isic import CLASSES, SPLITS, Sample, read_labels, read_metadata, read_split
-
-__all__ = [
-    "CLASSES", "SPLITS", "Sample", "image_size", "read_image", "read_labels", "read_mask", "read_metadata",
-    "read_split",
-]  # fmt: skip

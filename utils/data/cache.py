@@ -13,6 +13,7 @@ center. It has its name when it is whole. One process at a time builds in a fold
 import hashlib
 import json
 import math
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -218,7 +219,9 @@ def _with_center(path: Path, size: Size, center: Size) -> np.ndarray:
 
 def _clean(folder: Path) -> None:
     """Remove caches of other versions, and what builds left that were interrupted. Under the folder's lock."""
-    gone = [path for path in folder.glob("v*-*.npy") if not path.name.startswith(f"v{VERSION}-")]
-    for path in [*gone, *folder.glob("v*-*.partial")]:
+    for path in folder.iterdir():
+        ours = re.fullmatch(r"v(\d+)-[0-9a-f]{16}(\.npy|(\.npy)?(\.\d+)?\.partial)", path.name)
+        if not ours or ours.groups()[:2] == (str(VERSION), ".npy"):
+            continue
         with suppress(OSError):  # on Windows another process may still use it
             path.unlink()

@@ -1,4 +1,4 @@
-"""From prepared images to batches: training draws augmented images from a cache (`utils.data.cache`)."""
+"""Dataset, batch sampler and DataLoader for training: augmented images from a cache (`utils.data.cache`)."""
 
 import functools
 import os
@@ -17,7 +17,7 @@ from utils import UserError, distributed
 from utils.data.cache import ImageCache
 from utils.data.parallel import cores
 from utils.data.transforms import Transforms
-from utils.signals import leave_to_the_main_process
+from utils.signals import kept_from_new_processes, leave_to_the_main_process
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which the pretrained encoders expect
 
@@ -41,14 +41,14 @@ class TrainingSet(Dataset):
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Every index once an epoch, in an order drawn from (seed, epoch), in batches of (epoch, index).
 
-    A step's batch comes in `accumulate` micro-batches for each of `processes`; this process gets its own. Together, and
-    in order, the micro-batches are the batch that one process gets as a whole.
+    Each of `processes` gets its share of a step's batch, in `accumulate` micro-batches; together, and in order, they
+    are the batch that a single process gets as a whole.
 
     Attributes:
-        epoch: set it before each pass.
-        start: steps of the epoch to pass over, because they are done.
-        steps: of a whole epoch. A last batch that is not full is left out: of a single image or two, it would push
-            weights and running statistics its way, just before validation. Each epoch leaves other images out.
+        epoch: set it before each epoch.
+        start: steps to skip when an epoch is resumed.
+        steps: of a whole epoch. An incomplete last batch is dropped: of one image or two, it would distort weights and
+            running statistics just before validation. Each epoch drops other images.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ def draw_seed(*numbers: int) -> int:
 
 
 def default_workers(device: torch.device) -> int:
-    """Worker processes that work everywhere: none on a CPU, where they would take the cores that train.
+    """Default number of DataLoader workers: none on a CPU, where they would take the cores that train.
 
     Beside a GPU one per core, 8 at most (processes that `torchrun` started share the cores); none on Windows and macOS.
     """
@@ -101,20 +101,19 @@ def default_workers(device: torch.device) -> int:
 
 
 class TrainLoader(DataLoader):
-    """A DataLoader whose worker processes start from a fresh server process (forkserver).
+    """A DataLoader whose worker processes do not import the main script: a converted notebook would run in each again.
 
-    Not by a fork of this one, whose threads hold locks that nobody would open in the copy. They do not import the main
-    script either: a notebook that was converted to one would run once more in each of them.
+    They start anew ("spawn"): a fork of a process with threads can deadlock.
     """
 
     def __iter__(self) -> Iterator:
-        with _nameless_main():
+        with _nameless_main(), kept_from_new_processes():
             return super().__iter__()
 
 
 @contextmanager
 def _nameless_main() -> Iterator[None]:
-    """Within, worker processes are not told of the main script (`multiprocessing.spawn` goes by these two)."""
+    """Hides the main script from worker processes that start within (`multiprocessing.spawn` goes by these two)."""
     main = sys.modules["__main__"].__dict__
     before = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
     main["__spec__"] = None
@@ -148,14 +147,14 @@ def train_loader(
         worker_init_fn=_start_worker,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
-        multiprocessing_context="forkserver" if workers and sys.platform != "win32" else None,
+        multiprocessing_context="spawn" if workers else None,
         generator=torch.Generator(),  # its own, so that the global random state is left alone
     )
 
 
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # one process a core; OpenCV would start as many threads in each
-    leave_to_the_main_process(worker)
+    leave_to_the_main_process()
 
 
 def to_input(images: Tensor, device: torch.device) -> Tensor:

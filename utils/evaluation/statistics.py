@@ -1,9 +1,9 @@
 """How far scores could change with the choice of images: bootstrap intervals, and paired tests between models.
 
-Every interval of the project is made here: 2,000 resamples of the images, as many with replacement, and the middle 95 %
-of what a score is in them (Efron 1979). The draws depend on the number of images alone, so that all scores, trainings
-and models are judged by the same ones. None of it knows how much a model changes when it is trained again: that is what
-several seeds are for, and their spread stands beside the intervals.
+Every interval of a score is made here, of scores per class by `classification.score_intervals`: 2,000 resamples of
+the images, as many with replacement, and the middle 95 % of what a score is in them (Efron 1979). The draws depend on
+the number of images alone, so that all models are judged by the same ones. None of it knows how much a model changes
+when it is trained again: that is what several seeds are for, and their spread stands beside the intervals.
 """
 
 from dataclasses import dataclass

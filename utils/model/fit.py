@@ -20,14 +20,14 @@ from utils.model.weights import load_file
 from utils.signals import StopRequested, StopSignals, stop_signals
 
 Validate = Callable[[nn.Module], tuple[float, dict[str, float]]]  # → score to select by, columns for the history
-LEAST_SCALE = 1e-4  # of a float16 loss; halved at each gradient that is not finite, from 65536 on
-MEASURED = (5, 3.0)  # steps from the second on, and seconds, that a first estimate of the time rests on at least
+LEAST_SCALE = 1e-4  # of a float16 loss: it starts at 65536 and is halved at each gradient that is not finite
+MEASURED = (5, 3.0)  # steps after the first, and seconds, before the first estimate of the time
 _LOADER_FAILURES = ("DataLoader worker", "shared memory", "shm_open")  # in torch's messages
 _GO_ON = "the same command (without -c 0) goes on from there"
 
 
 class Clock:
-    """Estimates how long a run still takes: by its first steps, then by its epochs since the command was given."""
+    """Estimates how long a run still takes: by its first steps, then by its epochs since this process started."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer, self._first = trainer, trainer.progress.epoch
@@ -35,7 +35,7 @@ class Clock:
         self._steps: list[float] | None = []
 
     def step(self) -> None:
-        """After each step; tells once, as soon as it can, how long all of them take."""
+        """To be called after each step; logs one estimate of the remaining time, as soon as it can."""
         if self._steps is None:
             return
         self._steps.append(time.perf_counter())
@@ -59,14 +59,13 @@ class Clock:
 def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run) -> None:
     """Train until the schedule ends or the validation score stops rising, continuing from the run's checkpoint.
 
-    A signal that asks to stop is followed after the step under way: a checkpoint is written from which the same run
+    A signal that asks to stop takes effect after the current step: a checkpoint is written from which the same run
     goes on, to the same weights, history and scores as if it had not stopped.
 
     Args:
-        trainer: the model and what belongs to it.
         loader: of `utils.data.loader.train_loader`.
-        validate: scores the model. The first three columns are printed. Of several processes each calls it and gets
-            the same.
+        validate: scores the model. The first three columns are printed. In distributed training every process
+            calls it and gets the same result.
         run: where history, events, `last.pth` (everything) and `best.pth` (weights of the best epoch) go.
 
     Raises:
@@ -75,7 +74,7 @@ def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run) -> N
     """
     history, last = _continue(trainer, run), run.path("last.pth")
     done = trainer.progress
-    distributed.wait_for_all()  # before the first writes what others have yet to read
+    distributed.wait_for_all()  # the first process must not write before the others have read
     clock = Clock(trainer)
     with stop_signals() as stop:
         while not done.finished(trainer.schedule):
@@ -115,7 +114,7 @@ def _continue(trainer: Trainer, run: Run) -> list[dict[str, float]]:
     history = [row for row in run.history() if row["epoch"] <= done.epoch]
     if len(history) < done.epoch or (done.best_epoch and not run.path("best.pth").is_file()):
         raise UserError(
-            f"{run.folder}: last.pth is of epoch {done.epoch}, but history.csv or best.pth is not there or shorter; "
+            f"{run.folder}: last.pth is of epoch {done.epoch}, but history.csv or best.pth is missing or has fewer; "
             "put them back, or start afresh with -c 0 (what is there is kept)"
         )
     return history
@@ -144,7 +143,7 @@ def _epoch(
     _check_finite(trainer, run)
     if done.skipped > skipped:
         count = done.skipped - skipped
-        log.warning("epoch %d: %d steps left out, their gradient was not finite", done.epoch + 1, count)
+        log.warning("epoch %d: %d steps skipped, their loss or gradient was not finite", done.epoch + 1, count)
     trainer.begin_next_epoch(loader)
     with stop.at_once():
         score, columns = validate(trainer.model)
@@ -156,7 +155,9 @@ def _epoch(
 
 def _check_finite(trainer: Trainer, run: Run) -> None:
     tensors = chain(trainer.model.parameters(), trainer.model.buffers())
-    if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():  # one wait for a GPU, not one a tensor
+    if not torch.stack(
+        [tensor.isfinite().all() for tensor in tensors]
+    ).all():  # one wait for the GPU, not one per tensor
         raise UserError(f"the weights or running statistics are not finite {_way_out(trainer, run)}")
     if trainer.scaler.is_enabled() and trainer.scaler.get_scale() < LEAST_SCALE:
         raise UserError(f"the gradient is not finite at any scale {_way_out(trainer, run)}")
@@ -184,7 +185,7 @@ def _loader_failures_explained() -> Iterator[None]:
 
 
 def _keep_best(trainer: Trainer, run: Run) -> None:
-    """best.pth, where the epoch just done is the best one. After last.pth, from which it can be made again."""
+    """best.pth, where the epoch just done is the best one. Written after last.pth, from which it can be made again."""
     if trainer.progress.best_epoch == trainer.progress.epoch:
         state = {"model": trainer.model.state_dict(), "progress": vars(trainer.progress).copy()}
         save_checkpoint(state, run.path("best.pth"))

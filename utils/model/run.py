@@ -179,9 +179,9 @@ class Run:
         return path
 
     def close(self) -> None:
-        if self._writer:
-            self._writer.close()
-        self._open.close()
+        with self._open:
+            if self._writer:
+                self._writer.close()
 
     def __enter__(self) -> "Run":
         return self

@@ -18,7 +18,7 @@ from utils.device import Precision, keep_freed_memory
 from utils.logger import progress
 
 HALVED_EVERY = 30  # epochs, of the ARL-CNN paper's schedule
-LOOK = 20  # steps on a GPU after which one waits for it, to see whether they were finite
+CHECK_EVERY = 20  # steps on a GPU: to see whether they were finite waits for it
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class Progress:
 
     Attributes:
         epoch: epochs done.
-        step, loss, lr: steps done of the next epoch, the sum of their losses, and the learning rate of the first.
+        step, loss, lr: of the epoch in progress: steps done, sum of their losses, learning rate at its first step.
         best_epoch, best_score: counted from 1, 0 before the first.
-        skipped: steps left out because a gradient was not finite.
-        uncounted: those of the next epoch, whose losses are not in `loss`.
+        skipped: steps without an update because the loss or gradient was not finite (in float16: the loss).
+        uncounted: skipped steps of the epoch in progress, whose losses are not in `loss`.
     """
 
     epoch: int = 0
@@ -99,7 +99,7 @@ class Trainer:
 
     Args:
         model: images → logits.
-        criterion: (logits, targets) → mean loss over images, or over what its `batch_weight(targets)` counts.
+        criterion: (logits, targets) → mean loss over images, or weighted as its `batch_weight(targets)` says.
         schedule: learning rate and length.
         steps: of an epoch.
         precision: device and number type.
@@ -127,12 +127,12 @@ class Trainer:
         self.progress, self.steps = Progress(), steps
         self.note = ""  # said beside an epoch's progress
         self._parallel = distributed.parallel(self.model, precision.device)
-        self._ahead: tuple[int, Iterator[MicroBatch]] | None = None  # an epoch whose batches are under way
+        self._ahead: tuple[int, Iterator[MicroBatch]] | None = None  # prefetched batches of an epoch
 
     def train_one_epoch(self, loader: DataLoader, should_stop: Callable[[], bool] = lambda: False) -> float | None:
         """The rest of this epoch's pass over the loader; returns the mean of the steps' losses.
 
-        `should_stop` is asked after each step; None is returned when it says so, and the same call goes on from there.
+        `should_stop` is called after each step; when true, None is returned, and the same call goes on from there.
 
         Raises:
             NotFinite: as `on_nan` says.
@@ -165,7 +165,7 @@ class Trainer:
             total += torch.where(finite, loss, 0)
             flags.append(finite)
             done.step = step + 1
-            if self.precision.device.type == "cpu" or len(flags) == LOOK:
+            if self.precision.device.type == "cpu" or len(flags) == CHECK_EVERY:
                 look()
             if distributed.any_process(should_stop()):
                 break
@@ -177,8 +177,7 @@ class Trainer:
         return done.loss / counted if counted else float("nan")
 
     def begin_next_epoch(self, loader: DataLoader) -> None:
-        """Between two epochs: the loader's processes, if any, make the first batches of the next while this one is
-        validated."""
+        """Between two epochs: the loader's processes make the next one's first batches while this one is validated."""
         if loader.num_workers and self.progress.epoch + 1 < self.schedule.epochs:
             loader.batch_sampler.epoch, loader.batch_sampler.start = self.progress.epoch + 1, 0
             self._ahead = self.progress.epoch + 1, iter(loader)
@@ -186,7 +185,7 @@ class Trainer:
     def step(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
         """One update of the weights by the gradient of a batch that comes in micro-batches.
 
-        Returns the mean loss and whether it and the gradient are finite (bool), both on the device; where they are not,
+        Returns the mean loss and whether it (and, without a loss scaler, the gradient) is finite; where it is not,
         the weights and running statistics stay as they are.
 
         Raises:
@@ -198,14 +197,14 @@ class Trainer:
             if not str(error).startswith("Expected more than 1 value per channel"):
                 raise
             raise UserError(
-                "batch norm has nothing to average over in one image of this size at a time: a larger --batch-size or "
-                "--size, a smaller --accumulate"
+                "batch norm needs more than one value per channel, and one image of this size has one: take a larger "
+                "--batch-size or --size, or a smaller --accumulate"
             ) from error
         except torch.OutOfMemoryError as error:
             images = len(micro_batches[0][0])
             raise UserError(
-                f"{images} images at a time do not fit into the memory of {self.precision.device}: try "
-                f"--accumulate {2 * len(micro_batches)}, or a smaller --batch-size or --size; the same command goes on"
+                f"{images} images at a time do not fit into the memory of {self.precision.device}: "
+                f"--accumulate {2 * len(micro_batches)} goes on with this run"
             ) from error
 
     def _step(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
@@ -225,28 +224,28 @@ class Trainer:
                 self.scaler.scale(part).backward()
             loss += part.detach()
         finite = loss.isfinite()
-        if self.scaler.is_enabled():  # which looks at the gradients itself, and leaves steps out while it finds a scale
+        if self.scaler.is_enabled():  # it checks the gradients itself, and skips steps while it finds a scale
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
             gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
             finite = finite & torch.nn.utils.get_total_norm(gradients).isfinite()
             self._update_if(finite)
-        if before:  # running statistics: one that is not finite would never be again
+        if before:  # a NaN in running statistics would stay
             for buffer, old in zip(self.model.buffers(), before, strict=True):
                 buffer.copy_(torch.where(finite, buffer, old))
         self.scheduler.step()
         return loss, finite
 
     def _update_if(self, finite: Tensor) -> None:
-        """On a GPU the optimizer's kernel decides, so that nobody has to wait for the flag."""
+        """On a GPU the optimizer's kernel decides, so that nothing waits for the flag."""
         if self.precision.device.type == "cuda":
             self.optimizer.grad_scale, self.optimizer.found_inf = None, (~finite).float()
             self.optimizer.step()
         elif finite:
             self.optimizer.step()
         else:
-            self.optimizer._opt_called = True  # the scheduler would take the order of the two for wrong
+            self.optimizer._opt_called = True  # or the scheduler warns about the order of calls
 
     def _gradients_averaged(self, last: bool) -> AbstractContextManager:
         """Over the processes, once a step: with the last micro-batch."""

@@ -1,6 +1,6 @@
-"""The two tasks, and `train`: what scripts, notebooks and `reproduce.py` start a run with.
+"""The two tasks, and `train(config)`: one run from data to figures, as scripts, notebooks and `reproduce.py` call it.
 
-A task is an object with the methods of `Task`; this is the only place where a config's task decides what is done.
+A task is an object with the methods of `Task`; what a run does for each task is decided here and nowhere else.
 """
 
 import torch
@@ -31,7 +31,7 @@ def train(config: Config) -> Run:
     The same call on a finished run scores it again.
 
     Raises:
-        UserError: data, weights, settings or the run's folder are not as they must be; training failed.
+        UserError: data, weights, settings or the run's folder are missing or invalid; training failed.
         utils.signals.StopRequested: by a signal, after a checkpoint is written.
     """
     device = find_device(config.device)
@@ -40,6 +40,7 @@ def train(config: Config) -> Run:
 
 
 def _train(task: Task, precision: Precision) -> Run:
+    """Read data → build the model → prepare images → build trainer and loader → open the run → fit → evaluate."""
     with distributed.main_first():
         data, facts = task.read_data()
         config = task.config
@@ -61,7 +62,7 @@ def _train(task: Task, precision: Precision) -> Run:
 
 
 def evaluate(task: Task, model: nn.Module, caches: dict[str, ImageCache], precision: Precision, run: Run) -> None:
-    """Score the best weights where there is truth, write all predictions, draw the figures."""
+    """Predict validation and test images with the best weights, score them where the truth is there, draw figures."""
     config, best_epoch, history = task.config, load_best(model, run.folder), run.history()
     metrics = {"validation": None, "test": None, "best_epoch": best_epoch, "epochs": len(history)}
     metrics |= {"views": config.views} if config.views else {}
@@ -71,9 +72,9 @@ def evaluate(task: Task, model: nn.Module, caches: dict[str, ImageCache], precis
         if split in caches:
             metrics[split], results[split] = task.score(model, caches[split], split, precision, run)
     results = {split: result for split, result in results.items() if result is not None}
-    task.finish(model, results, best_epoch, run)
     run.write_json("metrics.json", metrics)
     run.save_figure(plot_history(history, best_epoch), "history.png")
     for split, result in results.items():
         for name, figure in task.figures(model, caches[split], split, result, precision):
             log.info("figure: %s", run.save_figure(figure, name))
+    task.finish(model, results, best_epoch, run)
