@@ -104,7 +104,7 @@ def test_other_pixels_are_refused_by_split_but_for_those_of_the_test(tmp_path):
     started(tmp_path / "run0", prepared=prepared | {"test": "v3-cc"}).path("last.pth").touch()
     for other in ({}, {"test": "v3-ee"}):
         started(tmp_path / "run0", prepared=prepared | other)
-    with pytest.raises(UserError, match=r"run0 was started with other train images or masks: files were changed"):
+    with pytest.raises(UserError, match=r"run0 was started with other train images or masks, or ones prepared in "):
         started(tmp_path / "run0", prepared=prepared | {"train": "v3-dd"})
 
 

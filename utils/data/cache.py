@@ -2,9 +2,8 @@
 
 A cache is named after what it is made of: the SHA-256 of the originals' bytes (images, and masks where they are kept),
 the size, and the version of this pipeline. So data that is moved or copied finds its cache again, and other content
-never does. `hashes.json` beside the caches spares unchanged files the hashing: those whose path, size, inode, mtime and
-ctime are the same. Clocks of file systems tick coarsely, so what changed within two seconds before it was hashed is
-hashed again the next time.
+never does. `hashes.json` beside the caches spares files the hashing whose path, size, inode, mtime and ctime are the
+same, unless they changed within two seconds before: clocks of file systems tick coarsely.
 
 A cache is a NumPy file: [N, height, width, channels], or with a finer center [N, bytes], each row an image and its
 center. It has its name when it is whole. One process at a time builds in a folder; others wait.

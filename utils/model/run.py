@@ -103,9 +103,8 @@ class Run:
         pixels, now = config.get("prepared", {}), facts.get("prepared", {})
         if differ := [s for s in ("train", "validation") if s in pixels and s in now and pixels[s] != now[s]]:
             raise UserError(
-                f"{self.folder} was started with other {' and '.join(differ)} images or masks: files were changed, or "
-                "this version prepares them in another way; put them back, or start afresh with -c 0 (the old run is "
-                "kept)"
+                f"{self.folder} was started with other {' and '.join(differ)} images or masks, or ones prepared in "
+                "another way: put files back that were changed, or start afresh with -c 0 (the old run is kept)"
             )
         last = [config, *config.get("continued", [])][-1]
         if other := [name for name in TOLD if name in last and last[name] != facts.get(name)]:

@@ -88,8 +88,7 @@ def load_pretrained(model: nn.Module, net: str, path: str | Path) -> LoadReport:
     the classifier, which always starts from random weights, and the α of all ARL blocks together. What may be left
     over: the classifier, and α where a variant of an ARL network has none that is learnt.
 
-    Raises UserError naming the file and the names or shapes that do not fit, or values that are not finite; the network
-    is as it was then.
+    Raises UserError, the network unchanged: names or shapes that do not fit, or values that are not finite.
     """
     path = Path(path)
     content = load_file(path)
