@@ -101,8 +101,7 @@ def kept_from_new_processes() -> Iterator[None]:
 
 
 def leave_to_the_main_process() -> None:
-    """For the start of a loader's process, which ends with the main process: a signal to that one's group, from a
-    terminal, a shell that ends or `torchrun`, means the main process. By SIGTERM that one stops it."""
+    """For the start of a loader's process: what a terminal or `torchrun` sends to the group means the main process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):
         os.setpgrp()

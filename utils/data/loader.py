@@ -101,10 +101,7 @@ def default_workers(device: torch.device) -> int:
 
 
 class TrainLoader(DataLoader):
-    """A DataLoader whose worker processes do not import the main script: a converted notebook would run in each again.
-
-    They start anew ("spawn"): a fork of a process with threads can deadlock.
-    """
+    """A DataLoader whose processes do not import the main script: a converted notebook would run in each of them."""
 
     def __iter__(self) -> Iterator:
         with _nameless_main(), kept_from_new_processes():
@@ -147,7 +144,7 @@ def train_loader(
         worker_init_fn=_start_worker,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
-        multiprocessing_context="spawn" if workers else None,
+        multiprocessing_context="spawn" if workers else None,  # a fork of a process with threads can deadlock
         generator=torch.Generator(),  # its own, so that the global random state is left alone
     )
 

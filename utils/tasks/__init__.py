@@ -65,8 +65,7 @@ def evaluate(task: Task, model: nn.Module, caches: dict[str, ImageCache], precis
     """Predict validation and test images with the best weights, score them where the truth is there, draw figures."""
     config, best_epoch, history = task.config, load_best(model, run.folder), run.history()
     metrics = {"validation": None, "test": None, "best_epoch": best_epoch, "epochs": len(history)}
-    metrics |= {"views": config.views} if config.views else {}
-    metrics["flips"] = config.flips
+    metrics |= ({"views": config.views} if config.views else {}) | {"flips": config.flips}
     results = {}
     for split in ("validation", "test"):
         if split in caches:
