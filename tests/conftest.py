@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from utils.data.isic import Sample
 
 ROOT = Path(__file__).resolve().parents[1]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs by "&" ignore Ctrl-C
 SHARED = Path(os.environ.get("ISIC_SHARED", ROOT.parent / "shared"))
 
 
