@@ -232,11 +232,12 @@ def test_a_damaged_cache_is_made_anew(samples, tmp_path, decoded, damage):
 
 
 def test_caches_of_other_versions_go_and_the_rest_stays(samples, tmp_path):
-    names = ["v2-0123456789abcdef.npy", "v3-fedcba9876543210.npy", "notes.npy", "v2-notes.txt"]
+    gone = ["v2-0123456789abcdef.npy", "v3-0123456789abcdef.npy.7.partial", "v2-0123456789abcdef.partial"]
+    names = [*gone, "v3-fedcba9876543210.npy", "notes.npy", "v2-notes.txt", "val-images.npy", "v2-images.partial"]
     for name in names:
         (tmp_path / name).write_bytes(b"x")
     prepare(samples, SIZE, tmp_path)
-    assert [name for name in names if not (tmp_path / name).exists()] == names[:1]
+    assert [name for name in names if not (tmp_path / name).exists()] == gone
 
 
 def test_a_disk_that_fills_up_keeps_neither_cache_nor_leftover(samples, full_soon, monkeypatch):

@@ -88,8 +88,9 @@ def test_draws_depend_on_seed_and_epoch_alone(cache):
     first = batches(a_loader(cache), 3)
     assert equal(first, batches(a_loader(cache), 3))
     assert not equal(first, batches(a_loader(cache), 4)) and not equal(first, batches(a_loader(cache, seed=1), 3))
-    first_images = [TrainingSet(cache, SegmentationTransforms((48, 32)), seed)[0, 0][0] for seed in range(9)]
-    assert len({image.tobytes() for image in first_images}) == 9
+    for draws in ([(seed, 0) for seed in range(9)], [(0, epoch) for epoch in range(9)]):
+        sets = [(TrainingSet(cache, SegmentationTransforms((48, 32)), seed), epoch) for seed, epoch in draws]
+        assert len({images[epoch, 0][0].tobytes() for images, epoch in sets}) == 9
     assert list(a_loader(cache).batch_sampler) != list(a_loader(cache, seed=1).batch_sampler)
     assert torch.equal(states[0], torch.get_rng_state())
     assert np.array_equal(states[1], np.random.get_state()[1])  # noqa: NPY002
