@@ -9,23 +9,24 @@ predictions.csv. Scored as the run was: whole frame or patches, flips averaged o
 """
 
 import argparse
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from torch import nn
+import numpy as np
 
 from utils import UserError
 from utils.command_line import AMP
-from utils.data.cache import ImageCache
+from utils.data.cache import load_image
 from utils.data.images import image_size
 from utils.data.isic import Sample
+from utils.data.parallel import in_order
+from utils.data.transforms import Pixels
 from utils.device import Precision, find_device, find_precision
 from utils.evaluation.classification import predictions_table
 from utils.evaluation.runs import RunResult, read_run
 from utils.files import written_whole
-from utils.inference.segmentation import lesion_mask, mask_png, predict_lesions
-from utils.inference.trained import classify, load_network, prepare_for
+from utils.inference.segmentation import lesion_mask, mask_png
+from utils.inference.trained import load_network, predict_photographs, stored_sizes
 from utils.logger import log, run_script
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -55,18 +56,22 @@ def find_photographs(paths: Sequence[Path]) -> list[Sample]:
     return [Sample(name, file, None, None) for name, file in found.items()]
 
 
-def write_masks(
-    run: RunResult, model: nn.Module, cache: ImageCache, precision: Precision, output: Path
-) -> Iterator[tuple[Path, float]]:
-    """Writes the masks; yields (file, share of the frame that is lesion) of each."""
-    predicted = predict_lesions(model, cache, precision, run.settings["batch_size"], run.metrics.get("flips", False))
-    for index, probability in predicted:
-        sample = cache.samples[index]
-        mask = lesion_mask(probability, image_size(sample.image))
-        path = output / f"{sample.id}_segmentation.png"
-        with written_whole(path) as file:
-            file.write(mask_png(mask))
-        yield path, float(mask.mean())
+def predictions(run: RunResult, samples: Sequence[Sample], precision: Precision) -> Iterator[np.ndarray]:
+    """What the run's network says of each photograph in turn; a few of them are decoded ahead."""
+    model = load_network(run, precision.device)
+
+    def load(sample: Sample) -> Pixels:
+        return load_image(sample.image, stored_sizes(run, image_size(sample.image)))
+
+    return predict_photographs(run, model, in_order(load, samples), precision)
+
+
+def write_mask(sample: Sample, probability: np.ndarray, path: Path) -> float:
+    """The share of the frame that is lesion."""
+    mask = lesion_mask(probability, image_size(sample.image))
+    with written_whole(path) as file:
+        file.write(mask_png(mask))
+    return float(mask.mean())
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -87,15 +92,14 @@ def main(argv: list[str] | None = None) -> None:
     if there := next((args.output / name for name in names if (args.output / name).exists()), None):
         raise UserError(f"{there} is there already: move it away, or choose another --output")
     precision = find_precision(find_device(args.device), args.amp)
-    model = load_network(run, precision.device)
+    predicted = predictions(run, samples, precision)
     args.output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        cache = prepare_for(run, samples, Path(folder))
-        if masks:
-            for path, share in write_masks(run, model, cache, precision, args.output):
-                log.info("%s: lesion on %.1f %% of the frame", path, 100 * share)
-            return
-        table = predictions_table([sample.id for sample in samples], classify(run, model, cache, precision))
+    if masks:
+        for sample, name, probability in zip(samples, names, predicted, strict=True):
+            share = write_mask(sample, probability, args.output / name)
+            log.info("%s: lesion on %.1f %% of the frame", args.output / name, 100 * share)
+        return
+    table = predictions_table([sample.id for sample in samples], np.stack(list(predicted)))
     with written_whole(args.output / names[0]) as file:
         file.write(table.to_csv(index=False, lineterminator="\n").encode())
     log.info("%s\n%s", args.output / names[0], table.head(20).to_string(index=False, float_format="{:.3f}".format))

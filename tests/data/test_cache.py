@@ -61,6 +61,11 @@ def full_soon(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def frames(made: cache.ImageCache) -> np.ndarray:
+    """All whole images, of one size: uint8 [N, H, W, channels]."""
+    return np.stack([made.frame(index) for index in range(len(made.samples))])
+
+
 def builder(samples: list[Sample], folder: Path, before: str = "") -> subprocess.Popen:
     """A process that prepares the samples in the folder."""
     (folder.parent / "samples").write_bytes(pickle.dumps(samples))
@@ -92,28 +97,29 @@ def test_pixels_are_the_whole_frame_and_the_mask(samples, tmp_path):
     Image.fromarray(image).save(samples[0].image)
     samples[1] = Sample(samples[1].id, samples[1].image, None, None)
     made = prepare(samples, SIZE, tmp_path / "cache")
-    pixels = made.pixels()
-    assert isinstance(pixels, np.memmap) and pixels.dtype == np.uint8 and pixels.shape == (10, 32, 48, 4)
-    assert made.samples == tuple(samples) and made.size == SIZE and not pixels.flags.writeable
+    pixels = frames(made)
+    first = made.frame(0)
+    assert isinstance(first, np.memmap) and first.dtype == np.uint8 and pixels.shape == (10, 32, 48, 4)
+    assert made.samples == tuple(samples) and not first.flags.writeable
     assert [int(pixels[0, y, x, 0]) for y in (1, -2) for x in (1, -2)] == [60, 120, 180, 240]
     for index, sample in enumerate(samples):
         assert np.array_equal(pixels[index, ..., :3], read_image(sample.image, SIZE))
         expected = read_mask(sample.mask, SIZE) if sample.mask else np.zeros((32, 48))
         assert np.array_equal(pixels[index, ..., 3], expected)
     without = prepare(samples, SIZE, tmp_path / "cache", masks=False)
-    assert np.array_equal(without.pixels(), pixels[..., :3])
-    assert np.array_equal(np.load(made.path), pixels)
+    assert np.array_equal(frames(without), pixels[..., :3])
+    assert np.array_equal(np.load(made.path), pixels.ravel())
 
 
 def test_a_center_is_kept_beside_the_whole_image(samples, tmp_path):
     plain = prepare(samples, SIZE, tmp_path, masks=False)
-    made = prepare(samples, SIZE, tmp_path, masks=False, center=(30, 20))
-    assert made.path != plain.path and made.pixels().shape == plain.pixels().shape == (10, 32, 48, 3)
-    assert made.center == (30, 20) and plain.center is None and np.array_equal(plain.image(0), plain.pixels()[0])
+    made = prepare(samples, lambda original: (SIZE, (30, 20)), tmp_path, masks=False)
+    assert made.path != plain.path and frames(made).shape == frames(plain).shape == (10, 32, 48, 3)
+    assert np.array_equal(plain.image(0), plain.frame(0))
     for each in (made, pickle.loads(pickle.dumps(made))):
         for index, sample in enumerate(samples):
             frame, center = each.image(index)
-            assert np.array_equal(frame, read_image(sample.image, SIZE)) and np.array_equal(frame, each.pixels()[index])
+            assert np.array_equal(frame, read_image(sample.image, SIZE)) and np.array_equal(frame, each.frame(index))
             assert np.array_equal(center, take(read_image(sample.image), CENTER, (30, 20)))
 
 
@@ -164,8 +170,8 @@ def test_a_file_changed_in_place_is_noticed(samples, tmp_path, monkeypatch, sett
     assert (before.st_size, before.st_mtime_ns, before.st_ino) == (after.st_size, after.st_mtime_ns, after.st_ino)
     assert (tmp_path / "cache" / "hashes.json").exists() == (settled == 0)
     second = prepare(samples, SIZE, tmp_path / "cache")
-    assert second.path != first.path and (second.pixels()[3] != first.pixels()[3]).mean() > 0.2
-    assert np.array_equal(second.pixels()[4], first.pixels()[4])
+    assert second.path != first.path and (second.frame(3) != first.frame(3)).mean() > 0.2
+    assert np.array_equal(second.frame(4), first.frame(4))
 
 
 def test_the_index_is_believed_of_unchanged_files_and_of_no_others(samples, tmp_path, monkeypatch, decoded):
@@ -196,11 +202,11 @@ def test_the_index_is_believed_of_unchanged_files_and_of_no_others(samples, tmp_
 def test_it_outlives_its_file_and_travels_by_its_path(samples, tmp_path):
     """The folder can be deleted at any time, be it while a run trains: it scores by its caches hours later."""
     made = prepare(samples, SIZE, tmp_path / "cache")
-    before, sent = np.array(made.pixels()), pickle.dumps(made)
+    before, sent = frames(made), pickle.dumps(made)
     there = pickle.loads(sent)
-    assert len(sent) < 4000 < made.pixels().nbytes and there == made and isinstance(there.pixels(), np.memmap)
+    assert len(sent) < 4000 < before.nbytes and there == made and isinstance(there.frame(0), np.memmap)
     shutil.rmtree(tmp_path / "cache")
-    assert np.array_equal(made.pixels(), before) and np.array_equal(there.pixels(), before)
+    assert np.array_equal(frames(made), before) and np.array_equal(frames(there), before)
 
 
 def test_what_a_killed_build_left_is_no_cache_and_goes(samples, tmp_path, decoded):
@@ -232,8 +238,8 @@ def test_a_damaged_cache_is_made_anew(samples, tmp_path, decoded, damage):
 
 
 def test_caches_of_other_versions_go_and_the_rest_stays(samples, tmp_path):
-    gone = ["v2-0123456789abcdef.npy", "v3-0123456789abcdef.npy.7.partial", "v2-0123456789abcdef.partial"]
-    names = [*gone, "v3-fedcba9876543210.npy", "notes.npy", "v2-notes.txt", "val-images.npy", "v2-images.partial"]
+    gone = ["v3-0123456789abcdef.npy", "v4-0123456789abcdef.npy.7.partial", "v2-0123456789abcdef.partial"]
+    names = [*gone, "v4-fedcba9876543210.npy", "notes.npy", "v2-notes.txt", "val-images.npy", "v2-images.partial"]
     for name in names:
         (tmp_path / name).write_bytes(b"x")
     prepare(samples, SIZE, tmp_path)
@@ -249,7 +255,7 @@ def test_a_disk_that_fills_up_keeps_neither_cache_nor_leftover(samples, full_soo
             prepare(samples, (80, 64), full_soon)
     assert {path.name for path in full_soon.iterdir()} <= {"lock", "hashes.json", "filler"}
     (full_soon / "filler").unlink()
-    assert len(prepare(samples, (80, 64), full_soon).pixels()) == 10
+    assert frames(prepare(samples, (80, 64), full_soon)).shape == (10, 64, 80, 4)
 
 
 def test_it_is_found_where_nothing_can_be_written(samples, full_soon, monkeypatch):

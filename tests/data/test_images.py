@@ -1,5 +1,6 @@
 """Image files as arrays: whole or refused, upright, at the wanted size; masks binary and in place."""
 
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -81,9 +82,9 @@ def test_patches_of_a_fifth_are_as_sharp_as_those_of_originals(isic2017_fullsize
     """Their finest octave keeps its energy; from the whole image alone, at 2.5 × the network's size, a third does."""
     samples = read_split(isic2017_fullsize, "train", leave_out_copies=False)
     samples = [sample for sample in samples if image_size(sample.image)[0] > 1120][:4]
-    size, center = cache_sizes(samples, (224, 224), TRAIN_TRANSFORMS["patches"])
-    assert (size, center) == ((560, 560), (448, 448))
-    made = prepare(samples, size, tmp_path, masks=False, center=center)
+    sizes = partial(cache_sizes, size=(224, 224), transforms=TRAIN_TRANSFORMS["patches"])
+    made = prepare(samples, sizes, tmp_path, masks=False)
+    assert set(made.sizes) == {((560, 560), (448, 448))}
 
     def finest(pixels: Pixels) -> list[float]:
         patches = [take(pixels, patch, (224, 224)) for patch in TEST_PATCHES["9"] if patch[2] == 0.2]
@@ -91,7 +92,10 @@ def test_patches_of_a_fifth_are_as_sharp_as_those_of_originals(isic2017_fullsize
         return [(each - cv2.pyrUp(cv2.pyrDown(each)))[8:-8, 8:-8].var() for each in grey]
 
     originals = [finest(read_image(sample.image)) for sample in samples]
-    with_center, without = [finest(made.image(index)) for index in range(4)], list(map(finest, made.pixels()))
+    with_center, without = (
+        [finest(made.image(index)) for index in range(4)],
+        [finest(made.frame(index)) for index in range(4)],
+    )
     assert 0.95 < np.median(np.divide(with_center, originals)) < 1.05
     assert np.median(np.divide(without, originals)) < 0.5
 

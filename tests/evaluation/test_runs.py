@@ -32,7 +32,7 @@ SCORED = "scored on 40 images"  # not on the challenge's 600
 
 
 def start(folder, row, seed=0, **changed) -> Run:
-    settings = {**asdict(row), "seed": seed, "amp": "auto", "weights": None, "stored_size": (420, 280)}
+    settings = {**asdict(row), "seed": seed, "amp": "auto", "weights": None}
     for name in ("views", "flips"):
         del settings[name]
     settings |= {"train_images": TRAIN[row.task], "validation_images": VALIDATION[row.task]}

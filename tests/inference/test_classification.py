@@ -38,7 +38,7 @@ def test_probabilities_are_the_mean_over_views_and_flips(images):
                 seen.append(model(torchvision.transforms.functional.normalize(pixels, mean, deviation)).softmax(1)[0])
         return torch.stack(seen).mean(0)
 
-    expected = torch.stack([by_hand(image) for image in images.pixels()])
+    expected = torch.stack([by_hand(image) for image in map(images.frame, range(6))])
     for batch_size in (5, 64):
         got = class_probabilities(model, images, FLOAT32, (16, 12), batch_size, TEST_PATCHES["9"], flips=True)
         assert got.shape == (6, 3) and np.allclose(got, expected, atol=1e-5)
@@ -49,10 +49,14 @@ def test_examples_are_best_and_worst_of_each_class():
     assert examples(probabilities, np.array([0, 0, 0, 2, 2])) == [0, 1, 3, 4]
 
 
-def test_images_are_stored_no_larger_than_they_are(images):
-    patches = TRAIN_TRANSFORMS["patches"]
-    # They are 80×64: the network's input at least, and no center that would be no finer.
-    assert cache_sizes(images.samples, (224, 224), patches) == ((224, 224), None)
-    assert cache_sizes(images.samples, (30, 60), patches) == ((75, 64), None)
-    assert cache_sizes(images.samples, (10, 10), patches) == ((25, 25), (20, 20))
-    assert cache_sizes(images.samples, (10, 10), TRAIN_TRANSFORMS["frame"]) == ((15, 15), None)
+@pytest.mark.parametrize(
+    ("size", "transforms", "expected"),
+    [
+        ((224, 224), "patches", ((224, 224), None)),  # the network's input at least
+        ((30, 60), "patches", ((75, 64), None)),  # no center that would be no finer
+        ((10, 10), "patches", ((25, 25), (20, 20))),
+        ((10, 10), "frame", ((15, 15), None)),
+    ],
+)
+def test_an_image_is_stored_no_larger_than_it_is(size, transforms, expected):
+    assert cache_sizes((80, 64), size, TRAIN_TRANSFORMS[transforms]) == expected

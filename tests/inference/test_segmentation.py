@@ -45,8 +45,8 @@ def test_flips_are_undone_before_they_are_averaged(samples, tmp_path):
     model, cache = uneven(), prepare(samples, SIZE, tmp_path / "cache")
     found = dict(predict_lesions(model, cache, FLOAT32, 3, flips=True))
     once = dict(predict_lesions(model, cache, FLOAT32, 3))
-    for index, pixels in enumerate(cache.pixels()[..., :3]):
-        x = to_input(torch.from_numpy(pixels[None].copy()), FLOAT32.device)
+    for index in range(len(samples)):
+        x = to_input(torch.from_numpy(cache.frame(index)[None, ..., :3].copy()), FLOAT32.device)
         each = []
         for rows, columns in FLIPS:
             axes = [axis for axis, step in ((2, rows), (3, columns)) if step < 0]

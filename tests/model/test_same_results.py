@@ -18,7 +18,7 @@ class Uncached:
     """In place of a cache: every image is decoded anew each time it is asked for."""
 
     def __init__(self, cache) -> None:
-        self.samples, self.size = cache.samples, cache.size
+        self.samples, self.size = cache.samples, cache.sizes[0][0]
 
     def image(self, index: int) -> np.ndarray:
         sample = self.samples[index]

@@ -4,6 +4,7 @@ import json
 import math
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -83,7 +84,8 @@ def test_bare_steps_train_on_what_the_loader_gives_of_repeated_originals(samples
     training = Training(config, samples, Precision(CPU, None), steps=3)
     images, targets = next(iter(training.loader))
     assert torch.equal(images, training.batch[0]) and torch.equal(targets, training.batch[1])
-    pixels = training.loader.dataset.cache.pixels()
+    cache = training.loader.dataset.cache
+    pixels = np.stack([cache.frame(index) for index in range(len(cache.samples))])
     assert training.images == len(pixels) == 6 and (pixels[4:] == pixels[:2]).all() and (pixels[0] != pixels[1]).any()
     before = [parameter.detach().clone() for parameter in training.trainer.model.parameters()]
     training.steps()

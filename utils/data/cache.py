@@ -1,12 +1,13 @@
 """Prepared images: each original is decoded once, at the wanted size, into a file that later runs map into memory.
 
 A cache is named after what it is made of: the SHA-256 of the originals' bytes (images, and masks where they are kept),
-the size, and the version of this pipeline. So data that is moved or copied finds its cache again, and other content
+their sizes, and the version of this pipeline. So data that is moved or copied finds its cache again, and other content
 never does. `hashes.json` beside the caches spares files the hashing whose path, size, inode, mtime and ctime are the
 same, unless they changed within two seconds before: clocks of file systems tick coarsely.
 
-A cache is a NumPy file: [N, height, width, channels], or with a finer center [N, bytes], each row an image and its
-center. It has its name when it is whole. One process at a time builds in a folder; others wait.
+A cache is a NumPy file, uint8 [bytes]: one image after the other, each followed by its center where it has one. It has
+its name when it is whole. One process at a time builds in a folder; others wait. How an image is kept depends on that
+image and the network's settings alone, never on the images beside it.
 """
 
 import hashlib
@@ -28,87 +29,113 @@ from utils.config import CACHE
 from utils.data.images import decode_image, image_size, pair_fault, read_image, read_mask, resized
 from utils.data.isic import Sample
 from utils.data.parallel import attempts
-from utils.data.transforms import CENTER, Pixels, take
+from utils.data.transforms import CENTER, Pixels, Size, Sizes, take
 from utils.files import check_file, load_json, locked, readable_size, sha256, written_whole
 from utils.logger import log
 
-Size = tuple[int, int]  # (width, height)
-VERSION = 3  # raise it when other pixels are stored, or the layout changes
+VERSION = 4  # raise it when other pixels are stored, or the layout changes
 SETTLED = 2 * 10**9  # nanoseconds after which a file's times tell whether it has changed since
 
 
 @dataclass(frozen=True)
 class ImageCache:
-    """Decoded images of one split. The file stays open with the object, and so in use though it be deleted (POSIX)."""
+    """Decoded images of one split. The file stays open with the object, and so in use though it be deleted (POSIX).
+
+    Attributes:
+        sizes: (width, height) of each image, and of its center or None.
+        channels: 4 with the mask (0 or 1) after RGB, else 3.
+        digests: SHA-256 of each original image.
+    """
 
     samples: Sequence[Sample]
     path: Path
-    sizes: tuple[Size, ...] = ()  # (width, height) of image and center, where there is a center
-    digests: Sequence[str] = field(default=(), repr=False, compare=False)  # SHA-256 of each original image
-    _levels: tuple[np.ndarray, ...] = field(init=False, repr=False, compare=False)
+    sizes: Sequence[Sizes]
+    channels: int
+    digests: Sequence[str] = field(default=(), repr=False, compare=False)
+    _bytes: np.ndarray = field(init=False, repr=False, compare=False)
+    _starts: np.ndarray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        rows = np.load(self.path, mmap_mode="r")
-        levels, start = [] if self.sizes else [rows], 0
-        for width, height in self.sizes:
-            end = start + width * height * 3
-            levels.append(rows[:, start:end].reshape(-1, height, width, 3))
-            start = end
-        object.__setattr__(self, "_levels", tuple(levels))
+        object.__setattr__(self, "_bytes", np.load(self.path, mmap_mode="r"))
+        ends = np.cumsum([_length(sizes, self.channels) for sizes in self.sizes])
+        object.__setattr__(self, "_starts", np.concatenate([[0], ends]))
 
     def __reduce__(self) -> tuple:
-        return ImageCache, (self.samples, self.path, self.sizes)  # a worker process opens the file itself
+        return ImageCache, (
+            self.samples,
+            self.path,
+            self.sizes,
+            self.channels,
+        )  # a worker process opens the file itself
 
-    @property
-    def size(self) -> Size:
-        """(width, height) of the images."""
-        height, width = self.pixels().shape[1:3]
-        return width, height
-
-    @property
-    def center(self) -> Size | None:
-        """(width, height) of their centers, where there are any."""
-        return self.sizes[1] if self.sizes else None
-
-    def pixels(self) -> np.ndarray:
-        """uint8 [N, height, width, 3], or 4 with the mask (0 or 1) after RGB; read-only, in memory once for all."""
-        return self._levels[0]
+    def frame(self, index: int) -> np.ndarray:
+        """The whole image, uint8 [height, width, channels]; read-only, in memory once for all processes."""
+        width, height = self.sizes[index][0]
+        start = self._starts[index]
+        return self._bytes[start : start + width * height * self.channels].reshape(height, width, self.channels)
 
     def image(self, index: int) -> Pixels:
-        """One of them, with its center where there is one: what `utils.data.transforms.take` takes patches from."""
-        levels = tuple(level[index] for level in self._levels)
-        return levels if len(levels) > 1 else levels[0]
+        """It, with its center where there is one: what `utils.data.transforms.take` takes patches from."""
+        center, frame = self.sizes[index][1], self.frame(index)
+        if center is None:
+            return frame
+        return frame, self._bytes[self._starts[index] + frame.size : self._starts[index + 1]].reshape(*center[::-1], 3)
+
+
+def _length(sizes: Sizes, channels: int) -> int:
+    """Bytes of an image and its center."""
+    return math.prod(sizes[0]) * channels + (math.prod(sizes[1]) * 3 if sizes[1] else 0)
 
 
 def prepare(
-    samples: Sequence[Sample], size: Size, folder: Path = CACHE, *, masks: bool = True, center: Size | None = None
+    samples: Sequence[Sample],
+    size: Size | Callable[[Size], Sizes],
+    folder: Path = CACHE,
+    *,
+    masks: bool = True,
 ) -> ImageCache:
-    """Every image, and mask if asked, decoded at `size` = (width, height) with the whole frame kept, once for all runs.
+    """Every image, and mask if asked, decoded once for all runs, with the whole frame kept.
 
-    center: (width, height) at which the middle of the image (`transforms.CENTER`) is kept besides, without masks.
+    size: (width, height) of all of them; or what gives, for the (width, height) of an original, the one to keep it at
+    and that of its center, the middle of the image (`transforms.CENTER`) at a finer resolution, or None.
 
     UserError that names the unreadable files, or the folder when it cannot be written or has no room.
     """
-    samples = tuple(samples)
-    sizes = (size, center) if center else ()
-    shape = (3 * sum(map(math.prod, sizes)),) if center else (size[1], size[0], 4 if masks else 3)
+    samples, channels = tuple(samples), 4 if masks else 3
     try:
         folder.mkdir(parents=True, exist_ok=True)
         originals = _hashes(samples, masks, folder / "hashes.json")
         hashes = [[originals[file][-1] for file in _files(sample, masks)] for sample in samples]
-        shape = (len(samples), *shape)
-        key = hashlib.sha256(json.dumps([VERSION, shape, hashes, *sizes]).encode())
+        sizes = tuple((size, None) for _ in samples)
+        if callable(size):
+            headers = _each(image_size, [sample.image for sample in samples], "reading sizes")
+            sizes = tuple(map(size, headers))
+        key = hashlib.sha256(json.dumps([VERSION, channels, sizes, hashes]).encode())
         path = folder / f"v{VERSION}-{key.hexdigest()[:16]}.npy"
-        if not _is_whole(path, shape):
+        length = sum(_length(each, channels) for each in sizes)
+        if not _is_whole(path, length):
             busy = f"{folder}: waiting for another process that prepares images there"
             with locked(folder / "lock", busy, wait=True):
-                if not _is_whole(path, shape):  # another process may have built it meanwhile
-                    _build(path, shape, samples, originals, size, center)
-        return ImageCache(samples, path, sizes, tuple(each[0] for each in hashes))
+                if not _is_whole(path, length):  # another process may have built it meanwhile
+                    _build(path, length, samples, originals, sizes, channels)
+        return ImageCache(samples, path, sizes, channels, tuple(each[0] for each in hashes))
     except OSError as error:
         raise UserError(
             f"{folder}: the prepared images cannot be written there ({error}); choose --cache DIR"
         ) from error
+
+
+def load_image(path: Path, sizes: Sizes) -> Pixels:
+    """An image as a cache keeps it: uint8 [height, width, 3], with its center where `sizes` has one. Decoded once.
+
+    UserError as of `utils.data.images.read_image`.
+    """
+    size, center = sizes
+    if center is None:
+        return read_image(path, size)
+    enlarged = (math.ceil(center[0] / CENTER[2]), math.ceil(center[1] / CENTER[3]))
+    image = decode_image(path, (max(size[0], enlarged[0]), max(size[1], enlarged[1])))
+    return resized(image, size), take(image, CENTER, center)
 
 
 def _each(function: Callable[[Any], Any], items: Sequence[Any], description: str) -> Iterator[Any]:
@@ -157,63 +184,58 @@ def _hashes(samples: Sequence[Sample], masks: bool, index: Path) -> dict[Path, l
     return found
 
 
-def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
+def _is_whole(path: Path, length: int) -> bool:
     """Whether the cache is there, with its header and length as they must be."""
     try:
-        return path.is_file() and np.load(path, mmap_mode="r").shape == shape
+        return path.is_file() and np.load(path, mmap_mode="r").shape == (length,)
     except (EOFError, ValueError):
         return False
 
 
 def _build(
     path: Path,
-    shape: tuple[int, ...],
+    length: int,
     samples: Sequence[Sample],
     originals: dict[Path, list],
-    size: Size,
-    center: Size | None,
+    sizes: Sequence[Sizes],
+    channels: int,
 ) -> None:
     """Decode the originals into the file. To be called under the folder's lock."""
-    start, needed = time.monotonic(), math.prod(shape)
+    start = time.monotonic()
     _clean(path.parent)
-    if shutil.disk_usage(path.parent).free < needed:
-        room = f"no room for the prepared images, {readable_size(needed)}"
+    if shutil.disk_usage(path.parent).free < length:
+        room = f"no room for the prepared images, {readable_size(length)}"
         raise UserError(f"{path.parent}: {room}; make some, or choose --cache DIR")
 
-    def decode(sample: Sample) -> np.ndarray:
-        pixels = _with_center(sample.image, size, center) if center else _pixels(sample, size, shape[-1] == 4)
-        for file in _files(sample, shape[-1] == 4):
+    def decode(item: tuple[Sample, Sizes]) -> tuple[np.ndarray, ...]:
+        sample, size = item
+        pixels = _with_mask(sample, size[0]) if channels == 4 else load_image(sample.image, size)
+        for file in _files(sample, channels == 4):
             if _identity(file) != originals[file][:-1]:
                 raise UserError(f"{file}: changed while it was read; start again when it is whole")
-        return pixels
+        return pixels if isinstance(pixels, tuple) else (pixels,)
 
     with written_whole(path) as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for pixels in _each(decode, samples, "decoding images"):
-            file.write(pixels)
-    middle = f", their middle at {center[0]}×{center[1]}," if center else ""
-    what = f"{len(samples)} images at {size[0]}×{size[1]}{middle} in {time.monotonic() - start:.0f} s"
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (length,)})
+        for parts in _each(decode, list(zip(samples, sizes, strict=True)), "decoding images"):
+            for pixels in parts:
+                file.write(np.ascontiguousarray(pixels))
+    largest = "{}×{}".format(*max((frame for frame, _ in sizes), key=math.prod))
+    what = f"{len(samples)} images at {'' if len(set(sizes)) == 1 else 'up to '}{largest}"
     total = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
-    sizes = f"{readable_size(needed)}; {path.parent} holds {readable_size(total)}"
-    log.info("prepared %s: %s, %s", what, path, sizes)
+    where = f"{path}, {readable_size(length)}; {path.parent} holds {readable_size(total)}"
+    log.info("prepared %s in %.0f s: %s", what, time.monotonic() - start, where)
 
 
-def _pixels(sample: Sample, size: Size, masks: bool) -> np.ndarray:
-    """The image at `size`, and with `masks` its mask or zeros: uint8 [height, width, 3 or 4]."""
-    pixels = np.zeros((size[1], size[0], 4 if masks else 3), np.uint8)
-    if masks and sample.mask and (fault := pair_fault(image_size(sample.image), image_size(sample.mask))):
+def _with_mask(sample: Sample, size: Size) -> np.ndarray:
+    """The image at `size`, and its mask or zeros: uint8 [height, width, 4]."""
+    pixels = np.zeros((size[1], size[0], 4), np.uint8)
+    if sample.mask and (fault := pair_fault(image_size(sample.image), image_size(sample.mask))):
         raise UserError(f"{sample.mask}: {fault}")
     pixels[..., :3] = read_image(sample.image, size)
-    if masks and sample.mask:
+    if sample.mask:
         pixels[..., 3] = read_mask(sample.mask, size)
     return pixels
-
-
-def _with_center(path: Path, size: Size, center: Size) -> np.ndarray:
-    """The image at `size` and its middle at `center`, one after the other: uint8 [bytes]. Decoded once."""
-    enlarged = (math.ceil(center[0] / CENTER[2]), math.ceil(center[1] / CENTER[3]))
-    image = decode_image(path, (max(size[0], enlarged[0]), max(size[1], enlarged[1])))
-    return np.concatenate([resized(image, size).ravel(), take(image, CENTER, center).ravel()])
 
 
 def _clean(folder: Path) -> None:

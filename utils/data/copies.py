@@ -62,10 +62,11 @@ def copies_between(caches: Mapping[str, ImageCache]) -> list[Copy]:
 
     The thumbnails are made of the prepared images, or of the originals where those are smaller than SMALLEST.
     """
-    small, looks = any(min(cache.size) < SMALLEST for cache in caches.values()), {}
+    small = any(min(size) < SMALLEST for cache in caches.values() for size, _ in cache.sizes)
+    looks = {}
     for split, cache in caches.items():
-        originals = (sample.image for sample in cache.samples)
-        found = in_order(thumbnail, originals) if small else in_order(_thumbnail, cache.pixels())
+        originals, frames = (sample.image for sample in cache.samples), map(cache.frame, range(len(cache.samples)))
+        found = in_order(thumbnail, originals) if small else in_order(_thumbnail, frames)
         thumbnails = np.array(list(progress(found, "looking for copies", len(cache.samples))))
         looks[split] = Looks(cache.samples, cache.digests, thumbnails)
     return find_copies(looks)

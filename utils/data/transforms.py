@@ -7,17 +7,19 @@ middle of the image: its own centre lies in the central fifth of either side, so
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 
-from utils.data.images import image_size, resized
+from utils.data.images import resized
 from utils.data.isic import Sample
 
 Patch = tuple[float, float, float, float]
+Size = tuple[int, int]  # (width, height), pixels
+Sizes = tuple[Size, Size | None]  # at which an image is kept, and its CENTER where that is kept besides
 SCALES = (0.8, 0.6, 0.4, 0.2)
 CENTRAL = 0.2  # share of either side from which a patch's centre is drawn
 FRAME: Patch = (0.0, 0.0, 1.0, 1.0)
@@ -188,16 +190,13 @@ TRAIN_TRANSFORMS: dict[str, TrainTransforms] = {
 }
 
 
-def cache_sizes(
-    samples: Sequence[Sample], size: tuple[int, int], transforms: TrainTransforms
-) -> tuple[tuple[int, int], tuple[int, int] | None]:
-    """(width, height) at which to cache a classifier's images, for a network's input `size`, and their center.
+def cache_sizes(original: Size, size: Size, transforms: TrainTransforms) -> Sizes:
+    """At which (width, height) to keep an `original` of a classifier whose network takes `size`, and its center.
 
-    Neither is larger than in the largest original; the center is None where it would not be finer than the image.
+    Never finer than the original, unless the network's input is; the center is None where it would not be finer than
+    the image.
     """
-    originals = [image_size(sample.image) for sample in samples]
-    largest = [max(sides) for sides in zip(*originals, strict=True)]
-    axes = [*zip(size, largest, strict=True)]
+    axes = [*zip(size, original, strict=True)]
     cached = tuple(max(side, min(round(transforms.cached_scale * side), most)) for side, most in axes)
     if transforms.center_scale is None:
         return cached, None

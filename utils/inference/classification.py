@@ -1,6 +1,6 @@
 """Probabilities of the three classes from a network, averaged over patches of a photograph."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from torch import nn
@@ -8,9 +8,37 @@ from torch import nn
 from utils import UserError, distributed
 from utils.data.cache import ImageCache
 from utils.data.isic import CLASSES, Sample
-from utils.data.transforms import FLIPS, Patch, take
+from utils.data.transforms import FLIPS, Patch, Pixels, take
 from utils.device import Precision
 from utils.inference.network import predict
+
+
+def classify(
+    model: nn.Module,
+    images: Iterable[Pixels],
+    precision: Precision,
+    size: tuple[int, int],
+    batch_size: int,
+    patches: Sequence[Patch],
+    flips: bool = False,
+) -> Iterator[np.ndarray]:
+    """Probabilities float32 [3] of each image in turn, averaged over patches (each flipped in all four ways).
+
+    images: as a cache keeps them (`utils.data.cache.load_image`); size: (width, height) of the network's input;
+    patches: such as those of `utils.data.transforms.TEST_PATCHES`. UserError when the network puts out NaN.
+    """
+    steps = FLIPS if flips else FLIPS[:1]
+
+    def views(image: Pixels) -> np.ndarray:
+        patch_views = (take(image, patch, size) for patch in patches)
+        return np.stack([view[::rows, ::columns] for view in patch_views for rows, columns in steps])
+
+    for each in predict(model, map(views, images), precision, batch_size):
+        if not np.isfinite(each).all():
+            raise UserError(
+                "the network's outputs are not finite although its weights are: start afresh with a lower --lr"
+            )
+        yield each.mean(axis=0)
 
 
 def class_probabilities(
@@ -22,24 +50,12 @@ def class_probabilities(
     patches: Sequence[Patch],
     flips: bool = False,
 ) -> np.ndarray:
-    """Probabilities float32 [N, 3] of the images of a cache, averaged over patches (each flipped in all four ways).
+    """As `classify`, of the images of a cache: float32 [N, 3].
 
-    size: (width, height) of the network's input; patches: such as those of `utils.data.transforms.TEST_PATCHES`.
     Of several processes each predicts its share, and all get all.
     """
-    steps = FLIPS if flips else FLIPS[:1]
     indices = distributed.share(len(cache.samples))
-
-    def inputs() -> Iterator[np.ndarray]:
-        for index in indices:
-            for patch in patches:
-                view = take(cache.image(index), patch, size)
-                yield from (view[::rows, ::columns] for rows, columns in steps)
-
-    each = np.array(list(predict(model, inputs(), precision, batch_size)), dtype=np.float32)
-    if not np.isfinite(each).all():
-        raise UserError("the network's outputs are not finite although its weights are: start afresh with a lower --lr")
-    means = each.reshape(len(indices), -1, len(CLASSES)).mean(axis=1)
+    means = classify(model, map(cache.image, indices), precision, size, batch_size, patches, flips)
     found = dict(distributed.gather(list(zip(indices, means, strict=True))))
     return np.stack([found[index] for index in range(len(cache.samples))])
 

@@ -7,11 +7,15 @@ weights.safetensors, which `predict` takes, and README.md, the card, with the sc
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from string import Template
 
+import numpy as np
+
 from utils import UserError
 from utils.config import CACHE
+from utils.data.cache import prepare
 from utils.data.isic import read_split
 from utils.device import find_device, find_precision
 from utils.evaluation import classification, segmentation
@@ -21,7 +25,7 @@ from utils.evaluation.tables import format_scores
 from utils.files import written_whole
 from utils.inference.classification import labels_of
 from utils.inference.segmentation import score
-from utils.inference.trained import RELEASED, classify, load_network, prepare_for, write_released
+from utils.inference.trained import RELEASED, load_network, predict_photographs, stored_sizes, write_released
 from utils.logger import log, run_script
 from utils.model.run import read_config
 
@@ -46,12 +50,12 @@ def score_again(run: RunResult, data: Path, cache: Path) -> str:
             f"{data}: {len(samples)} validation images with truth, the run was scored on "
             f"{run.metrics['validation']['images']}; choose the folder by --data"
         )
-    images = prepare_for(run, samples, cache)
+    images = prepare(samples, partial(stored_sizes, run), cache, masks=False)
     if masks:
         counts = score(model, images, precision, run.settings["batch_size"], run.metrics["flips"])
         return format_scores("validation", segmentation.summarize(counts))
-    probabilities = classify(run, model, images, precision)
-    return format_scores("validation", classification.summarize(probabilities, labels_of(samples)))
+    each = predict_photographs(run, model, map(images.image, range(len(samples))), precision)
+    return format_scores("validation", classification.summarize(np.stack(list(each)), labels_of(samples)))
 
 
 def model_card(run: RunResult, scores: str, size: int) -> str:

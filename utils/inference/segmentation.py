@@ -3,7 +3,7 @@
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -35,6 +35,20 @@ def lesion_mask(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return probability > 0.5
 
 
+def outline(
+    model: nn.Module, frames: Iterable[np.ndarray], precision: Precision, batch_size: int, flips: bool = False
+) -> Iterator[np.ndarray]:
+    """Lesion probability float32 [h, w] of each image in turn, whole frames uint8 [h, w, 3] at the network's size.
+
+    flips: average over the frame flipped in all four ways.
+    """
+    steps = FLIPS if flips else FLIPS[:1]
+    views = (np.stack([frame[::rows, ::columns] for rows, columns in steps]) for frame in frames)
+    for each in predict(model, views, precision, batch_size):
+        lesions = [one[LESION][::rows, ::columns] for one, (rows, columns) in zip(each, steps, strict=True)]
+        yield np.mean(lesions, axis=0)  # a copy: the whole batch would live as long as a view of it
+
+
 def predict_lesions(
     model: nn.Module,
     cache: ImageCache,
@@ -43,18 +57,10 @@ def predict_lesions(
     flips: bool = False,
     indices: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (index, lesion probability float32 [h, w] at the network's size), whole frames, for all or `indices`.
-
-    flips: average over the frame flipped in all four ways.
-    """
-    pixels = cache.pixels()
-    indices = range(len(pixels)) if indices is None else indices
-    steps = FLIPS if flips else FLIPS[:1]
-    frames = (pixels[index][::rows, ::columns, :3] for index in indices for rows, columns in steps)
-    predictions = predict(model, frames, precision, batch_size)
-    for index in indices:
-        each = [next(predictions)[LESION][::rows, ::columns] for rows, columns in steps]
-        yield index, np.mean(each, axis=0)  # a copy: the whole batch would live as long as a view of it
+    """As `outline`, of all images of a cache or of `indices`: yields (index, probability)."""
+    indices = range(len(cache.samples)) if indices is None else indices
+    frames = (cache.frame(index)[..., :3] for index in indices)
+    yield from zip(indices, outline(model, frames, precision, batch_size, flips), strict=True)
 
 
 class TrueMasks:

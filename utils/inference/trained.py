@@ -1,6 +1,6 @@
 """The trained network of a finished run: from its checkpoint, or from the smaller file that is passed on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,12 @@ from torch import nn
 
 import nets
 from utils import UserError
-from utils.data.cache import ImageCache, prepare
-from utils.data.isic import Sample
-from utils.data.transforms import TEST_PATCHES, TRAIN_TRANSFORMS, cache_sizes
+from utils.data.transforms import TEST_PATCHES, TRAIN_TRANSFORMS, Pixels, Size, Sizes, cache_sizes
 from utils.device import Precision
 from utils.evaluation.runs import RunResult, reading
 from utils.files import written_whole
-from utils.inference.classification import class_probabilities
+from utils.inference.classification import classify
+from utils.inference.segmentation import outline
 from utils.model.checkpoints import load_best
 from utils.model.weights import load_file
 
@@ -81,17 +80,23 @@ def _not_finite(state: Mapping[str, torch.Tensor]) -> str | None:
     return next((name for name, tensor in state.items() if not bool(tensor.isfinite().all())), None)
 
 
-def prepare_for(run: RunResult, samples: Sequence[Sample], folder: Path) -> ImageCache:
-    """The photographs decoded into `folder`, as large as the run's network sees them or its patches need them."""
+def stored_sizes(run: RunResult, original: Size) -> Sizes:
+    """At which size a run's network has a photograph of the (width, height) `original` kept, and its center."""
     size = tuple(run.settings["size"])
     if run.task == "segmentation":
-        return prepare(samples, size, folder, masks=False)
-    stored, center = cache_sizes(samples, size, TRAIN_TRANSFORMS[run.settings["train_views"]])
-    return prepare(samples, stored, folder, masks=False, center=center)
+        return size, None
+    return cache_sizes(original, size, TRAIN_TRANSFORMS[run.settings["train_views"]])
 
 
-def classify(run: RunResult, model: nn.Module, cache: ImageCache, precision: Precision) -> np.ndarray:
-    """Probabilities float32 [N, 3] of the photographs, averaged over the views that the run was scored by."""
-    size, batch_size = tuple(run.settings["size"]), run.settings["batch_size"]
-    patches, flips = TEST_PATCHES[run.metrics["views"]], run.metrics["flips"]
-    return class_probabilities(model, cache, precision, size, batch_size, patches, flips)
+def predict_photographs(
+    run: RunResult, model: nn.Module, images: Iterable[Pixels], precision: Precision
+) -> Iterator[np.ndarray]:
+    """What a run's network says of each photograph in turn, by the views that the run was scored by.
+
+    images: kept at `stored_sizes`. A segmenter gives the lesion probability float32 [h, w] at the network's size, a
+    classifier the probabilities float32 [3] of the classes.
+    """
+    size, batch_size, flips = tuple(run.settings["size"]), run.settings["batch_size"], run.metrics.get("flips", False)
+    if run.task == "segmentation":
+        return outline(model, images, precision, batch_size, flips)
+    return classify(model, images, precision, size, batch_size, TEST_PATCHES[run.metrics["views"]], flips)

@@ -82,9 +82,7 @@ def start_run(
     facts: Mapping[str, Any],
 ) -> Run:
     """The run's folder, with its settings and what it is made with written to config.json."""
-    train = caches["train"]
-    settings = {**config.settings(), "weights": weights, "stored_size": train.size}
-    settings |= {"stored_center": train.center} if train.center else {}
+    settings = {**config.settings(), "weights": weights}
     settings |= {f"{split}_images": digest(data[split]) for split in SPLITS if split != "test"}
     facts = {"data": str(config.data), "test_images": digest(data["test"]), "message": config.message, **facts}
     facts |= {"prepared": {split: caches[split].path.stem for split in SPLITS if split in caches}}

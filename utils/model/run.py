@@ -92,7 +92,7 @@ class Run:
         before = config["settings"]
         changed = [
             " ".join(f"{name} {before.get(name)} (now {settings.get(name)})".split())
-            for name in sorted(before.keys() | settings.keys())
+            for name in sorted(settings)  # an earlier version may have kept more
             if before.get(name) != settings.get(name)
         ]
         if changed:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,8 @@ class Classification:
         return data, {"images_not_there": {split: len(ids) for split, ids in absent.items()}}
 
     def prepare(self, data: Data) -> dict[str, ImageCache]:
-        size, center = cache_sizes(data["train"], self.config.size, self.kind)
-        splits = [split for split in data if data[split]]
-        return {split: prepare(data[split], size, self.config.cache, masks=False, center=center) for split in splits}
+        size = partial(cache_sizes, size=self.config.size, transforms=self.kind)
+        return {split: prepare(data[split], size, self.config.cache, masks=False) for split in data if data[split]}
 
     def transforms(self) -> Transforms:
         return self.kind.build(self.config.size)

@@ -170,7 +170,7 @@ def plot_saliency(
     labels = labels_of(cache.samples)
     chosen = examples(probabilities, labels)
     enlarged = (scale * size[0], scale * size[1])
-    frames = [take(cache.pixels()[index], FRAME, enlarged) for index in chosen]
+    frames = [take(cache.frame(index), FRAME, enlarged) for index in chosen]
     images = to_input(torch.from_numpy(np.stack(frames)), device)
     predicted = torch.from_numpy(probabilities[chosen].argmax(axis=1)).to(device)
     cams = {"CAM\npredicted class": class_activation_maps(model, images, predicted)}
