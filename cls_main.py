@@ -12,15 +12,15 @@ from where seg_main.py takes them for the ARL-UNet's encoder.
 import argparse
 
 from utils.command_line import make_parser, positive, to_config
-from utils.config import EQUAL, Config
+from utils.config import Config
 from utils.logger import run_script
 
 
 def parse(argv: list[str] | None = None) -> Config:
     parser = make_parser("classification", __doc__)
     add = parser.add_argument
-    add("--class-weights", nargs="+", metavar="W", help="three numbers (melanoma, seborrheic keratosis, nevus), or "
-        "balanced: each class the same share of the loss")  # fmt: skip
+    add("--class-weights", nargs="+", metavar="W", help="a number for each class (melanoma, seborrheic "
+        "keratosis, nevus), or balanced: each class the same share of the loss")  # fmt: skip
     add("--recipe", choices=("repo", "paper"), default="repo", help="repo: AdamW, half cosine; paper: SGD, learning "
         "rate 0.01 (pretrained 1e-4), halved every 30 epochs")  # fmt: skip
     add("--train-views", choices=("patches", "frame"), help="training crops: patches of four scales from the "
@@ -36,8 +36,6 @@ def parse(argv: list[str] | None = None) -> Config:
             args.class_weights = tuple(map(positive, args.class_weights))
         except (ValueError, argparse.ArgumentTypeError) as error:
             parser.error(f"argument --class-weights: {error}")
-        if len(args.class_weights) != len(EQUAL):
-            parser.error("argument --class-weights: expected three numbers, or balanced")
     return to_config(args)
 
 

@@ -38,6 +38,11 @@ def make_parser(task: str, doc: str) -> argparse.ArgumentParser:
     add("--output", type=Path, default=MODEL, metavar="DIR", help="where run folders go (model)")
     add("--cache", type=Path, default=CACHE, metavar="DIR", help="where prepared images go (Data/cache)")
     add("--weights", type=Path, metavar="FILE", help="file to start from in place of the pretrained weights")
+    add("--split", type=_share, nargs=3, metavar=("TRAIN", "VALIDATION", "TEST"), help="of a folder of your own: "
+        "shares of its images, drawn by class and group (0.8 0.1 0.1)")  # fmt: skip
+    add("--fold", type=_fold, metavar="K/N", help="of a folder of your own: test on the Kth of N parts, validate "
+        "on the next; the run's number is K")  # fmt: skip
+    add("--split-seed", type=at_least(0), default=0, help="draws another split or other folds (0)")
     add("--keep-copies", action="store_true", help="train on copies of validation and test images too")
     _add_settings(parser, task)
     _add_computation(parser)
@@ -90,6 +95,7 @@ def to_config(args: argparse.Namespace) -> Config:
         net=net and NETS[args.task][net],
         pretrained=None if pretrained is None else bool(pretrained),
         size=size and tuple(size),
+        split=flags.pop("split") and tuple(args.split),
         resume=bool(checked),
         **flags,
     )
@@ -106,6 +112,19 @@ def at_least(minimum: int):
         return int(text)
 
     return whole_number
+
+
+def _share(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share between 0 and 1")
+    return float(text)
+
+
+def _fold(text: str) -> tuple[int, int]:
+    fold, folds = map(int, text.split("/"))
+    if not 1 <= fold <= folds or folds < 3:
+        raise argparse.ArgumentTypeError(f"{text}: expected K/N with N of 3 or more, and K from 1 to N")
+    return fold, folds
 
 
 def positive(text: str) -> float:

@@ -73,6 +73,9 @@ class Config(Experiment):
         message: a note kept with the run.
         keep_copies: keep training images that are copies of validation or test images.
         require_all: classification: stop when a labelled image is missing.
+        split, split_seed, fold: of a folder of one's own (`utils.data.own`): shares of training, validation and test,
+            or (K, N), the Kth of N folds.
+        classes: of such a folder, filled in when it is read; empty for ISIC 2017's.
         device, amp: as for `utils.device.find_device` and `find_precision`.
         workers: DataLoader workers; None for `utils.data.loader.default_workers`.
         accumulate: micro-batches that each batch is computed in.
@@ -92,6 +95,10 @@ class Config(Experiment):
     message: str = ""
     keep_copies: bool = False
     require_all: bool = False
+    split: tuple[float, float, float] | str | None = None
+    split_seed: int = 0
+    fold: tuple[int, int] | None = None
+    classes: tuple[str, ...] = ()
     device: str | None = None
     amp: str = "auto"
     workers: int | None = None
@@ -110,6 +117,8 @@ class Config(Experiment):
         """What defines the run, by name: a continuation must have the same. metrics.json has how it is scored."""
         row = {each.name: getattr(self, each.name) for each in fields(Experiment)}
         row |= {"seed": self.seed, "amp": self.amp}
+        if self.split or self.fold:
+            row |= {name: getattr(self, name) for name in ("split", "split_seed", "fold", "classes")}
         return {name: value for name, value in row.items() if name not in ("views", "flips")}
 
 

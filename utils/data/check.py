@@ -8,7 +8,7 @@ import argparse
 import itertools
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +17,12 @@ import cv2
 import numpy as np
 
 from utils import UserError
+from utils.config import configure
 from utils.data import isic
 from utils.data.copies import Copy, Looks, find_copies, thumbnail
 from utils.data.images import image_size, pair_fault, read_grey
 from utils.data.isic import CLASSES, SPLITS, Sample, SplitFiles
+from utils.data.own import Folder, drawn_splits, is_own, own_data, read_folder
 from utils.data.parallel import attempts
 from utils.data.splits import Data, classification_data, later_years, misplaced, refuse_copies, segmentation_data
 from utils.files import listed, sha256
@@ -106,22 +108,60 @@ class Report:
 def inspect_folder(root: str | Path) -> Report:
     """Read every image, mask and label file under `root` and report on them. Raises UserError without a folder."""
     report = Report(Path(root))
-    report.splits = {name: Split(isic.find_files(root, name)) for name in SPLITS}
+    folder = read_folder(report.root) if is_own(report.root) else None
+    report.splits = _own_splits(folder) if folder else {name: Split(isic.find_files(root, name)) for name in SPLITS}
     for name, split in report.splits.items():
         split.images = _read(report, _image_facts, split.files.images, f"{name} images")
         split.masks = _read(report, _mask_facts, split.files.masks, f"{name} masks")
         _check_images(report, name, split)
         _check_masks(report, split)
+        if folder:
+            counts = Counter(folder.classes[folder.labels[i]] for i in split.files.images if i in (folder.labels or {}))
+            split.classes = {name: counts[name] for name in folder.classes}
+            continue
+        if not (split.files.images and split.files.masks) and name != "test":
+            report.problems.append(f"{name}: images or masks are not there; {isic.layout_hint(root, name)}")
+        if short := [path.name for id_, path in sorted(split.files.masks.items()) if path.stem == id_]:
+            report.notes.append(f"{name}: {len(short)} masks without _segmentation in their names, such as {short[0]}")
         _check_labels(report, name, split)
         try:
             isic.read_metadata(root, name)
         except UserError as error:
             report.problems.append(f"{error}")
     report.copies = find_copies({name: _looks(split) for name, split in report.splits.items()}, edited=True)
-    _check_ids(report)
-    report.segmentation_fault = _fault(report, segmentation_data, masks=True)
-    report.classification_fault = _fault(report, lambda root: classification_data(root)[0], masks=False)
+    if folder:
+        report.notes.append(f"a folder of one's own, {_how_split(folder)}")
+    else:
+        _check_ids(report)
+    report.segmentation_fault = _fault(report, _segmentation_data, masks=True)
+    report.classification_fault = _fault(report, _classification_data, masks=False)
     return report
+
+
+def _segmentation_data(root: Path) -> Data:
+    own = own_data(configure(task="segmentation", data=root), masks=True)
+    return own[1] if own else segmentation_data(root)
+
+
+def _classification_data(root: Path) -> Data:
+    own = own_data(configure(task="classification", data=root), masks=False)
+    return own[1] if own else classification_data(root)[0]
+
+
+def _own_splits(folder: Folder) -> dict[str, Split]:
+    """As training would split it without flags."""
+    ids = sorted(folder.images.keys() | folder.masks.keys())
+    drawn = drawn_splits(folder, ids, configure(data=folder.root, task="segmentation"))
+
+    def of(split: str, files: Mapping[str, Path]) -> dict[str, Path]:
+        return {id_: path for id_, path in files.items() if drawn[id_] == split}
+
+    return {name: Split(SplitFiles(of(name, folder.images), of(name, folder.masks), None, None)) for name in SPLITS}
+
+
+def _how_split(folder: Folder) -> str:
+    given = "split as its column says" if folder.given else "split 0.8 0.1 0.1 by chance (--split, --fold)"
+    return given + (", groups kept together" if folder.groups else ", every image by itself (no column group)")
 
 
 def _read(report: Report, facts: Callable[[Path], Any], files: dict[str, Path], what: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils import UserError
-from utils.files import check_file, quoted
+from utils.files import check_file, listed, quoted
 
 SPLITS = ("train", "validation", "test")
 CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
@@ -51,7 +51,7 @@ PREFIXES = {split: names[1][0].removesuffix("_Part1_GroundTruth") for split, nam
 SYNTHETIC = ("synthetic.json", "sample.json")  # mark a folder of synthetic data; the second is of earlier versions
 _ID = re.compile(r"ISIC_[0-9]+")
 _IMAGE = re.compile(r"(ISIC_[0-9]+)\.(?:jpe?g|png)", re.IGNORECASE | re.ASCII)
-_MASK = re.compile(r"(ISIC_[0-9]+)_segmentation\.png", re.IGNORECASE | re.ASCII)
+_MASK = re.compile(r"(ISIC_[0-9]+)(?:_segmentation)?\.png", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,24 @@ def find_files(root: str | Path, split: str) -> SplitFiles:
         labels=_first([here], labels),
         metadata=_first([here, *image_folders], [f"{name}_metadata.csv" for name in images]),
     )
+
+
+def layout_hint(root: str | Path, split: str) -> str:
+    """What lies in `root` in place of a split's images and masks, and what is expected; the end of a message."""
+    names, here = [*_NAMES[split][0], *_NAMES[split][1]], _entries(Path(root))
+    for path in here.values():
+        if path.suffix == ".zip" and path.stem in names:
+            return f"{path} is not unpacked: unzip it there"
+        if path.is_dir() and _entries(path).keys() & {name.lower() for name in names}:
+            return f"{path}/ has them: --data {path}"
+    folders = [here[name.lower()] for name in names if name.lower() in here]
+    for folder in [*folders, Path(root)]:
+        inside = [path.name + "/" * path.is_dir() for path in _entries(folder).values()]
+        if folder == Path(root) or (not any(map(_IMAGE.fullmatch, inside)) and not any(map(_MASK.fullmatch, inside))):
+            break
+    there, official = f"{folder} holds {listed(inside, 8) or 'nothing'}", PREFIXES[split]
+    expected = f"{official}_Data/ISIC_0000000.jpg and {official}_Part1_GroundTruth/ISIC_0000000_segmentation.png"
+    return f"{there}; expected {expected} (Data/README.md), or images/ and masks/"
 
 
 def read_split(

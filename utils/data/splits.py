@@ -11,10 +11,12 @@ from utils.data.isic import (
     LAST_ID,
     LEFT_OUT,
     OFFICIAL,
+    PREFIXES,
     SPLITS,
     SYNTHETIC,
     Sample,
     find_files,
+    layout_hint,
     read_labels,
     read_split,
 )
@@ -36,7 +38,7 @@ def segmentation_data(root: Path, *, keep_copies: bool = False) -> Data:
         samples = read_split(root, split, leave_out_copies=not keep_copies, with_labels=False)
         data[split] = tuple(sample for sample in samples if sample.mask or split == "test")
         if split != "test" and not data[split]:
-            raise UserError(f"{root}: no {split} image with a mask; see python -m utils.data.check {root}")
+            raise UserError(f"{root}: no {split} image with a mask; {layout_hint(root, split)}")
         without = len(samples) - len(data[split])
         more = f", {without} more left out because they have no mask" if without else ""
         log.info("%s: %d images%s", split, len(data[split]), more)
@@ -64,12 +66,13 @@ def classification_data(
             log.info("test: %d images, no labels", len(samples))
             continue
         if path is None:
-            raise UserError(f"{root}: no labels of the {split} images, …_Part3_GroundTruth.csv; see Data/README.md")
+            expected = f"{PREFIXES[split]}_Part3_GroundTruth.csv (Data/README.md), or images/ and labels.csv"
+            raise UserError(f"{root}: no labels of the {split} images; expected {expected}")
         labelled, images = read_labels(path).keys(), files[split].images.keys()
         _check_labels(path, split, samples, labelled & {id_ for s in SPLITS if s != split for id_ in files[s].images})
         absent[split] = sorted(labelled - images)
         if split != "test" and not samples:
-            raise UserError(f"{root}: no {split} image; see python -m utils.data.check {root}")
+            raise UserError(f"{root}: no {split} image; {layout_hint(root, split)}")
         left_out = len(images) - len(samples)
         more = f", {left_out} copies of validation or test images left out" if left_out else ""
         if gone := absent[split]:
@@ -114,8 +117,10 @@ def refuse_foreign_ids(root: Path, data: Data) -> None:
         log.warning("%s: %s", root, later)
 
 
-def refuse_copies(found: Sequence[Copy], data: Data, *, keep_copies: bool = False) -> None:
+def refuse_copies(found: Sequence[Copy], data: Data, *, keep_copies: bool = False, grouped: bool = False) -> None:
     """UserError when training has a copy of another split's image, a warning with `keep_copies`.
+
+    grouped: the splits were drawn by groups of images, so that a copy can be kept in one split.
 
     found: by `utils.data.copies`. Of copies between validation and test, those that are not known are warned about.
     """
@@ -123,8 +128,9 @@ def refuse_copies(found: Sequence[Copy], data: Data, *, keep_copies: bool = Fals
     found = [copy for copy in found if all(i in ids[split] for split, i in zip(copy.splits, copy.ids, strict=True))]
     training = [copy for copy in found if copy.splits[0] == "train"]
     if training and not keep_copies:
+        way = "give a photograph and its copy one group in labels.csv" if grouped else "take them out"
         raise UserError(
-            f"{_pairs(training)}: {len(training)} training images are copies of images of other splits; take them out, "
+            f"{_pairs(training)}: {len(training)} training images are copies of images of other splits; {way}, "
             "or train on them all the same with --keep-copies"
         )
     if keep_copies and (copies := {copy.ids[0] for copy in training} | (LEFT_OUT & ids["train"])):

@@ -1,8 +1,9 @@
-"""Classification scores from probabilities: melanoma and seborrheic keratosis, each against the other two classes.
+"""Classification scores from probabilities: melanoma and seborrheic keratosis, each against the other two classes; of
+other classes than ISIC 2017's, each against the rest.
 
 - Free of a threshold: AUC of each task and their mean (what the ISIC 2017 challenge ranks by, arXiv:1710.05006),
   average precision, sensitivity at given specificities.
-- By the most probable of the three classes, of equal ones the first (primary): each task's "accuracy", "sensitivity",
+- By the most probable of the classes, of equal ones the first (primary): each task's "accuracy", "sensitivity",
   "specificity"; the confusion matrix, accuracy, balanced accuracy, calibration error.
 - "at_0.5": accuracy, sensitivity and specificity at p > 0.5, the challenge's threshold.
 
@@ -22,6 +23,11 @@ from utils.evaluation.statistics import RESAMPLES, interval, resample, weighted_
 
 TASKS = CLASSES[:2]
 SPECIFICITIES = (0.80, 0.90, 0.95)
+
+
+def scored_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """Those that are told from the rest, each by its AUC: the challenge's two of ISIC 2017's classes, else all."""
+    return TASKS if tuple(classes) == CLASSES else tuple(classes)
 
 
 def auc(scores: ArrayLike, positive: ArrayLike, weights: np.ndarray | None = None) -> float | np.ndarray:
@@ -86,44 +92,48 @@ def calibration_error(
     return _one_or_all(np.abs(gaps).sum(axis=1) / labels.size, weights)
 
 
-def classification_scores(probabilities: ArrayLike, labels: ArrayLike) -> dict[str, Any]:
+def classification_scores(
+    probabilities: ArrayLike, labels: ArrayLike, classes: Sequence[str] = CLASSES
+) -> dict[str, Any]:
     """Every score of the module's docstring, as plain numbers that `json.dumps` takes; None where undefined.
 
-    probabilities: [N, 3], columns as `CLASSES`; labels: integers [N], indices into `CLASSES`.
+    probabilities: [N, C], columns as the C `classes`; labels: integers [N], indices into them.
 
         {"mean_auc",
          "melanoma": {"auc", "average_precision", "accuracy", "sensitivity", "specificity",
                       "at_0.5": {"accuracy", "sensitivity", "specificity"},
                       "sensitivity_at_specificity": {"0.80", "0.90", "0.95"}},
-         "seborrheic_keratosis": the same,
+         "seborrheic_keratosis" (or each of the other `classes`): the same,
          "accuracy", "balanced_accuracy", "calibration_error",
-         "confusion_matrix": [[int] * 3] * 3, rows truth, columns prediction}
+         "confusion_matrix": [[int] * C] * C, rows truth, columns prediction}
 
     balanced_accuracy is the mean sensitivity of the classes that have images. ValueError for no images, other shapes,
     probabilities outside [0, 1] or whose rows miss the sum 1 by more than 1e-3, labels that are no index of a class.
     """
-    probabilities = _as_probabilities(probabilities, len(CLASSES))
+    probabilities = _as_probabilities(probabilities, len(classes))
     labels = _as_labels(labels, *probabilities.shape)
-    scores = _scores(probabilities, labels, np.ones((1, labels.size)))
-    matrix = np.zeros((len(CLASSES), len(CLASSES)), dtype=np.int64)
+    scores = _scores(probabilities, labels, np.ones((1, labels.size)), classes)
+    matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(matrix, (labels, probabilities.argmax(axis=1)), 1)
     plain = _combined(lambda values: None if np.isnan(values[0]) else float(values[0]), scores)
     return {**plain, "confusion_matrix": matrix.tolist()}
 
 
-def score_intervals(probabilities: ArrayLike, labels: ArrayLike, resamples: int = RESAMPLES) -> dict[str, Any]:
+def score_intervals(
+    probabilities: ArrayLike, labels: ArrayLike, resamples: int = RESAMPLES, classes: Sequence[str] = CLASSES
+) -> dict[str, Any]:
     """95 % bootstrap intervals [low, high] of `classification_scores`, in its structure, without the confusion matrix.
 
-    probabilities: [N, 3]; or [S, N, 3] of S trainings, and the intervals are of the scores' means over them, every
+    probabilities: [N, C]; or [S, N, C] of S trainings, and the intervals are of the scores' means over them, every
     resample with the same images for all. A score does without the resamples that leave it undefined (no image of a
     class), and is [None, None] when none is left. The calibration error is larger in resamples than in the sample, on
     average: its interval can miss the value and tells the spread only.
     """
     probabilities = np.asarray(probabilities)
     trainings = probabilities if probabilities.ndim == 3 else [probabilities]
-    each = [_as_probabilities(one, len(CLASSES)) for one in trainings]
+    each = [_as_probabilities(one, len(classes)) for one in trainings]
     labels = _as_labels(labels, *each[0].shape)
-    drawn = [_scores(one, labels, resample(labels.size, resamples)) for one in each]
+    drawn = [_scores(one, labels, resample(labels.size, resamples), classes) for one in each]
 
     def ends(*values: np.ndarray) -> list[float | None]:
         return [None if np.isnan(end) else end for end in interval(np.mean(values, axis=0))]
@@ -131,50 +141,55 @@ def score_intervals(probabilities: ArrayLike, labels: ArrayLike, resamples: int 
     return _combined(ends, *drawn)
 
 
-def summarize(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def summarize(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str] = CLASSES) -> dict[str, Any]:
     """Scores with 95 % bootstrap intervals over images, as plain values for JSON."""
-    scores = classification_scores(probabilities, labels)
-    return {"images": len(labels), **scores, "interval_95": score_intervals(probabilities, labels)}
+    scores = classification_scores(probabilities, labels, classes)
+    intervals = score_intervals(probabilities, labels, classes=classes)
+    return {"images": len(labels), **scores, "interval_95": intervals}
 
 
-def predictions_table(image_ids: Sequence[Hashable], probabilities: ArrayLike) -> pd.DataFrame:
-    """One row an image: image_id, then a float64 column for each of `CLASSES`; probabilities [N, 3].
+def predictions_table(
+    image_ids: Sequence[Hashable], probabilities: ArrayLike, classes: Sequence[str] = CLASSES
+) -> pd.DataFrame:
+    """One row an image: image_id, then a float64 column for each of the `classes`; probabilities [N, C].
 
     ValueError for an id that comes twice, another number of ids than rows, or probabilities that
     `classification_scores` refuses.
     """
-    probabilities = _as_probabilities(probabilities, len(CLASSES))
+    probabilities = _as_probabilities(probabilities, len(classes))
     ids = pd.Series(list(image_ids), name="image_id")
     if len(ids) != len(probabilities):
         raise ValueError(f"{len(ids)} image ids for {len(probabilities)} rows of probabilities")
     if ids.duplicated().any():
         raise ValueError(f"{ids[ids.duplicated()].iloc[0]} is there twice; every image counts once")
-    return pd.concat([ids, pd.DataFrame(probabilities, columns=list(CLASSES))], axis="columns")
+    return pd.concat([ids, pd.DataFrame(probabilities, columns=list(classes))], axis="columns")
 
 
 def official_predictions(table: pd.DataFrame) -> pd.DataFrame:
     """A `predictions_table` as `isic-challenge-scoring classification TRUTH.csv PREDICTION.csv` reads it.
 
-    That wants a column "image", and exactly the truth's other columns and images, in any order. KeyError for a
-    missing column, ValueErrors as in `predictions_table`.
+    That wants a column "image", and exactly the truth's other columns and images, in any order.
     """
-    return predictions_table(table["image_id"], table[list(CLASSES)]).rename(columns={"image_id": "image"})
+    return table.rename(columns={"image_id": "image"})
 
 
-def official_truth(labels: Mapping[str, int]) -> pd.DataFrame:
+def official_truth(labels: Mapping[str, int], classes: Sequence[str] = CLASSES) -> pd.DataFrame:
     """Labels by image id (`utils.data.isic.read_labels`) as the TRUTH.csv of the official command: 0.0 and 1.0.
 
-    All three classes, nevus too: the command's means are over the columns that it finds. ValueErrors as there.
+    All classes, nevus too: the command's means are over the columns that it finds. ValueErrors as there.
     """
-    classes = _as_labels(list(labels.values()), len(labels), len(CLASSES))
-    return predictions_table(list(labels), np.eye(len(CLASSES))[classes]).rename(columns={"image_id": "image"})
+    each = _as_labels(list(labels.values()), len(labels), len(classes))
+    return official_predictions(predictions_table(list(labels), np.eye(len(classes))[each], classes))
 
 
-def _scores(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+def _scores(
+    probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray, classes: Sequence[str]
+) -> dict[str, Any]:
     """Every scalar of `classification_scores`, as values [R] in the resamples; NaN where undefined."""
     predicted = probabilities.argmax(axis=1)
     correct = predicted == labels
-    classes = [labels == number for number in range(len(CLASSES))]
+    members = [labels == number for number in range(len(classes))]
+    scored = scored_classes(classes)
     tasks = {
         task: {
             "auc": auc(p, positive, weights),
@@ -185,11 +200,11 @@ def _scores(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) 
                 f"{wanted:.2f}": sensitivity_at_specificity(p, positive, wanted, weights) for wanted in SPECIFICITIES
             },
         }
-        for number, (task, p, positive) in enumerate(zip(TASKS, probabilities.T, classes, strict=False))
+        for number, (task, p, positive) in enumerate(zip(scored, probabilities.T, members, strict=False))
     }
-    recalls = [weighted_mean(correct[those], weights[:, those]) for those in classes]
+    recalls = [weighted_mean(correct[those], weights[:, those]) for those in members]
     return {
-        "mean_auc": np.mean([tasks[task]["auc"] for task in TASKS], axis=0),
+        "mean_auc": np.mean([each["auc"] for each in tasks.values()], axis=0),
         **tasks,
         "accuracy": weighted_mean(correct, weights),
         "balanced_accuracy": np.nanmean(recalls, axis=0),

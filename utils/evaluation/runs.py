@@ -62,6 +62,11 @@ class RunResult:
     def seed(self) -> int:
         return self.settings["seed"]
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Of a classifier, in the order of its probabilities."""
+        return tuple(self.settings.get("classes") or CLASSES)
+
     def score(self, split: str, path: Sequence[str]) -> float | None:
         """A score of metrics.json, such as ("melanoma", "auc"); None where it is undefined."""
         with reading(self.folder / "metrics.json"):
@@ -78,15 +83,15 @@ class RunResult:
         return table.to_dict("records")
 
     def predictions(self, split: str) -> pd.DataFrame:
-        """Classification: image_id, the probabilities of `CLASSES`, and label where the run keeps the truth.
+        """Classification: image_id, the probabilities of `classes`, and label where the run keeps the truth.
 
-        label: index into CLASSES.
+        label: index into classes.
         """
         table = self._probabilities(f"{split}_predictions.csv", split, "image_id")
         if not (self.folder / f"{split}_truth_official.csv").is_file():
             return table
         truth = self._probabilities(f"{split}_truth_official.csv", split, "image")
-        labels = pd.Series(truth[list(CLASSES)].to_numpy().argmax(axis=1), truth["image_id"], name="label")
+        labels = pd.Series(truth[list(self.classes)].to_numpy().argmax(axis=1), truth["image_id"], name="label")
         if set(labels.index) != set(table["image_id"]):
             raise UserError(f"{self.folder}: predictions and truth of the {split} images name different ones")
         return table.join(labels, on="image_id")
@@ -131,7 +136,9 @@ class RunResult:
         path = self.folder / name
         with reading(path):
             read = pd.read_csv(check_file(path), dtype={ids: str})
-            table = predictions_table(read[ids], read[list(CLASSES)])  # refuses what are no probabilities
+            table = predictions_table(
+                read[ids], read[list(self.classes)], self.classes
+            )  # refuses what are no probabilities
             self._check_images(table["image_id"], split)
         return table
 

@@ -195,9 +195,10 @@ def main_scores(summary: Mapping[str, Any]) -> dict[str, tuple[float | None, Seq
     """Of what either task's `summarize` says of a split, the main scores by name, and their 95 % intervals."""
     if "official" in summary:
         return {name: (value, summary["official_interval_95"][name]) for name, value in summary["official"].items()}
-    paths = {"mean AUC": ("mean_auc",), "balanced accuracy": ("balanced_accuracy",)}
-    for task in TASKS:
-        names = {"auc": "AUC"} | {name: name for name in _OFFICIAL[:3]}
+    overall = {"mean_auc": "mean AUC", "balanced_accuracy": "balanced accuracy"}
+    paths = {title: (key,) for key, title in overall.items() if key in summary}
+    for task in [name for name, scores in summary.items() if isinstance(scores, dict) and "auc" in scores]:
+        names = {"auc": "AUC"} | {name: name for name in _OFFICIAL[:3] if name in summary[task]}
         paths |= {f"{task.replace('_', ' ')}: {name}": (task, key) for key, name in names.items()}
     return {name: (lookup(summary, path), lookup(summary["interval_95"], path)) for name, path in paths.items()}
 

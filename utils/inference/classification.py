@@ -7,7 +7,7 @@ from torch import nn
 
 from utils import UserError, distributed
 from utils.data.cache import ImageCache
-from utils.data.isic import CLASSES, Sample
+from utils.data.isic import Sample
 from utils.data.transforms import FLIPS, Patch, Pixels, take
 from utils.device import Precision
 from utils.inference.network import predict
@@ -68,7 +68,7 @@ def labels_of(samples: Sequence[Sample]) -> np.ndarray:
 def examples(probabilities: np.ndarray, labels: np.ndarray) -> list[int]:
     """Of each class the image that is recognised best and the one that is recognised worst, as indices."""
     chosen = []
-    for label in range(len(CLASSES)):
+    for label in range(probabilities.shape[1]):
         (indices,) = np.nonzero(labels == label)
         if len(indices):
             own = probabilities[indices, label]

@@ -52,7 +52,8 @@ def _network(task: str, settings: Mapping[str, Any], metrics: Mapping[str, Any])
         raise ValueError("no size of 32 pixels or more")
     if task == "classification":
         _ = TRAIN_TRANSFORMS[settings["train_views"]], TEST_PATCHES[metrics["views"]], metrics["flips"]
-    return nets.create_model(settings["net"], attention=settings.get("attention"), alpha=settings.get("alpha"))
+    options = {name: settings.get(name) for name in ("attention", "alpha")}
+    return nets.create_model(settings["net"], len(settings.get("classes") or ()) or None, **options)
 
 
 def write_released(model: nn.Module, path: Path) -> None:

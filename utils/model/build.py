@@ -31,7 +31,8 @@ def build_model(config: Config) -> tuple[nn.Module, dict[str, Any] | None]:
     Pretrained weights are looked for among the runs (`output`, where `cls_main.py` leaves arl18.pth) and in model/.
     A run that will be continued needs them no more: its checkpoint replaces them.
     """
-    model = nets.create_model(config.net, attention=config.attention, alpha=config.alpha)
+    classes = len(config.classes) or None
+    model = nets.create_model(config.net, classes, attention=config.attention, alpha=config.alpha)
     weights, origin = None, "random weights"
     if config.weights:
         log.info("%s: if these weights have seen ISIC 2018 or later, they have seen most test images", config.weights)

@@ -47,7 +47,8 @@ def _train(task: Task, precision: Precision) -> Run:
         torch.manual_seed(config.seed)
         model, weights = build_model(config)
         caches = task.prepare(data)
-        refuse_copies(copies_between(caches), data, keep_copies=config.keep_copies)
+        grouped = bool(config.split or config.fold)
+        refuse_copies(copies_between(caches), data, keep_copies=config.keep_copies, grouped=grouped)
 
     validate = task.validation(caches["validation"], precision)
     trainer, loader = build_training(config, model, task.loss(), caches["train"], task.transforms(), precision)

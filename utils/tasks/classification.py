@@ -13,15 +13,16 @@ from utils import UserError
 from utils.config import Config
 from utils.data.cache import ImageCache, prepare
 from utils.data.isic import CLASSES
+from utils.data.own import own_data
 from utils.data.splits import Data, classification_data
 from utils.data.transforms import TEST_PATCHES, TRAIN_TRANSFORMS, Transforms, cache_sizes
 from utils.device import Precision
 from utils.evaluation.classification import (
-    TASKS,
     classification_scores,
     official_predictions,
     official_truth,
     predictions_table,
+    scored_classes,
     summarize,
 )
 from utils.evaluation.tables import format_scores
@@ -42,12 +43,29 @@ class Classification:
         self.config = config
         self.kind = TRAIN_TRANSFORMS[config.train_views]
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.config.classes or CLASSES
+
     def read_data(self) -> tuple[Data, dict[str, Any]]:
-        config = self.config
-        data, absent = classification_data(config.data, keep_copies=config.keep_copies, require_all=config.require_all)
-        if config.class_weights == "balanced":
-            self.config = replace(config, class_weights=balanced_weights(labels_of(data["train"])))
-        return data, {"images_not_there": {split: len(ids) for split, ids in absent.items()}}
+        config, facts = self.config, {}
+        if own := own_data(config, masks=False):
+            self.config, data = own
+        else:
+            data, absent = classification_data(
+                config.data, keep_copies=config.keep_copies, require_all=config.require_all
+            )
+            facts = {"images_not_there": {split: len(ids) for split, ids in absent.items()}}
+        weights, count = config.class_weights, len(self.classes)
+        if weights == "balanced":
+            weights = balanced_weights(labels_of(data["train"]), self.classes)
+        elif set(weights) == {1.0}:
+            weights = (1.0,) * count
+        if len(weights) != count:
+            names = ", ".join(self.classes)
+            raise UserError(f"--class-weights: {len(weights)} numbers for {count} classes ({names}); give one for each")
+        self.config = replace(self.config, class_weights=weights)
+        return data, facts
 
     def prepare(self, data: Data) -> dict[str, ImageCache]:
         size = partial(cache_sizes, size=self.config.size, transforms=self.kind)
@@ -66,11 +84,12 @@ class Classification:
             """By the same patches of the same images every epoch, whatever `--views`."""
             patches, flips = self.kind.selection, self.kind.selection_flips
             scores = classification_scores(
-                class_probabilities(model, cache, precision, size, batch_size, patches, flips), truth
+                class_probabilities(model, cache, precision, size, batch_size, patches, flips), truth, self.classes
             )
-            columns = {"val_mean_auc": scores["mean_auc"]} | {f"val_{task}_auc": scores[task]["auc"] for task in TASKS}
+            aucs = {name: scores[name]["auc"] for name in scored_classes(self.classes)}
+            columns = {"val_mean_auc": scores["mean_auc"]} | {f"val_{name}_auc": value for name, value in aucs.items()}
             more = {f"val_{name}": scores[name] for name in ("balanced_accuracy", "accuracy")}
-            return sum(scores[task]["auc"] for task in TASKS), columns | more
+            return sum(aucs.values()), columns | more
 
         return validate
 
@@ -80,22 +99,22 @@ class Classification:
         size, batch_size = self.config.size, self.config.batch_size
         patches, flips = TEST_PATCHES[self.config.views], self.config.flips
         probabilities = class_probabilities(model, cache, precision, size, batch_size, patches, flips)
-        table = predictions_table([sample.id for sample in cache.samples], probabilities)
+        table = predictions_table([sample.id for sample in cache.samples], probabilities, self.classes)
         run.write_table(f"{split}_predictions.csv", table)
         run.write_table(f"{split}_predictions_official.csv", official_predictions(table))
         log.info("probabilities of the %d %s images: %s", len(table), split, run.path(f"{split}_predictions.csv"))
         if any(sample.label is None for sample in cache.samples):
             return None, None
         truth = {sample.id: sample.label for sample in cache.samples}
-        run.write_table(f"{split}_truth_official.csv", official_truth(truth))
-        summary = summarize(probabilities, labels_of(cache.samples))
+        run.write_table(f"{split}_truth_official.csv", official_truth(truth, self.classes))
+        summary = summarize(probabilities, labels_of(cache.samples), self.classes)
         log.info(format_scores(split, summary))
         return summary, probabilities
 
     def finish(self, model: nn.Module, results: Mapping[str, np.ndarray], best_epoch: int, run: Run) -> None:
         """The best weights of the paper's ARL-18 become the ARL-UNet's encoder, unless their origin is in doubt."""
         config = self.config
-        if (config.net, config.attention, config.alpha) != ("arl18", "spatial", "learn"):
+        if (config.net, config.attention, config.alpha) != ("arl18", "spatial", "learn") or config.classes:
             return
         if config.keep_copies or config.weights:
             log.info("arl18.pth is not made of weights that saw copies of test images, or that started from --weights")
@@ -113,15 +132,15 @@ class Classification:
     ) -> Iterator[tuple[str, Figure]]:
         labels, size = labels_of(cache.samples), self.config.size
         title = f"{self.config.name}, {len(labels)} {split} images"
-        yield f"{split}_scores.png", plot_classification(result, labels, title)
-        maps = plot_saliency(model, cache, result, size, precision.device, self.kind.frame_scale)
+        yield f"{split}_scores.png", plot_classification(result, labels, title, self.classes)
+        maps = plot_saliency(model, cache, result, size, precision.device, self.kind.frame_scale, self.classes)
         for name, figure in maps.items():
             yield f"{split}_{name}.png", figure
 
 
-def balanced_weights(labels: Sequence[int]) -> tuple[float, ...]:
+def balanced_weights(labels: Sequence[int], classes: Sequence[str] = CLASSES) -> tuple[float, ...]:
     """Weights that give every class the same share of the loss: N / (classes · images of the class)."""
-    counts = np.bincount(labels, minlength=len(CLASSES))
+    counts = np.bincount(labels, minlength=len(classes))
     if not counts.all():
-        raise UserError(f"--class-weights balanced: no training image of {CLASSES[int(counts.argmin())]}")
-    return tuple(round(float(weight), 4) for weight in len(labels) / (len(CLASSES) * counts))
+        raise UserError(f"--class-weights balanced: no training image of {classes[int(counts.argmin())]}")
+    return tuple(round(float(weight), 4) for weight in len(labels) / (len(classes) * counts))

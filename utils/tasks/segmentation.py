@@ -9,6 +9,7 @@ from torch import nn
 
 from utils.config import Config
 from utils.data.cache import ImageCache, prepare
+from utils.data.own import own_data
 from utils.data.splits import Data, segmentation_data
 from utils.data.transforms import SegmentationTransforms, cache_size
 from utils.device import Precision
@@ -29,6 +30,9 @@ class Segmentation:
         self.config = config
 
     def read_data(self) -> tuple[Data, dict[str, Any]]:
+        if own := own_data(self.config, masks=True):
+            self.config, data = own
+            return data, {}
         return segmentation_data(self.config.data, keep_copies=self.config.keep_copies), {}
 
     def prepare(self, data: Data) -> dict[str, ImageCache]:

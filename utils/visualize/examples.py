@@ -160,21 +160,22 @@ def plot_saliency(
     size: Sequence[int],
     device: torch.device,
     scale: int,
+    classes: Sequence[str] = CLASSES,
 ) -> dict[str, Figure]:
     """Figures of where the network looks, on the best and worst recognised image of each class.
 
-    "cam": class activation maps for the class that `probabilities` predict and for both classes of the challenge,
+    "cam": class activation maps for the class that `probabilities` predict and for the first two classes,
     Grad-CAM at two layers; "attention": the map of every ARL block, where there are any. The network sees the whole
     frame at `scale` × its input `size` (`TrainTransforms.frame_scale`): things are as large then as it knows them.
     """
-    labels = labels_of(cache.samples)
+    labels, names = labels_of(cache.samples), [name.replace("_", " ") for name in classes]
     chosen = examples(probabilities, labels)
     enlarged = (scale * size[0], scale * size[1])
     frames = [take(cache.frame(index), FRAME, enlarged) for index in chosen]
     images = to_input(torch.from_numpy(np.stack(frames)), device)
     predicted = torch.from_numpy(probabilities[chosen].argmax(axis=1)).to(device)
     cams = {"CAM\npredicted class": class_activation_maps(model, images, predicted)}
-    for number, name in enumerate(NAMES[:2]):
+    for number, name in enumerate(names[:2]):
         cams[f"CAM\n{name}"] = class_activation_maps(model, images, number)
     for layer in model.last_layers:
         title = f"Grad-CAM {layer.removeprefix('backbone.')}\npredicted class"
@@ -182,7 +183,7 @@ def plot_saliency(
     panels = []
     for index in chosen:
         sample, label = cache.samples[index], labels[index]
-        panels.append(photograph(sample, f"{sample.id}\n{NAMES[label]}, p = {probabilities[index, label]:.2f}"))
+        panels.append(photograph(sample, f"{sample.id}\n{names[label]}, p = {probabilities[index, label]:.2f}"))
 
     def figure(maps: dict[str, torch.Tensor], title: str) -> Figure:
         return plot_heatmaps(panels, {name: heats.cpu().numpy() for name, heats in maps.items()}, title)

@@ -15,7 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from utils.data.isic import CLASSES
-from utils.evaluation.classification import auc, calibration_error
+from utils.evaluation.classification import auc, calibration_error, scored_classes
 from utils.visualize import style
 
 
@@ -145,25 +145,30 @@ def plot_heatmaps(panels: Sequence[Panel], heats: Mapping[str, np.ndarray], titl
 
 
 @style.typeset(style.SCREEN)
-def plot_classification(probabilities: np.ndarray, labels: np.ndarray, title: str = "") -> Figure:
-    """ROC curves of the two classes of the challenge, confusion matrix, and how far the confidence can be trusted.
+def plot_classification(
+    probabilities: np.ndarray, labels: np.ndarray, title: str = "", classes: Sequence[str] = CLASSES
+) -> Figure:
+    """ROC curves of `scored_classes`, confusion matrix, and how far the confidence can be trusted.
 
-    probabilities: [N, 3], in the order of `utils.data.isic.CLASSES`; labels: int [N], indices into CLASSES. ValueError
-    for what `utils.evaluation.classification.calibration_error` refuses.
+    probabilities: [N, C], in the order of the C `classes`; labels: int [N], indices into them. ValueError for what
+    `utils.evaluation.classification.calibration_error` refuses.
     """
     probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
     error = calibration_error(probabilities, labels)
     figure = style.page(4.6, 14)
     left, middle, right = figure.subfigures(1, 3)
     roc, matrix, (curve, histogram) = left.subplots(), middle.subplots(), right.subplots(2, 1, height_ratios=(3, 1))
-    for number, name in enumerate(style.NAMES[:2]):
+    looks = style.line_looks(classes)
+    for number, name in enumerate(scored_classes(classes)):
         scores, positive = probabilities[:, number], labels == number
         area = auc(scores, positive)
         told = f"no AUC: {positive.sum()} of {labels.size} images" if np.isnan(area) else f"AUC {area:.3f}"
-        draw_curve(roc, "roc", scores, positive, linewidth=2, label=f"{name}, {told}", color=style.COLOURS[number])
+        draw_curve(
+            roc, "roc", scores, positive, linewidth=2, label=f"{name.replace('_', ' ')}, {told}", **looks[number]
+        )
     draw_chance(roc, "roc", label="chance")
     roc.set_title("ROC, one class against the rest")
-    draw_confusion(matrix, probabilities[None], labels, fontsize=12)
+    draw_confusion(matrix, probabilities[None], labels, fontsize=12 if len(classes) < 5 else 8, classes=classes)
     accuracy = (probabilities.argmax(1) == labels).mean()
     matrix.set(title=f"Confusion matrix, accuracy {accuracy:.3f}", xlabel="predicted", ylabel="true")
     draw_reliability(curve, histogram, probabilities[None], labels, label=f"expected calibration error {error:.3f}")
@@ -197,15 +202,17 @@ def draw_chance(axes: Axes, kind: str, share: float = 0, **line) -> None:
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xlabel=x, ylabel=y)
 
 
-def draw_confusion(axes: Axes, probabilities: np.ndarray, labels: np.ndarray, fontsize: float) -> None:
+def draw_confusion(
+    axes: Axes, probabilities: np.ndarray, labels: np.ndarray, fontsize: float, classes: Sequence[str] = CLASSES
+) -> None:
     """A confusion matrix with the count and the share of its true class in every cell, "–" for a class without images.
 
-    probabilities: [S, N, 3] of S seeds, whose mean counts are shown; labels: [N].
+    probabilities: [S, N, C] of S seeds, whose mean counts are shown; labels: [N].
     """
     from sklearn.metrics import confusion_matrix  # imports slowly
 
-    predicted, classes = probabilities.argmax(2), range(len(CLASSES))
-    counts = np.mean([confusion_matrix(labels, each, labels=classes) for each in predicted], axis=0)
+    predicted, indices = probabilities.argmax(2), range(len(classes))
+    counts = np.mean([confusion_matrix(labels, each, labels=indices) for each in predicted], axis=0)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), share in np.ndenumerate(shares):
@@ -213,15 +220,15 @@ def draw_confusion(axes: Axes, probabilities: np.ndarray, labels: np.ndarray, fo
         text = f"{count}\n{share:.0%}" if counts[row].any() else "–"
         colour = "white" if share > 0.6 else "black"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=fontsize)
-    ticks = [name.replace(" ", "\n") for name in style.NAMES]
-    axes.set_xticks(classes, ticks)
-    axes.set_yticks(classes, ticks)
+    ticks = [name.replace("_", "\n") for name in classes]
+    axes.set_xticks(indices, ticks)
+    axes.set_yticks(indices, ticks)
 
 
 def draw_reliability(axes: Axes, below: Axes, probabilities: np.ndarray, labels: np.ndarray, **line) -> None:
     """Share of correct answers by confidence, in tenths, and under it how many images each tenth holds.
 
-    probabilities: [S, N, 3] of S seeds, which are pooled; the numbers of images are means over seeds. labels: [N].
+    probabilities: [S, N, C] of S seeds, which are pooled; the numbers of images are means over seeds. labels: [N].
     """
     from sklearn.calibration import calibration_curve  # imports slowly
 
@@ -233,8 +240,9 @@ def draw_reliability(axes: Axes, below: Axes, probabilities: np.ndarray, labels:
     axes.plot(mean_confidence, accuracy, **{"color": style.COLOURS[0], "marker": "o", "linewidth": 1.5, **line})
     below.bar(edges[:-1] + 0.05, counts / len(probabilities), width=0.09, color=style.COLOURS[0], alpha=0.6)
     axes.set(ylim=(-0.02, 1.02))
+    least = 0.9 / probabilities.shape[2]  # the highest of three probabilities is 1/3 or more
     for part in (axes, below):
-        part.set(xlim=(0.3, 1.01), xticks=np.arange(4, 11, 2) / 10)  # the highest of three probabilities is 1/3 or more
+        part.set(xlim=(least, 1.01), xticks=[tick for tick in np.arange(2, 11, 2) / 10 if tick > least])
         part.grid()
     axes.tick_params(labelbottom=False)
 

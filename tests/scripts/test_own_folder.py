@@ -1,0 +1,33 @@
+"""A folder of one's own from training to scores."""
+
+import json
+
+import pytest
+
+import cls_main
+import seg_main
+from tests.data.test_own import lesions, own_folder
+from utils import UserError
+from utils.evaluation import score
+
+
+@pytest.mark.parametrize("script", [seg_main, cls_main])
+def test_folds_are_put_together(tmp_path, undrawn, script):
+    """Three trainings on a folder of one's own, each tested on a third of it."""
+    table, names = lesions(24)
+    root = own_folder(tmp_path / "mine", table, names)
+    flags = ["-p", "0", "--size", "32", "32", "--epochs", "1", "--batch-size", "4", "--data", str(root)]
+    flags += ["-n", "mobilenet", "--output", str(tmp_path / "model"), "--cache", str(tmp_path / "cache")]
+    for fold in (1, 2, 3):
+        made = script.main([*flags, "--fold", f"{fold}/3"])
+        assert made.folder.name == f"run{fold}" and made.folder.parent.name.startswith("mine-mobilenet")
+    score.main([str(made.folder.parent), str(root), "--json", str(tmp_path / "scores.json")])
+    found = json.loads((tmp_path / "scores.json").read_text())["masks" if script is seg_main else "probabilities"]
+    assert found["images"] == len(names)
+    if script is cls_main:
+        assert {"a", "b", "c", "mean_auc"} <= found.keys() and made.read_json("metrics.json")["test"]["images"] < 20
+        settings = made.read_json("config.json")["settings"]
+        assert settings["classes"] == ["a", "b", "c"] and settings["fold"] == [3, 3]
+    with pytest.raises(UserError, match=r"give (the )?folds of one split"):
+        script.main([*flags, "--split", "0.5", "0.2", "0.3"])
+        score.main([str(tmp_path / "model"), str(root)])

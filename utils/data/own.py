@@ -1,0 +1,217 @@
+"""A data folder of one's own: photographs in images/, and beside them masks/, or labels.csv, or both.
+
+    mine/images/case 1.jpg          JPEG, PNG, TIFF, BMP or WebP
+    mine/masks/case 1.png           of the same stem; "case 1_segmentation.png" is taken too
+    mine/labels.csv                 image_id,label  or  image_id and a column of 0 and 1 for each class
+
+Two more columns of labels.csv are optional. `group`: photographs of one group (a lesion, a patient) are never split.
+`split`: train, validation or test for every image, in place of a drawn split.
+"""
+
+import csv
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from utils import UserError
+from utils.config import Config
+from utils.data.isic import CLASSES, SPLITS, Sample
+from utils.files import check_file, listed, quoted
+from utils.logger import log
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+MASK_ENDINGS = ("_segmentation", "_mask")
+IDS, LABELS = ("image_id", "image", "id", "file", "filename"), ("label", "diagnosis", "dx", "class")
+SHARES = (0.8, 0.1, 0.1)  # of training, validation and test
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What lies there by image id, the file's stem; labels are indices into `classes`."""
+
+    root: Path
+    images: Mapping[str, Path]
+    masks: Mapping[str, Path]
+    classes: tuple[str, ...] = ()
+    labels: Mapping[str, int] | None = None
+    groups: Mapping[str, str] | None = None
+    given: Mapping[str, str] | None = None  # the split of each image
+
+
+def is_own(root: Path) -> bool:
+    """Whether the folder is one of these, and not in the challenge's layout."""
+    return (root / "images").is_dir() and ((root / "masks").is_dir() or (root / "labels.csv").is_file())
+
+
+def read_folder(root: Path) -> Folder:
+    """UserError that names a file or row at fault."""
+    images, masks = files_by_id(root / "images"), files_by_id(root / "masks", masks=True)
+    if not images:
+        raise UserError(f"{root / 'images'}: no photograph there ({', '.join(SUFFIXES)})")
+    if not (root / "labels.csv").is_file():
+        return Folder(root, images, masks)
+    return Folder(root, images, masks, *read_table(root / "labels.csv"))
+
+
+def files_by_id(folder: Path, *, masks: bool = False) -> dict[str, Path]:
+    """Every image file by its stem, of masks without "_segmentation". UserError when two have the same."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            ending = next((each for each in MASK_ENDINGS if masks and path.stem.endswith(each)), "")
+            other = found.setdefault(path.stem.removesuffix(ending), path)
+            if other is not path:
+                raise UserError(f"{path}: {other.name} is of the same image; keep one of them")
+    return found
+
+
+def as_id(cell: str) -> str:
+    """The image id that a cell of a table means: a file's stem."""
+    return Path(cell).stem if cell.lower().endswith(SUFFIXES) else cell
+
+
+def read_table(
+    path: Path,
+) -> tuple[tuple[str, ...], dict[str, int], dict[str, str] | None, dict[str, str] | None]:
+    """Class names, and by image id: the label (index of the class), the group, the split; None without that column.
+
+    The classes of a column of labels are sorted by name, those of columns of 0 and 1 stay in their order; ISIC 2017's
+    three are always in that of `CLASSES`. UserError that names the file and row.
+    """
+    try:
+        with check_file(path).open(encoding="utf-8-sig", newline="") as file:
+            rows = [
+                {name.strip(): (cell or "").strip() for name, cell in row.items() if name}
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not readable as a comma-separated text file ({error})") from error
+    columns = list(rows[0]) if rows else []
+    key = next((name for name in IDS if name in columns), None)
+    if key is None:
+        raise UserError(f"{path}: no column {IDS[0]} in {quoted(columns)}")
+    extra = {name: {} for name in ("group", "split") if name in columns}
+    column = next((name for name in LABELS if name in columns), None)
+    names = [name for name in columns if name not in (key, "group", "split")]
+    labels: dict[str, str] = {}
+    for number, row in enumerate(rows, start=2):
+        id_ = as_id(row[key])
+        where = f"{path}: row {number}, {quoted(id_)}"
+        if not id_ or id_ in labels:
+            raise UserError(f"{where}: {'is there a second time' if id_ else 'no name'}; keep one row an image")
+        labels[id_] = row[column] if column else _one_of(row, names, where)
+        if not labels[id_]:
+            raise UserError(f"{where}: {column} is empty; give each image one class, or take the row away")
+        for name, values in extra.items():
+            values[id_] = row[name]
+        if "split" in extra and row["split"] not in SPLITS:
+            raise UserError(f"{where}: split is {quoted(repr(row['split']))}, expected {', '.join(SPLITS)}")
+    classes = tuple(sorted(set(labels.values()))) if column else tuple(names)
+    classes = CLASSES if set(classes) == set(CLASSES) else classes
+    if len(classes) < 2:
+        raise UserError(f"{path}: {len(classes)} class in it, {quoted(classes)}; a classifier needs two or more")
+    indices = {id_: classes.index(label) for id_, label in labels.items()}
+    return classes, indices, extra.get("group"), extra.get("split")
+
+
+def _one_of(row: Mapping[str, str], names: Sequence[str], where: str) -> str:
+    """The class whose column is 1."""
+    values = {name: row[name] for name in names}
+    ones = [name for name, value in values.items() if value in ("1", "1.0")]
+    if len(ones) != 1 or any(value not in ("0", "0.0", "1", "1.0") for value in values.values()):
+        raise UserError(f"{where}: expected 1 in one of {', '.join(names)} and 0 in the others, got {quoted(values)}")
+    return ones[0]
+
+
+def own_data(config: Config, *, masks: bool) -> tuple[Config, dict[str, Sequence[Sample]]] | None:
+    """The images of each split that have a mask, or a label; and the config with what only the folder tells.
+
+    That is its classes, the way it is split, and a name that begins with the folder's. None where `config.data` is
+    no folder of one's own. UserError when there are no images, or a class is in too few groups to be in every split.
+    """
+    if not is_own(config.data):
+        if config.split or config.fold:
+            raise UserError(f"{config.data}: --split and --fold are for folders with images/ and masks/ or labels.csv")
+        return None
+    folder = read_folder(config.data)
+    known = folder.masks if masks else folder.labels or {}
+    there = sorted(folder.images.keys() & known.keys())
+    what = "mask (masks/, of the same name)" if masks else "label (labels.csv)"
+    if not there:
+        raise UserError(f"{config.data}: no image with a {what}; see python -m utils.data.check {config.data}")
+    if without := sorted(folder.images.keys() - known):
+        log.warning("%s: %d images have no %s and are left out: %s", config.data, len(without), what, listed(without))
+    splits = drawn_splits(folder, there, config)
+    data = {
+        split: tuple(
+            Sample(id_, folder.images[id_], folder.masks.get(id_), (folder.labels or {}).get(id_))
+            for id_ in there
+            if splits[id_] == split
+        )
+        for split in SPLITS
+    }
+    log.info("%s: %s", config.data, ", ".join(f"{split} {len(samples)} images" for split, samples in data.items()))
+    if empty := [split for split in ("train", "validation") if not data[split]]:
+        raise UserError(f"{config.data}: no {empty[0]} image; choose other shares by --split")
+    name = f"{config.data.resolve().name}-{config.name}"
+    if config.fold:
+        config = replace(config, id=config.fold[0], name=f"{name}-{config.fold[1]}fold")
+    else:
+        config = replace(config, name=name, split="given" if folder.given else config.split or SHARES)
+    return (config if masks else _with_classes(config, folder, data)), data
+
+
+def _with_classes(config: Config, folder: Folder, data: Mapping[str, Sequence[Sample]]) -> Config:
+    for label, name in enumerate(folder.classes):
+        for split in ("train", "validation"):
+            if not any(sample.label == label for sample in data[split]):
+                raise UserError(
+                    f"{folder.root}: no {split} image of {name}, too few for this split: choose --split or --fold, "
+                    "or take the class out of labels.csv"
+                )
+    return replace(config, classes=folder.classes)
+
+
+def drawn_splits(folder: Folder, ids: Sequence[str], config: Config) -> dict[str, str]:
+    """The split of each image: given in labels.csv, of a fold, or drawn by shares.
+
+    Whole groups are drawn, class by class (a group's is that of its first image), in an order that depends on
+    `split_seed` and their names alone: images that are added later move no other. Fold K of N tests on the Kth part,
+    validates on the next, and trains on the others.
+    """
+    if folder.given and not config.fold:
+        if unknown := [id_ for id_ in ids if id_ not in folder.given]:
+            raise UserError(f"{folder.root / 'labels.csv'}: no split is given for {listed(unknown)}; add their rows")
+        return {id_: folder.given[id_] for id_ in ids}
+    groups = defaultdict(list)
+    for id_ in ids:
+        groups[(folder.groups or {}).get(id_) or id_].append(id_)
+    by_class = defaultdict(list)
+    for group, members in groups.items():
+        by_class[(folder.labels or {}).get(members[0])].append(group)
+    splits, dealt = {}, 0
+    for _, names in sorted(by_class.items(), key=lambda item: str(item[0])):
+        names.sort(key=lambda name: hashlib.sha256(f"{config.split_seed} {name}".encode()).digest())
+        for place, name in enumerate(names):
+            if config.fold:
+                split = _of_fold((dealt + place) % config.fold[1], *config.fold)
+            else:
+                split = _of_shares(place, len(names), config.split or SHARES)
+            splits |= dict.fromkeys(groups[name], split)
+        dealt += len(names)  # the next class goes on with the next part, so that parts are equally large
+    return splits
+
+
+def _of_fold(part: int, fold: int, folds: int) -> str:
+    return {(fold - 1) % folds: "test", fold % folds: "validation"}.get(part, "train")
+
+
+def _of_shares(place: int, count: int, shares: Sequence[float]) -> str:
+    """Of the groups of a class in order: the first test, the next validate. Of three or more at least one does each."""
+    test, validation = (
+        max(1, round(share / sum(shares) * count)) if share and count > least else 0
+        for share, least in ((shares[2], 2), (shares[1], 1))
+    )
+    return "test" if place < test else "validation" if place < test + validation else "train"

@@ -1,0 +1,160 @@
+"""Score masks or probabilities against a truth of one's own, with intervals.
+
+    python -m utils.evaluation.score predictions ../ph2                    predict.py's output, a folder of one's own
+    python -m utils.evaluation.score model/mine-mobilenet-5fold mine       all folds of a cross-validation together
+    python -m utils.evaluation.score masks/ truth_masks/
+    python -m utils.evaluation.score probabilities.csv labels.csv
+
+Images are paired by their names. The scores are those of a run: official ones for masks, at the true masks' size; for
+probabilities each class against the rest. Of classes that only one side knows there is no score.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from utils import UserError
+from utils.data.images import read_mask
+from utils.data.isic import CLASSES, read_labels
+from utils.data.own import IDS, as_id, files_by_id, read_table
+from utils.evaluation.classification import auc, summarize
+from utils.evaluation.runs import RunResult, find_runs, reading
+from utils.evaluation.segmentation import SegmentationCounts, confusion_counts
+from utils.evaluation.segmentation import summarize as summarize_masks
+from utils.evaluation.statistics import interval, resample
+from utils.evaluation.tables import format_scores
+from utils.files import check_file, listed, written_whole
+from utils.logger import log, progress, run_script
+
+Masks = dict[str, Callable[[], np.ndarray]]  # by image id, what reads one: uint8 [H, W] of 0 and 1
+
+
+def score(predictions: Path, truth: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields "masks" or "probabilities", whichever both sides have, and their scores (as `metrics.json` has them).
+
+    UserError when there is nothing to compare, or masks differ in size.
+    """
+    runs = find_runs(predictions) if predictions.is_dir() else []
+    masks, table = _of_runs(runs) if runs else _of_files(predictions)
+    true_masks = _masks(truth / "masks" if (truth / "masks").is_dir() else truth) if truth.is_dir() else {}
+    labels = truth / "labels.csv" if truth.is_dir() else truth
+    if masks and true_masks:
+        yield "masks", score_masks(masks, true_masks)
+    if table is not None and labels.is_file():
+        yield "probabilities", score_probabilities(table, *_labels(labels))
+
+
+def _of_runs(runs: list[RunResult]) -> tuple[Masks, pd.DataFrame | None]:
+    """What runs, such as the folds of a cross-validation, predict of their test images, put together."""
+    masks: Masks = {}
+    for run in runs:
+        for id_ in run.mask_ids("test") if run.task == "segmentation" else ():
+            if id_ in masks:
+                raise UserError(f"{run.folder}: {id_} is a test image of another run too: give the folds of one split")
+            masks[id_] = lambda run=run, id_=id_: run.predicted_mask("test", id_)
+    tables = [run.predictions("test") for run in runs if run.task == "classification"]
+    if not tables:
+        return masks, None
+    table = pd.concat(tables, ignore_index=True).drop(columns="label", errors="ignore")
+    if table["image_id"].duplicated().any() or table.isna().any(axis=None):
+        raise UserError(
+            f"{runs[0].folder.parent}: runs of the same test images, or other classes: give folds of one split"
+        )
+    return masks, table
+
+
+def _of_files(path: Path) -> tuple[Masks, pd.DataFrame | None]:
+    """A folder of masks, one that predict.py wrote, or a table of probabilities."""
+    csv_path = path / "summary.csv" if path.is_dir() else check_file(path)
+    table = None
+    if csv_path.is_file():
+        with reading(csv_path):
+            table = pd.read_csv(csv_path)
+            key = next((name for name in IDS if name in table), table.columns[0])
+            table = table.rename(columns={key: "image_id"})
+            table["image_id"] = table["image_id"].astype(str).map(as_id)
+    return _masks(path) if path.is_dir() else {}, table
+
+
+def _masks(folder: Path) -> Masks:
+    return {id_: lambda file=file: read_mask(file) for id_, file in files_by_id(folder, masks=True).items()}
+
+
+def _labels(path: Path) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The challenge's label file, or one's own."""
+    columns = pd.read_csv(check_file(path), nrows=0, encoding="utf-8-sig").columns
+    if [name.strip() for name in columns] == ["image_id", *CLASSES[:2]]:
+        return CLASSES, read_labels(path)
+    return read_table(path)[:2]
+
+
+def score_masks(masks: Masks, truth: Masks) -> dict[str, Any]:
+    """As `utils.evaluation.segmentation.summarize`. UserError when a pair differs in size."""
+    counts = SegmentationCounts()
+    for id_ in progress(_common(masks.keys(), truth.keys()), "comparing masks"):
+        predicted, true = masks[id_](), truth[id_]()
+        if predicted.shape != true.shape:
+            sizes = "{1}×{0} and {3}×{2}".format(*predicted.shape, *true.shape)
+            raise UserError(f"{id_}: the predicted and the true mask differ in size ({sizes}): resize the photographs")
+        counts.add_counts(id_, confusion_counts(predicted, true))
+    return summarize_masks(counts)
+
+
+def score_probabilities(table: pd.DataFrame, classes: tuple[str, ...], labels: dict[str, int]) -> dict[str, Any]:
+    """All scores where both sides know the same classes, else the AUC of each class that both know."""
+    table = table.set_index("image_id").loc[_common(table["image_id"], labels.keys())]
+    true = np.array([labels[id_] for id_ in table.index])
+    if set(classes) <= set(table) and (table[list(classes)].sum(axis=1) - 1).abs().max() < 2e-3:  # four digits
+        values = table[list(classes)].to_numpy()
+        return summarize(values / values.sum(axis=1, keepdims=True), true, classes)
+    shared = [name for name in classes if name in table]
+    if not shared:
+        raise UserError(f"no class in common: {', '.join(classes)} in the truth, {', '.join(table)} predicted")
+    log.info("only these classes are known to both sides, each is scored against the rest: %s", ", ".join(shared))
+    scores: dict[str, Any] = {"images": len(true), "interval_95": {}}
+    for name in shared:
+        p, positive = table[name].to_numpy(), true == classes.index(name)
+        value = auc(p, positive)
+        scores[name] = {"auc": None if np.isnan(value) else value}
+        scores["interval_95"][name] = {"auc": interval(auc(p, positive, resample(len(true))))}
+    return scores
+
+
+def _common(predicted: Iterable[str], true: Iterable[str]) -> list[str]:
+    """Ids that both sides have, sorted; what only one has is told."""
+    predicted, true = set(predicted), set(true)
+    if not predicted & true:
+        raise UserError(f"no image in common: predicted {listed(sorted(predicted))}; true {listed(sorted(true))}")
+    for title, ids in (("without a prediction", true - predicted), ("without a truth", predicted - true)):
+        if ids:
+            log.warning("%d images %s are not scored: %s", len(ids), title, listed(sorted(ids)))
+    return sorted(predicted & true)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.evaluation.score",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("predictions", type=Path, help="folder of masks, of predict.py or of runs; or a CSV file")
+    parser.add_argument("truth", type=Path, help="folder with masks/ or labels.csv; folder of masks; or a CSV file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
+    args = parser.parse_args(argv)
+    found = dict(score(args.predictions, args.truth))
+    if not found:
+        raise UserError(f"{args.predictions} and {args.truth}: neither masks nor probabilities with a truth to them")
+    for name, scores in found.items():
+        log.info(format_scores(name, scores))
+    if args.json:
+        with written_whole(args.json) as file:
+            file.write((json.dumps(found, indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    run_script(main)
