@@ -25,15 +25,15 @@ import numpy as np
 
 from utils import UserError
 from utils.config import CACHE
-from utils.data.images import decode_image, image_size, pair_fault, read_image, read_mask, resized
+from utils.data.images import decode_image, pair_fault, read_frame, read_image, read_mask, resized
 from utils.data.isic import Sample
 from utils.data.parallel import attempts
 from utils.data.transforms import CENTER, Pixels, take
-from utils.files import check_file, load_json, locked, readable_size, sha256, written_whole
+from utils.files import check_file, listed, load_json, locked, readable_size, sha256, written_whole
 from utils.logger import log
 
 Size = tuple[int, int]  # (width, height)
-VERSION = 3  # raise it when other pixels are stored, or the layout changes
+VERSION = 4  # raise it when other pixels are stored, or the layout changes
 SETTLED = 2 * 10**9  # nanoseconds after which a file's times tell whether it has changed since
 
 
@@ -112,16 +112,19 @@ def prepare(
 
 
 def _each(function: Callable[[Any], Any], items: Sequence[Any], description: str) -> Iterator[Any]:
-    """As `attempts`; UserErrors end it after the last item, not before, as one that names the first five files."""
-    faults = []
+    """As `attempts`; UserErrors end it after the last item, as one that names the first files with each fault."""
+    faults: dict[str, list[str]] = {}
     for result in attempts(function, items, description):
         if isinstance(result, UserError):
-            faults.append(str(result))
+            file, _, reason = str(result).partition(": ")
+            faults.setdefault(reason, []).append(file)
         else:
             yield result
     if faults:
-        more = f" (and {len(faults) - 5} more files; see python -m utils.data.check)" if len(faults) > 5 else ""
-        raise UserError("; ".join(faults[:5]) + more)
+        lines = [f"{listed(files, longest=1000)}: {reason}" for reason, files in faults.items()]
+        rest = sum(map(len, list(faults.values())[4:]))
+        more = f" (and {rest} more files; see python -m utils.data.check FOLDER)" if rest else ""
+        raise UserError("; ".join(lines[:4]) + more)
 
 
 def _files(sample: Sample, masks: bool) -> list[Path]:
@@ -201,7 +204,7 @@ def _build(
 def _pixels(sample: Sample, size: Size, masks: bool) -> np.ndarray:
     """The image at `size`, and with `masks` its mask or zeros: uint8 [height, width, 3 or 4]."""
     pixels = np.zeros((size[1], size[0], 4 if masks else 3), np.uint8)
-    if masks and sample.mask and (fault := pair_fault(image_size(sample.image), image_size(sample.mask))):
+    if masks and sample.mask and (fault := pair_fault(read_frame(sample.image), read_frame(sample.mask))):
         raise UserError(f"{sample.mask}: {fault}")
     pixels[..., :3] = read_image(sample.image, size)
     if masks and sample.mask:
