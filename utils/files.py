@@ -14,6 +14,8 @@ from filelock import FileLock, Timeout
 from utils import UserError
 from utils.logger import log
 
+LFS_POINTER = b"version https://git-lfs"  # how the file begins that Git leaves where Git LFS is not installed
+
 
 def check_file(path: str | Path) -> Path:
     """The path when a regular file lies there (reading a pipe waits for ever, a device never ends), else UserError."""

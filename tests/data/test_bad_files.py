@@ -4,7 +4,9 @@ import os
 import shutil
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,6 +37,7 @@ from tests.data.bad_folder import (
 )  # fmt: skip
 
 JPG, PNG, MASK = "ISIC_9000000.jpg", "ISIC_9000000.png", "ISIC_9000000_segmentation.png"
+TURNED = ": its photograph is turned by EXIF (orientation …), the mask is not; save the photograph upright if"
 BROKEN = ": truncated or not an image (…); fetch this file again"
 NO_IMAGES = ("._ISIC_9000000.jpg", "ISIC_9000000 (1).jpg", "ISIC_9000009_superpixels.png", "ISIC_٩٠٠٠٠٠١.jpg")
 GREY = cv2.cvtColor(original(), cv2.COLOR_RGB2GRAY)
@@ -74,14 +77,14 @@ def claim_size(path: Path, width: int, height: int) -> None:
     path.write_bytes(content[:frame] + struct.pack(">HH", height, width) + content[frame + 4 :])
 
 
-def turn(root: Path, orientation: int, turn_mask: bool = False) -> None:
-    """Image 0 stored turned, with the EXIF orientation that turns it back."""
+def turn(root: Path, orientation: int, turn_mask: bool = False, tag_mask: bool = False, side: int = WIDTH) -> None:
+    """Image 0 (its first `side` columns) stored turned, with the EXIF orientation that turns it back."""
     quarters = {3: 2, 6: 1, 8: 3}[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    save(image(root), np.rot90(pixels(image(root)), quarters).copy(), exif=exif, quality=95)
-    if turn_mask:
-        save(mask(root), np.rot90(np.asarray(Image.open(mask(root))), quarters).copy())
+    save(image(root), np.rot90(pixels(image(root))[:, :side], quarters).copy(), exif=exif, quality=95)
+    outline = np.asarray(Image.open(mask(root)))[:, :side]
+    save(mask(root), np.rot90(outline, quarters * turn_mask).copy(), exif=exif if tag_mask else b"")
 
 
 def lower_case(root: Path) -> None:
@@ -92,11 +95,38 @@ def lower_case(root: Path) -> None:
     labels(root).rename(labels(root).with_name(labels(root).name.upper()))
 
 
-def long_text() -> PngInfo:
-    """64 MB in a file of 64 kB."""
+def long_text(megabytes: int) -> PngInfo:
+    """In a file of as many kB."""
     info = PngInfo()
-    info.add_text("a", "\0" * (64 << 20), zip=True)
+    info.add_text("a", "\0" * (megabytes << 20), zip=True)
     return info
+
+
+def as_tiff(path: Path, picture: np.ndarray | Image.Image, **options: Any) -> None:
+    """Under the name that is there."""
+    save(path, picture, "TIFF", **options)
+
+
+def pages(path: Path, kind: str) -> None:
+    save(path, original(), kind, save_all=True, append_images=[Image.new("RGB", (WIDTH, HEIGHT))])
+
+
+def bits_12(path: Path) -> None:
+    """A JPEG whose header tells 12 bits."""
+    content = path.read_bytes()
+    frame = content.index(b"\xff\xc0") + 4
+    path.write_bytes(content[:frame] + b"\x0c" + content[frame + 1 :])
+
+
+def mask_of(*values: int, kind: str = "PNG", dtype: type = np.uint8) -> Callable[[Path], None]:
+    """The mask with these values in place of 0, 255 and the edge between."""
+
+    def damage(root: Path) -> None:
+        whole = lesion(1)
+        inner = cv2.erode(whole, np.ones((3, 3), np.uint8))
+        save(mask(root), np.array([*values, values[-1]][:3], dtype)[2 * whole - inner], kind)
+
+    return damage
 
 
 def picture() -> Image.Image:
@@ -107,13 +137,47 @@ IMAGES = [
     Case("JPEG, first half", lambda r: cut(image(r)), JPG + BROKEN, "prepare inspect"),
     Case("JPEG, first half, test", lambda r: cut(image(r, "test")), "ISIC_9200000.jpg" + BROKEN, "seg"),
     Case("JPEG, first half, validation", lambda r: cut(image(r, "validation")), "ISIC_9100000.jpg" + BROKEN, "cls"),
-    Case("no bytes", lambda r: image(r).write_bytes(b""), JPG + ": truncated or not an image (it is empty)", "cls"),
+    Case("no bytes", lambda r: image(r).write_bytes(b""), JPG + ": truncated or not an image (it has 0 bytes)", "cls"),
     Case("PNG with one bit changed", lambda r: flip_bit(as_png(image(r)), 0.6), PNG + BROKEN, "read"),
-    Case("six damaged images", lambda r: [cut(image(r, index=i)) for i in range(6)],
-        "0.jpg: truncated…4.jpg: truncated…(and 1 more files; see python -m utils.data.check)", "prepare"),
+    Case("six images with a fault each", lambda r: [save(image(r, index=i), original()[:1, : i + 1]) for i in range(6)],
+        "0.jpg: too few pixels…3.jpg: …(4x1)…(and 2 more files; see python -m utils.data.check FOLDER)", "prepare"),
+    Case("six empty images", lambda r: [image(r, index=i).write_bytes(b"") for i in range(6)],
+        "0.jpg, …1.jpg, …2.jpg and 3 more: truncated…", "prepare"),
     Case("HTML saved as .jpg", lambda r: image(r).write_text("<!DOCTYPE html><title>404</title>"),
-        JPG + ": truncated or not an image (no JPEG or PNG, its first bytes are b'<!DOCTYPE html><')", "seg"),
+        JPG + ": a web page instead of an image; fetch this file again", "seg"),
+    Case("text saved as .jpg", lambda r: image(r).write_text("Rate limit exceeded"),
+        JPG + ": not an image in JPEG, PNG, TIFF, BMP or WebP, its first bytes are b'Rate limit excee'", "read"),
+    *(Case(f"{what} named .jpg", lambda r, start=start: image(r).write_bytes(start + bytes(200)), f"{JPG}: {advice}",
+        "read") for what, start, advice in (
+            ("HEIC", b"\0\0\0\x18ftypheic", "HEIC; convert it to JPEG or PNG"),
+            ("HEIF", b"\0\0\0\x18ftypmif1", "HEIC; convert it to JPEG or PNG"),
+            ("AVIF", b"\0\0\0\x20ftypavif", "AVIF; convert it to JPEG or PNG"),
+            ("JPEG 2000", b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000; convert it to JPEG or PNG"),
+            ("JPEG XL", b"\xff\x0a", "JPEG XL; convert it to JPEG or PNG"),
+            ("GIF", b"GIF89a", "GIF; convert it to PNG"),
+            ("DICOM", bytes(128) + b"DICM", "DICOM; export the photograph in it as JPEG or PNG"),
+            ("Git LFS pointer", b"version https://git-lfs.github.com", "a Git LFS pointer instead of the file; git"),
+        )),
     Case("PNG saved as .jpg", lambda r: save(image(r), original(), "PNG"), same, "read"),
+    Case("BMP named .jpg", lambda r: save(image(r), original(), "BMP"), same, "read prepare"),
+    Case("TIFF named .jpg", lambda r: as_tiff(image(r), original()), same, "read prepare"),
+    Case("WebP named .jpg", lambda r: save(image(r), original(), "WEBP", lossless=True), same, "read prepare"),
+    Case("TIFF, LZW", lambda r: as_tiff(image(r), original(), compression="tiff_lzw"), same, "read"),
+    Case("TIFF, CMYK", lambda r: as_tiff(image(r), picture().convert("CMYK")), close, "read"),
+    Case("TIFF, YCbCr", lambda r: as_tiff(image(r), picture().convert("YCbCr")), close, "read"),
+    Case("TIFF, 16-bit grey", lambda r: as_tiff(image(r), GREY.astype(np.uint16) << 8 | 7), grey, "read"),
+    Case("TIFF, 12 bits in 16", lambda r: as_tiff(image(r), GREY.astype(np.uint16) << 4 | 7), grey, "read"),
+    Case("TIFF, 8 bits in 32", lambda r: as_tiff(image(r), GREY.astype(np.int32)), grey, "read"),
+    Case("TIFF, 17 bits", lambda r: as_tiff(image(r), GREY.astype(np.int32) << 9), JPG + ": values from …; save it",
+        "read"),
+    Case("TIFF of fractions", lambda r: as_tiff(image(r), GREY / np.float32(255)), JPG + ": pixels of mode F", "read"),
+    Case("TIFF of two pages", lambda r: pages(image(r), "TIFF"), JPG + ": 2 pictures in one file; save the one", "seg"),
+    Case("animated WebP", lambda r: pages(image(r), "WEBP"), JPG + ": 2 pictures in one file; save the one", "read"),
+    Case("BMP with a palette", lambda r: save(image(r), picture().quantize(256), "BMP"), close, "read"),
+    Case("TIFF, first half", lambda r: (as_tiff(image(r), original()), cut(image(r))),
+        JPG + BROKEN + ", or save it as PNG if it is a rare kind of TIFF", "read"),
+    Case("JPEG of 12 bits", lambda r: bits_12(image(r)), JPG + BROKEN + ", or save it as PNG if it is a rare kind of J",
+        "read"),
     Case("grey JPEG", lambda r: save(image(r), picture().convert("L"), quality=95), grey, "prepare"),
     Case("16-bit grey PNG", lambda r: as_png(image(r), GREY.astype(np.uint16) << 8 | 7), grey, "prepare"),
     Case("16-bit RGB PNG",
@@ -128,7 +192,11 @@ IMAGES = [
     Case("bytes after the end", lambda r: image(r).write_bytes(image(r).read_bytes() + b"junk" * 99), same, "read"),
     Case("EXIF data that are none",
         lambda r: save(image(r), original(), exif=b"Exif\0\0" + b"\xff" * 40, quality=95), close, "prepare"),
-    Case("turned upside down by EXIF, its mask upright", lambda r: turn(r, 3), close, "prepare"),
+    Case("turned upside down by EXIF, its mask perhaps", lambda r: turn(r, 3), MASK + TURNED, "prepare seg inspect"),
+    Case("turned by a quarter, square", lambda r: turn(r, 6, side=HEIGHT), MASK + TURNED, "seg"),
+    Case("turned upside down, classified", lambda r: turn(r, 3), begins, "cls"),
+    Case("turned upside down as its mask is, by both", lambda r: turn(r, 3, turn_mask=True, tag_mask=True),
+        lambda found: close(found) and np.array_equal(found[0].mask * 255, Image.open(mask(good_folder()))), "prepare"),
     Case("turned by a quarter by EXIF, its mask upright", lambda r: turn(r, 6), close, "prepare"),
     Case("turned by a quarter by EXIF, its mask as stored", lambda r: turn(r, 8, turn_mask=True),
         MASK + ": lies on its side against its image (mask 72x96, image 96x72)", "seg inspect"),
@@ -140,8 +208,11 @@ IMAGES = [
     Case("65,535×1,300 by its header", lambda r: claim_size(image(r), 65535, 1300), JPG + BROKEN, "read"),
     Case("PNG of 20 kB with 144 MP", lambda r: save(as_png(image(r)), Image.new("1", (12000, 12000))),
         PNG + ": too many pixels (12000x12000); shrink it or take it away", "inspect"),
-    Case("PNG with a text of 64 MB", lambda r: save(as_png(image(r)), original(), pnginfo=long_text()), PNG + BROKEN,
-        "read"),
+    Case("PNG with a text of 60 MB", lambda r: save(as_png(image(r)), original(), pnginfo=long_text(60)), same, "read"),
+    Case("PNG with a text of 65 MB", lambda r: save(as_png(image(r)), original(), pnginfo=long_text(65)),
+        PNG + ": more than 64 MB of text or colour profile in it; save it without", "read"),
+    Case("PNG with a colour profile of 3 MB",
+        lambda r: save(as_png(image(r)), original(), icc_profile=bytes(3 << 20)), same, "read"),
     Case("PNG of 30,000×10", lambda r: as_png(image(r), np.tile(original()[:10], (1, 320, 1))[:, :30000]),
         lambda found: found[0].pixels.std() > 5, "prepare"),
     Case("a folder named like an image", lambda r: replace(image(r), Path.mkdir), JPG + ": not readable (a folder)",
@@ -183,7 +254,13 @@ NAMES = [
 MASKS = [
     Case("smaller than its image, and squashed", lambda r: save(mask(r), lesion(shape=(HEIGHT // 2, WIDTH // 3))),
         is_lesion, "prepare"),
-    Case("0 and 1", lambda r: save(mask(r), lesion(1)), is_lesion, "prepare"),
+    *(Case(f"0 and {value}", mask_of(0, value), is_lesion, "prepare") for value in (1, 2, 100, 128)),
+    Case("0 and 255 in 16 bits", mask_of(0, 255, dtype=np.uint16), is_lesion, "prepare"),
+    Case("0 and 255 in 32 bits", mask_of(0, 255, kind="TIFF", dtype=np.int32), is_lesion, "prepare"),
+    Case("BMP named .png", mask_of(0, 255, kind="BMP"), is_lesion, "read"),
+    Case("lesion 1, its edge 255", mask_of(0, 1, 255), MASK + ": a mask of values 0, 1, 255, of which lesion is not",
+        "prepare seg inspect"),
+    Case("class numbers", mask_of(0, 1, 2), MASK + ": a mask of values 0, 1, 2, of which lesion is not", "inspect"),
     *(Case(f"mode {mode}", lambda r, mode=mode: save(mask(r), Image.fromarray(lesion()).convert(mode)), is_lesion,
         "read") for mode in ("1", "RGB", "RGBA", "P")),
     Case("JPEG", lambda r: save(mask(r), lesion(), "JPEG", quality=95),

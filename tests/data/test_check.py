@@ -83,6 +83,9 @@ def test_without_masks_it_is_for_classification(root):
         save(image(root, index=index), photograph(index))
     report = inspect_folder(root)
     assert report.can_start and str(report).endswith("(classification only; segmentation: there are no masks)")
+    labels(root).unlink()
+    assert "\ntraining cannot start: " in (text := str(inspect_folder(root)))
+    assert text.splitlines()[-1].endswith("(Data/README.md), or images/ and labels.csv")
 
 
 def test_it_agrees_with_training_on_what_stops_it(root, tmp_path):
@@ -152,4 +155,4 @@ def test_real_originals(isic2017_fullsize):
     report = inspect_folder(isic2017_fullsize)
     assert report.can_start and (report.problems, report.copies) == ([], [])
     assert report.splits["train"].classes == {"melanoma": 10, "seborrheic_keratosis": 0, "nevus": 26}
-    assert max(facts.size for facts in report.splits["train"].images.values()) == (2816, 2112)
+    assert max(facts.frame.size for facts in report.splits["train"].images.values()) == (2816, 2112)

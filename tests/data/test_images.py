@@ -11,7 +11,7 @@ from PIL import Image
 from tests.data.bad_folder import photograph
 from utils import UserError
 from utils.data.cache import prepare
-from utils.data.images import image_size, read_image, read_mask
+from utils.data.images import image_size, read_frame, read_image, read_mask
 from utils.data.isic import read_split
 from utils.data.parallel import in_order
 from utils.data.transforms import TEST_PATCHES, TRAIN_TRANSFORMS, Pixels, cache_sizes, take
@@ -67,14 +67,15 @@ def test_a_wanted_size_is_reached_and_the_whole_frame_kept(tmp_path):
 
 
 @pytest.mark.parametrize("size", [None, (8, 12)])
-def test_exif_rotation_is_applied_before_the_size(tmp_path, size):
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WebP"])
+def test_exif_rotation_is_applied_before_the_size(tmp_path, kind, size):
     """Orientation 6: the stored picture is turned a quarter clockwise, and a reduced decode follows the turn."""
     exif, picture = Image.Exif(), cv2.resize(photograph(0), (192, 128), interpolation=cv2.INTER_CUBIC)
     exif[0x0112] = 6
-    path = put(tmp_path / "image.jpg", picture, exif=exif, quality=95)
+    path = put(tmp_path / "image.jpg", picture, format=kind, exif=exif, quality=95)
     upright = np.rot90(picture, -1)
     expected = upright if size is None else cv2.resize(upright, size, interpolation=cv2.INTER_AREA)
-    assert image_size(path) == (128, 192)
+    assert image_size(path) == (128, 192) and read_frame(path).orientation == 6
     assert np.abs(read_image(path, size).astype(int) - expected).mean() < 3
 
 
@@ -100,21 +101,42 @@ def test_patches_of_a_fifth_are_as_sharp_as_those_of_originals(isic2017_fullsize
     assert np.median(np.divide(without, originals)) < 0.5
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize(
     ("stored", "expected"),
     [
-        ([[0, 128, 129, 255]], [[0, 0, 1, 1]]),  # the challenge binarises at > 128
-        ([[0, 1, 1, 0]], [[0, 1, 1, 0]]),
-        ([[0, 1, 2, 0]], [[0, 0, 0, 0]]),
-        ([[0, 0, 0, 0]], [[0, 0, 0, 0]]),
+        ([0, 128, 129, 255], [0, 0, 1, 1]),  # the challenge binarises at > 128
+        ([0, 127, 255, 255], [0, 0, 1, 1]),
+        ([40, 200, 40, 40], [0, 1, 0, 0]),
+        ([255, 255, 255, 255], [1, 1, 1, 1]),
+        ([0, 0, 0, 0], [0, 0, 0, 0]),
+        ([1, 1, 1, 1], [1, 1, 1, 1]),
+        *(([0, value, value, 0], [0, 1, 1, 0]) for value in (1, 2, 100, 128, 255)),  # 0 and another
+        ([0, 32768, 33024, 65535], [0, 0, 1, 1]),
+        ([0, 1, *[255] * 99], [0, 0, *[1] * 99]),  # the noise of a JPEG
+        *((values, None) for values in (
+            [0, 1, 1, 255], [0, 1, 2, 255], [1, 1, 2, 255], [0, 19, 19, 255], [0, 1, 1, 65535],  # class numbers
+            [0, 1, 2, 0], [1, 2, 1, 2], [0, 60, 90, 128], [100, 100, 100, 100], [0, 300, 3000, 9000],  # nothing above
+        )),
     ],
-)
-def test_mask_rule(tmp_path, stored, expected, dtype):
-    """Of 16 bits the high byte counts, but in a mask of 0 and 1."""
-    values = np.array(stored, dtype)
-    mask = read_mask(put(tmp_path / "mask.png", values * 256 if dtype == np.uint16 and values.max() > 1 else values))
-    assert mask.dtype == np.uint8 and mask.tolist() == expected
+)  # fmt: skip
+def test_which_values_of_a_mask_are_lesion(tmp_path, stored, expected):
+    """The same in 8 bits and in 16; None where it is not known."""
+    for dtype in {np.uint16 if max(stored) > 255 else np.uint8, np.uint16}:
+        path = put(tmp_path / "mask.png", np.array([stored], dtype))
+        if expected is None:
+            with pytest.raises(UserError, match=r"mask.png: a mask of values .*, of which lesion is not known"):
+                read_mask(path)
+        else:
+            mask = read_mask(path)
+            assert mask.dtype == np.uint8 and mask.tolist() == [expected]
+
+
+def test_masks_saved_as_jpeg_are_read_as_they_were(tmp_path, isic2017):
+    for sample in read_split(isic2017, "validation")[::5]:
+        mask = read_mask(sample.mask)
+        for quality in (50, 95, 100):
+            stored = Image.fromarray(mask * 255)
+            assert (read_mask(put(tmp_path / "mask.jpg", stored, quality=quality)) != mask).mean() < 0.003, sample.id
 
 
 def test_a_resized_mask_stays_binary_and_in_place(tmp_path):

@@ -1,5 +1,6 @@
 """Pretrained weights: found, fetched and loaded strictly, or one line that says what is wrong."""
 
+import argparse
 import copy
 import hashlib
 import http.server
@@ -42,6 +43,10 @@ def without(state: dict, ending: str) -> dict:
     return {name: tensor for name, tensor in state.items() if not name.endswith(ending)}
 
 
+def under(prefix: str, state: dict) -> dict:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
 def saved(content: object, path: Path) -> Path:
     (safetensors.torch.save_file if path.suffix == ".safetensors" else torch.save)(content, path)
     return path
@@ -75,19 +80,26 @@ def test_torchvisions_weights_give_its_features(tmp_path, net, name):
         ("arl_unet", {}, resnet18, ALPHAS, FC),
         ("arl_unet", {"attention": "none"}, arl18, set(), FC | ALPHAS),
         ("arl_unet", {"alpha": "fixed"}, arl18, set(), FC | ALPHAS),
-        ("res_unet", {}, lambda: {f"module.{name}": t for name, t in resnet18().items()}, set(), FC),  # DataParallel
+        *(("res_unet", {}, lambda prefix=prefix: under(prefix, resnet18()), set(), FC) for prefix in (
+            "module.", "_orig_mod.", "module._orig_mod.", "model.", "encoder.",  # of wrappers, and of others' networks
+        )),
+        ("resnet18", {}, lambda: {"model_state_dict": resnet18(), "epoch": 3, "opt": {"state": {}}}, FC, FC),
+        ("arl18", {}, lambda: {"state_dict": under("model.", arl18()), "loops": {}}, FC, FC),
+        ("res_unet", {}, lambda: under("encoder.", resnet18()) | {"fc.bias": torch.ones(3)}, set(), FC),
+        ("mobilenet_unet", {}, lambda: network("mobilenet").state_dict(), set(), FC),  # this project's own
         ("res_unet", {}, lambda: without(resnet18(), "num_batches_tracked"), set(), FC),
         ("unet", {}, lambda: network("unet").encoder.state_dict(), set(), set()),
     ],
-)
+)  # fmt: skip
 def test_what_fits_is_loaded(tmp_path, net, options, content, missing, left_over):
     content, model = content(), nets.create_model(net, **options)
     report = load_pretrained(model, net, saved(content, tmp_path / "file.pth"))
     assert (set(report.missing), set(report.left_over)) == (missing, left_over)
     loaded = getattr(model, "encoder", model).state_dict()
     assert report.loaded == len(loaded.keys() - missing - left_over)
-    for name, tensor in content.get("model", content.get("state_dict", content)).items():
-        name = name.removeprefix("module.")
+    state = next((value for value in content.values() if isinstance(value, dict)), content)
+    for name, tensor in state.items():
+        name = re.sub("^((module|_orig_mod|model|encoder)[.])*", "", name)
         assert (name in loaded and torch.equal(loaded[name], tensor)) == (name not in left_over), name
 
 
@@ -121,6 +133,15 @@ def test_other_content_is_no_state_dict(tmp_path):
             load_pretrained(network("res_unet"), "res_unet", saved(content, tmp_path / "file.pth"))
 
 
+def test_of_several_state_dicts_the_named_one_is_taken_or_none(tmp_path):
+    state, model = resnet18(), network("res_unet")
+    load_pretrained(model, "res_unet", saved({"ema": {"a": torch.ones(1)}, "model": state}, tmp_path / "file.pth"))
+    with pytest.raises(
+        UserError, match=r"file.pth: 2 state dicts in this file \(net, ema\); save the one that is meant"
+    ):
+        load_pretrained(model, "res_unet", saved({"net": state, "ema": state}, tmp_path / "file.pth"))
+
+
 class Payload:
     def __reduce__(self):
         return (Path.touch, (Path("owned"),))
@@ -128,6 +149,9 @@ class Payload:
 
 def test_files_that_are_no_weights_are_one_line_and_no_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    saved({"a": torch.ones(9)}, Path("b.safetensors")).rename("b.pth")
+    assert torch.equal(load_file("b.pth")["a"], torch.ones(9))
+    Path("b.pth").unlink()
     whole, tensors = saved({"a": torch.ones(9)}, Path("whole.pth")), saved({"a": torch.ones(9)}, Path("a.safetensors"))
     for name, content in {
         "empty.pth": b"", "html.pth": b"<html>not found</html>", "code.pth": pickle.dumps(Payload()),
@@ -137,8 +161,17 @@ def test_files_that_are_no_weights_are_one_line_and_no_code_runs(tmp_path, monke
         Path(name).write_bytes(content)
     saved({"a": Payload()}, Path("code in it.pth"))
     saved(torch.nn.Linear(2, 2), Path("model.pth"))
+    saved({"a": torch.ones(9), "args": argparse.Namespace()}, Path("args.pth"))
+    Path("pointer.pth").write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'5c' * 32}\nsize 7\n")
+    messages = {
+        "code in it.pth": "getattr in it besides",
+        "model.pth": "torch.nn.modules.linear.Linear in it besides tensors and plain values, which could run code",
+        "args.pth": "argparse.Namespace in it besides",
+        "pointer.pth": "a Git LFS pointer instead of the file; git lfs pull fetches it",
+    }
     for path in set(Path().iterdir()) - {whole, tensors}:
-        with pytest.raises(UserError, match=f"{path}: truncated, or not a (PyTorch|safetensors) file") as caught:
+        message = messages.get(path.name, "truncated, or not a (PyTorch|safetensors) file")
+        with pytest.raises(UserError, match=f"{path}: {message}") as caught:
             load_file(path)
         assert str(caught.value).isprintable()
     assert not Path("owned").exists() and torch.equal(load_file(whole)["a"], load_file(tensors)["a"])

@@ -19,6 +19,7 @@ from nbformat import NotebookNode
 from tests.conftest import ROOT
 from utils.config import configure
 from utils.tasks import train
+from utils.visualize.notebook import folders
 
 EVALUATION = {
     "Evaluation-Cls": ("classification", ("melanoma.tex", "roc.pdf", "failures.png", "maps.pdf")),
@@ -68,7 +69,8 @@ def script(converted) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def segmentation(checkout) -> tuple[str, int]:
     """Segmentation as a notebook, with other parameters."""
-    return execute(checkout, "Segmentation", {"experiment": "seg-b1", "run_id": 3, "changes": {"epochs": 1}})
+    changes = {"epochs": 1, "size": [32, 32], "cache": str(checkout / "My Drive" / "cache")}
+    return execute(checkout, "Segmentation", {"experiment": "seg-b1", "run_id": 3, "changes": changes})
 
 
 @pytest.fixture(scope="module")
@@ -93,18 +95,34 @@ def test_a_training_notebook_with_other_parameters(segmentation, checkout):
     assert "synthetic data instead, drawn and not photographed" in text and figures >= 4
     run = checkout / "model/smoke/seg-b1/run3"
     assert json.loads((run / "config.json").read_text())["settings"]["epochs"] == 1
-    assert (run / "metrics.json").is_file()
+    assert (run / "metrics.json").is_file() and list((checkout / "My Drive" / "cache").glob("*.npy"))
 
 
 @pytest.mark.parametrize("name", EVALUATION)
 def test_evaluation_of_other_runs(name, runs, checkout, tmp_path):
     """It shows runs, published numbers and missing rows, writes tables and figures, and changes no run."""
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
-    parameters = {"runs": str(runs), "split": "test", "output": str(tmp_path / "out")}
+    (tmp_path / "My Drive").symlink_to(runs)
+    parameters = {"runs": str(tmp_path / "My Drive"), "split": "test", "output": str(tmp_path / "out")}
     text, figures = execute(checkout, name, parameters)
     assert "published (2022, test)" in text and "–" in text and figures >= 4
     assert all((tmp_path / "out" / file).stat().st_size > 100 for file in EVALUATION[name][1])
     assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    "text,expected",
+    [
+        ("results model", ["results", "model"]),
+        ("My Drive/runs", ["My Drive/runs"]),  # a folder that is there
+        ("'My Drive/runs' results", ["My Drive/runs", "results"]),
+        ('results "other drive"', ["results", "other drive"]),
+    ],
+)
+def test_names_of_folders_may_have_spaces(tmp_path, monkeypatch, text, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "My Drive" / "runs").mkdir(parents=True)
+    assert folders(text) == expected
 
 
 @pytest.mark.parametrize("name", EVALUATION)

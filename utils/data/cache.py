@@ -26,11 +26,11 @@ import numpy as np
 
 from utils import UserError
 from utils.config import CACHE
-from utils.data.images import decode_image, image_size, pair_fault, read_image, read_mask, resized
+from utils.data.images import decode_image, image_size, pair_fault, read_frame, read_image, read_mask, resized
 from utils.data.isic import Sample
 from utils.data.parallel import attempts
 from utils.data.transforms import CENTER, Pixels, Size, Sizes, take
-from utils.files import check_file, load_json, locked, readable_size, sha256, written_whole
+from utils.files import check_file, listed, load_json, locked, readable_size, sha256, written_whole
 from utils.logger import log
 
 VERSION = 4  # raise it when other pixels are stored, or the layout changes
@@ -139,16 +139,19 @@ def load_image(path: Path, sizes: Sizes) -> Pixels:
 
 
 def _each(function: Callable[[Any], Any], items: Sequence[Any], description: str) -> Iterator[Any]:
-    """As `attempts`; UserErrors end it after the last item, not before, as one that names the first five files."""
-    faults = []
+    """As `attempts`; UserErrors end it after the last item, as one that names the first files with each fault."""
+    faults: dict[str, list[str]] = {}
     for result in attempts(function, items, description):
         if isinstance(result, UserError):
-            faults.append(str(result))
+            file, _, reason = str(result).partition(": ")
+            faults.setdefault(reason, []).append(file)
         else:
             yield result
     if faults:
-        more = f" (and {len(faults) - 5} more files; see python -m utils.data.check)" if len(faults) > 5 else ""
-        raise UserError("; ".join(faults[:5]) + more)
+        lines = [f"{listed(files, longest=1000)}: {reason}" for reason, files in faults.items()]
+        rest = sum(map(len, list(faults.values())[4:]))
+        more = f" (and {rest} more files; see python -m utils.data.check FOLDER)" if rest else ""
+        raise UserError("; ".join(lines[:4]) + more)
 
 
 def _files(sample: Sample, masks: bool) -> list[Path]:
@@ -230,7 +233,7 @@ def _build(
 def _with_mask(sample: Sample, size: Size) -> np.ndarray:
     """The image at `size`, and its mask or zeros: uint8 [height, width, 4]."""
     pixels = np.zeros((size[1], size[0], 4), np.uint8)
-    if sample.mask and (fault := pair_fault(image_size(sample.image), image_size(sample.mask))):
+    if sample.mask and (fault := pair_fault(read_frame(sample.image), read_frame(sample.mask))):
         raise UserError(f"{sample.mask}: {fault}")
     pixels[..., :3] = read_image(sample.image, size)
     if sample.mask:

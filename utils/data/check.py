@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from utils import UserError
 from utils.config import configure
 from utils.data import isic
 from utils.data.copies import Copy, Looks, find_copies, thumbnail
-from utils.data.images import image_size, pair_fault, read_grey
+from utils.data.images import Frame, pair_fault, read_frame, stored_mask
 from utils.data.isic import CLASSES, SPLITS, Sample, SplitFiles
 from utils.data.own import Folder, drawn_splits, is_own, own_data, read_folder
 from utils.data.parallel import attempts
@@ -30,13 +29,13 @@ from utils.logger import run_script
 
 
 class ImageFacts(NamedTuple):
-    size: tuple[int, int]  # (width, height)
+    frame: Frame
     digest: str  # SHA-256 of the file
     thumbnail: np.ndarray
 
 
 class MaskFacts(NamedTuple):
-    size: tuple[int, int]
+    frame: Frame
     oddity: str  # "" of most
 
 
@@ -64,9 +63,14 @@ class Report:
     classification_fault: str = ""
 
     @property
+    def fault(self) -> str:
+        """Why training cannot start, in a folder without any mask classification's; else ""."""
+        masks = any(split.files.masks for split in self.splits.values())
+        return self.segmentation_fault if masks else self.segmentation_fault and self.classification_fault
+
+    @property
     def can_start(self) -> bool:
-        without_masks = not any(split.files.masks for split in self.splits.values())
-        return not self.segmentation_fault or (without_masks and not self.classification_fault)
+        return not self.fault
 
     def name(self, path: Path) -> str:
         return str(path.relative_to(self.root))
@@ -78,7 +82,7 @@ class Report:
             lines += [f"{name}: {len(images)} images, {len(masks)} masks, {len(images & masks)} pairs"]
             if split.classes:
                 lines += ["  classes: " + ", ".join(f"{name} {count}" for name, count in split.classes.items())]
-            if sizes := [facts.size for facts in split.images.values()]:
+            if sizes := [facts.frame.size for facts in split.images.values()]:
                 stats = "min {:.0f}x{:.0f}, median {:.0f}x{:.0f}, max {:.0f}x{:.0f}; {} distinct"
                 stats = stats.format(*np.percentile(sizes, (0, 50, 100), axis=0).ravel(), len(set(sizes)))
                 lines += [f"  sizes (width x height, each by itself): {stats}"]
@@ -89,7 +93,7 @@ class Report:
         lines += [f"note: {line}" for line in self.notes]
         end = "training can start"
         if not self.can_start:
-            end = f"training cannot start: {self.segmentation_fault}"
+            end = f"training cannot start: {self.fault}"
         elif self.segmentation_fault:
             end += " (classification only; segmentation: there are no masks)"
         elif self.classification_fault:
@@ -175,18 +179,17 @@ def _read(report: Report, facts: Callable[[Path], Any], files: dict[str, Path], 
 
 
 def _image_facts(path: Path) -> ImageFacts:
-    return ImageFacts(image_size(path), sha256(path), thumbnail(path))
+    return ImageFacts(read_frame(path), sha256(path), thumbnail(path))
 
 
 def _mask_facts(path: Path) -> MaskFacts:
-    grey = read_grey(path)
-    values = np.flatnonzero(cv2.calcHist([grey], [0], None, [256], [0, 256]))
-    lesion = values > (0 if values[-1] <= 1 else 128)
-    odd = "mask is empty (no lesion)" if not lesion.any() else "mask is full (no background)" if lesion.all() else ""
-    if not set(values) <= {0, 255}:
-        rule = "1 is read as lesion" if values[-1] <= 1 else "above 128 is read as lesion"
-        odd += f"{'; ' if odd else ''}mask is not 0/255 ({len(values)} values up to {values[-1]}; {rule})"
-    return MaskFacts((grey.shape[1], grey.shape[0]), odd)
+    mask = stored_mask(path)
+    lesion, most = [value > mask.above for value in mask.values], mask.values[-1]
+    odd = "mask is empty (no lesion)" if not any(lesion) else "mask is full (no background)" if all(lesion) else ""
+    if not set(mask.values) <= {0, 255}:
+        rule = f"above {mask.above}" if mask.above else f"{most}"
+        odd += f"{'; ' if odd else ''}mask is not 0/255 ({len(lesion)} values up to {most}; {rule} is read as lesion)"
+    return MaskFacts(mask.frame, odd)
 
 
 def _check_images(report: Report, name: str, split: Split) -> None:
@@ -209,10 +212,10 @@ def _check_masks(report: Report, split: Split) -> None:
             report.problems.append(f"{name}: mask without image")
         if mask and mask.oddity:
             report.problems.append(f"{name}: {mask.oddity}")
-        if mask and image and (fault := pair_fault(image.size, mask.size)):
+        if mask and image and (fault := pair_fault(image.frame, mask.frame)):
             report.bad_files[path] = f"{name}: {fault}"
-        elif mask and image and image.size != mask.size:
-            sizes = "mask {}x{}, image {}x{}".format(*mask.size, *image.size)
+        elif mask and image and image.frame.size != mask.frame.size:
+            sizes = "mask {}x{}, image {}x{}".format(*mask.frame.size, *image.frame.size)
             report.problems.append(f"{name}: of another size than its image ({sizes})")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import nets
 from nets.pretrained import PRETRAINED, Pretrained, digest_in
 from utils import UserError
-from utils.files import check_file, listed, quoted, sha256, written_whole
+from utils.files import LFS_POINTER, check_file, listed, quoted, sha256, written_whole
 from utils.logger import log
 
 TIMEOUT = 30  # seconds without a byte, after which a download fails
@@ -83,8 +83,9 @@ def _download(url: str, folder: Path) -> Path:
 def load_pretrained(model: nn.Module, net: str, path: str | Path) -> LoadReport:
     """Load a state dict into a classifier, or into the encoder of a segmenter, strictly.
 
-    Accepted are torchvision's files, a state dict of the encoder alone, and checkpoints that keep one under "model",
-    as PyTorch or safetensors write them; also the same layers in the same order under other names. What may be missing:
+    Accepted are torchvision's files, a state dict of the encoder alone, and checkpoints that keep one state dict under
+    any name, as PyTorch or safetensors write them; also with a prefix before the network's names ("module.", "model."),
+    and the same layers in the same order under other names. What may be missing:
     the classifier, which always starts from random weights, and the α of all ARL blocks together. What may be left
     over: the classifier, and α where a variant of an ARL network has none that is learnt.
 
@@ -95,14 +96,14 @@ def load_pretrained(model: nn.Module, net: str, path: str | Path) -> LoadReport:
     state = _with_current_names(_state_dict_in(content, path))
     encoder = getattr(model, "encoder", model)
     target = getattr(encoder, "backbone", encoder)
-    classifier = PRETRAINED[net].classifier if net in PRETRAINED else Pretrained.classifier
+    classifier = PRETRAINED[net].classifier | Pretrained.classifier if net in PRETRAINED else Pretrained.classifier
     learnt = dict(target.named_parameters())
     wanted = {
         name: tensor
         for name, tensor in target.state_dict().items()
         if name not in classifier and (name in learnt or not _is_alpha(name))
     }
-    state = _named_alike(state, wanted, classifier)
+    state = _named_alike(_without_prefix(state, wanted), wanted, classifier)
     for name in wanted:
         if _is_count(name):  # torchvision's older files have none
             state.setdefault(name, torch.zeros_like(wanted[name]))
@@ -164,10 +165,19 @@ def _is_count(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
 
+def _without_prefix(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A file's tensors without what a wrapper put before the names ("module.", "_orig_mod.", "model.", "backbone.", …).
+
+    That is the prefix, if any, under which most of the network's names are found.
+    """
+    first = next(iter(wanted))
+    prefixes = ["", *(name.removesuffix(first) for name in state if name.endswith(f".{first}"))]
+    prefix = max(prefixes, key=lambda prefix: sum(prefix + name in state for name in wanted))
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
 def _with_current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the "module." that DataParallel puts before all names, and DenseNet's `norm.1` as today's `norm1`."""
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    """DenseNet's `norm.1` as today's `norm1`."""
     old = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
     return {old.sub(r"\1\2.", name): tensor for name, tensor in state.items()}
 
@@ -198,13 +208,16 @@ def _source_in(content: Any) -> str:
 
 
 def load_file(path: str | Path) -> Any:
-    """What `torch.save` or (in a file named .safetensors) safetensors wrote, on the CPU.
+    """What `torch.save` or safetensors wrote, on the CPU.
 
     Tensors and plain values alone: a file with any other object is refused, and no code in it runs.
     Raises UserError when there is no such file, or it is damaged or refused.
     """
-    is_safetensors = check_file(path).suffix == ".safetensors"
+    start, is_safetensors = b"", check_file(path).suffix == ".safetensors"
     try:
+        with Path(path).open("rb") as file:
+            start = file.read(32)
+        is_safetensors = is_safetensors or start[8:9] == b"{"  # a header in JSON after its length
         if is_safetensors:
             return safetensors.torch.load_file(path)
         with warnings.catch_warnings():
@@ -213,6 +226,11 @@ def load_file(path: str | Path) -> Any:
     except PermissionError as error:
         raise UserError(f"{path}: not readable ({error.strerror})") from error
     except Exception as error:  # of bytes that nobody wrote on purpose, decoders raise nearly anything
+        if start.startswith(LFS_POINTER):
+            raise UserError(f"{path}: a Git LFS pointer instead of the file; git lfs pull fetches it") from error
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            what = f"{quoted(found[1])} in it besides tensors and plain values, which could run code"
+            raise UserError(f"{path}: {what}; save the state dict alone, torch.save(model.state_dict(), …)") from error
         kind = "safetensors file" if is_safetensors else "PyTorch file of plain weights"
         reason = quoted(str(error).partition("\n")[0]) or type(error).__name__
         raise UserError(f"{path}: truncated, or not a {kind} ({reason})") from error
@@ -222,8 +240,22 @@ def _state_dict_in(content: Any, shown: str | Path) -> dict[str, Tensor]:
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    state = content if isinstance(content, dict) else {}
-    tensors = [isinstance(value, Tensor) and value.layout == torch.strided for value in state.values()]  # not sparse
-    if not state or not all(tensors) or not all(isinstance(name, str) for name in state):
+    if isinstance(content, dict) and not _is_state_dict(content):
+        held = {name: value for name, value in content.items() if _is_state_dict(value)}
+        if len(held) > 1:
+            raise UserError(
+                f"{shown}: {len(held)} state dicts in this file ({listed(held)}); save the one that is meant"
+            )
+        content = next(iter(held.values()), None)
+    if not _is_state_dict(content):
         raise UserError(f"{shown}: no state dict (names and tensors) in this file")
-    return dict(state)
+    return dict(content)
+
+
+def _is_state_dict(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(isinstance(name, str) for name in content)
+        and all(isinstance(value, Tensor) and value.layout == torch.strided for value in content.values())  # not sparse
+    )

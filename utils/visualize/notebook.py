@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,6 +66,14 @@ def find_data(folder: str | Path, task: str) -> tuple[Path, dict[str, Any]]:
     reason = "SMOKE is set" if SMOKE else f"{folder} holds no training images"
     log.info("%s: synthetic data instead, drawn and not photographed; scores on them say nothing about skin", reason)
     return make_synthetic(Path("Data") / f"synthetic_{kind}", counts, size), settings
+
+
+def folders(text: str) -> list[str]:
+    """The folders that a notebook's parameter names: one of that very name, or several with spaces between them.
+
+    Among several, quotes hold a name with spaces together.
+    """
+    return [text] if Path(text).is_dir() else shlex.split(Path(text).as_posix())  # "\\" is Windows' "/"
 
 
 def photographs(samples: Sequence[Sample]) -> list[Panel]:
