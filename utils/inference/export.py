@@ -11,6 +11,7 @@ import io
 import json
 import warnings
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +120,8 @@ class Exported(nn.Module):
 class ExportedSegmenter(Exported):
     """Puts out the lesion's probability at the photograph's own size, [N, H, W]: above 0.5 is the mask."""
 
+    tells: ClassVar = {"classes": json.dumps(["lesion"]), "threshold": "0.5"}
+
     def predict(self, image: Tensor, sides: Sides) -> Tensor:
         frame = resized(image, _box(FRAME, sides), self.size, self.room)
         lesion = self.probabilities(frame)[:, LESION, None]
@@ -127,6 +130,8 @@ class ExportedSegmenter(Exported):
 
 class ExportedClassifier(Exported):
     """Puts out the probabilities of `utils.data.isic.CLASSES`, [N, 3]."""
+
+    tells: ClassVar = {"classes": json.dumps(CLASSES)}
 
     def predict(self, image: Tensor, sides: Sides) -> Tensor:
         kept = TRAIN_TRANSFORMS[self.run.settings["train_views"]]
@@ -165,8 +170,7 @@ def metadata(run: RunResult) -> dict[str, str]:
     return {
         "notice": "For research on methods, never for a decision about a patient: not a medical device.",
         "task": run.task,
-        "classes": json.dumps(["lesion"] if run.task == "segmentation" else CLASSES),
-        "threshold": "0.5" if run.task == "segmentation" else "",
+        **EXPORTED[run.task].tells,
         "input": "photographs: uint8 [N, H, W, 3], RGB, upright",
         "network": settings["net"],
         "starts_from": weights.get("source") or weights.get("file") or "random weights",
