@@ -59,7 +59,7 @@ class ARLAttention(nn.Module):
         if self.off:
             total = residual + shortcut
             return total.relu_() if relu else total
-        if torch.compiler.is_compiling():  # which fuses by itself, and would unroll the chunks
+        if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():  # would unroll the chunks
             with torch.autocast(residual.device.type, enabled=False):
                 total = (residual + (1 + self.alpha * self.weights(residual)) * shortcut).to(residual.dtype)
                 return total.relu() if relu else total

@@ -58,6 +58,14 @@ TEST_PATCHES: dict[str, tuple[Patch, ...]] = {
 FLIPS = ((1, 1), (1, -1), (-1, 1), (-1, -1))  # steps through rows and columns
 
 
+def in_center(patch: Patch) -> Patch | None:
+    """A patch of the frame as one of its CENTER; None where that does not hold it."""
+    left, top = ((patch[axis] - CENTER[axis]) / CENTER[2] for axis in (0, 1))
+    inner = (left, top, patch[2] / CENTER[2], patch[3] / CENTER[3])
+    inside = min(left, top) > -1e-6 and max(left + inner[2], top + inner[3]) < 1 + 1e-6
+    return inner if inside else None
+
+
 def take(pixels: Pixels, patch: Patch, size: tuple[int, int]) -> np.ndarray:
     """A patch of an image, of its finer center where that holds it, resized to `size` = (width, height).
 
@@ -65,10 +73,8 @@ def take(pixels: Pixels, patch: Patch, size: tuple[int, int]) -> np.ndarray:
     """
     if isinstance(pixels, tuple):
         frame, center = pixels
-        left, top = ((patch[axis] - CENTER[axis]) / CENTER[2] for axis in (0, 1))
-        inner = (left, top, patch[2] / CENTER[2], patch[3] / CENTER[3])
-        inside = min(left, top) > -1e-6 and max(left + inner[2], top + inner[3]) < 1 + 1e-6
-        return take(center, inner, size) if inside else take(frame, patch, size)
+        inner = in_center(patch)
+        return take(center, inner, size) if inner else take(frame, patch, size)
     height, width = pixels.shape[:2]
     left, right = (round(width * share) for share in (patch[0], patch[0] + patch[2]))
     top, bottom = (round(height * share) for share in (patch[1], patch[1] + patch[3]))
