@@ -11,14 +11,12 @@ import io
 import json
 import warnings
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.onnx.operators import shape_as_tensor
 
 from utils import UserError
-from utils.data.isic import CLASSES
 from utils.data.loader import MEAN, STD
 from utils.data.transforms import CENTER, FRAME, TEST_PATCHES, TRAIN_TRANSFORMS, Patch, in_center
 from utils.device import find_device
@@ -120,7 +118,8 @@ class Exported(nn.Module):
 class ExportedSegmenter(Exported):
     """Puts out the lesion's probability at the photograph's own size, [N, H, W]: above 0.5 is the mask."""
 
-    tells: ClassVar = {"classes": json.dumps(["lesion"]), "threshold": "0.5"}
+    def tells(self) -> dict[str, str]:
+        return {"classes": json.dumps(["lesion"]), "threshold": "0.5"}
 
     def predict(self, image: Tensor, sides: Sides) -> Tensor:
         frame = resized(image, _box(FRAME, sides), self.size, self.room)
@@ -129,9 +128,10 @@ class ExportedSegmenter(Exported):
 
 
 class ExportedClassifier(Exported):
-    """Puts out the probabilities of `utils.data.isic.CLASSES`, [N, 3]."""
+    """Puts out the probabilities of the run's classes, [N, C]."""
 
-    tells: ClassVar = {"classes": json.dumps(CLASSES)}
+    def tells(self) -> dict[str, str]:
+        return {"classes": json.dumps(self.run.classes)}
 
     def predict(self, image: Tensor, sides: Sides) -> Tensor:
         kept = TRAIN_TRANSFORMS[self.run.settings["train_views"]]
@@ -167,15 +167,15 @@ EXPORTED = {"segmentation": ExportedSegmenter, "classification": ExportedClassif
 def metadata(run: RunResult) -> dict[str, str]:
     """What the file tells of itself, as text or JSON."""
     settings, weights = run.settings, run.settings.get("weights") or {}
+    own = settings.get("split") or settings.get("fold")
     return {
         "notice": "For research on methods, never for a decision about a patient: not a medical device.",
         "task": run.task,
-        **EXPORTED[run.task].tells,
         "input": "photographs: uint8 [N, H, W, 3], RGB, upright",
         "network": settings["net"],
         "starts_from": weights.get("source") or weights.get("file") or "random weights",
         "trained_on": f"{run.data}: {settings.get('train_images')}",
-        "licence_of_photographs": "ISIC 2017: ISIC Archive, CC-0 (arXiv:1710.05006)",
+        "licence_of_photographs": "their owner's" if own else "ISIC 2017: ISIC Archive, CC-0 (arXiv:1710.05006)",
         "averaged": f"patches: {run.metrics.get('views', '1')}, flips: {run.metrics.get('flips', False)}",
         "scores": json.dumps({split: run.metrics[split] for split in IMAGES}),
         "run": f"{run.experiment}, seed {run.seed}",
@@ -189,17 +189,17 @@ def onnx_file(run: RunResult, network: nn.Module) -> bytes:
         import onnx
     except ImportError as error:
         raise UserError(f"{error}: pip install -r requirements-optional.txt") from error
-    file = io.BytesIO()
+    file, exported = io.BytesIO(), EXPORTED[run.task](run, network).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what in the networks is fixed by the size of their input, and of `dynamo`
         torch.onnx.export(
-            EXPORTED[run.task](run, network).eval(), (torch.zeros(2, 60, 70, 3, dtype=torch.uint8),), file,
+            exported, (torch.zeros(2, 60, 70, 3, dtype=torch.uint8),), file,
             input_names=["photographs"], output_names=["probabilities"], opset_version=17,
             dynamic_axes={"photographs": {0: "N", 1: "H", 2: "W"}, "probabilities": {0: "N"}},
             dynamo=False,  # the newer way takes ten times as long
         )  # fmt: skip
     model = onnx.load_model_from_string(file.getvalue())
-    onnx.helper.set_model_props(model, metadata(run))
+    onnx.helper.set_model_props(model, metadata(run) | exported.tells())
     return model.SerializeToString()
 
 
