@@ -33,19 +33,20 @@ def softmax(residual: Tensor, axis: int) -> Tensor:
 
 
 class _FusedSum(torch.autograd.Function):
-    """As `_AttendedSum` with softmax over positions, in bfloat16 on a CPU: compiled (arl.c)."""
+    """As `_AttendedSum` with softmax over positions, in bfloat16 or float32 on a CPU: compiled (arl.c)."""
 
     @staticmethod
     def forward(ctx, residual: Tensor, shortcut: Tensor, alpha: Tensor, relu: bool) -> Tensor:
         batch, channels, height, width = residual.shape
+        given = residual
         residual, shortcut = (x.contiguous(memory_format=torch.channels_last) for x in (residual, shortcut))
         out = torch.empty_like(residual)
         highest, inverse = residual.new_empty((2, batch, channels), dtype=torch.float32)
         pointers = [x.data_ptr() for x in (residual, shortcut, out, highest, inverse)]
-        kernel.load().attended_sum(*pointers, alpha.item(), relu, batch, height * width, channels)
+        kernel.load(residual.dtype).attended_sum(*pointers, alpha.item(), relu, batch, height * width, channels)
         ctx.save_for_backward(residual, shortcut, alpha, highest, inverse)
         ctx.relu = relu
-        return out
+        return out if residual is given else out.contiguous()  # F's layout, by which later convolutions round
 
     @staticmethod
     @once_differentiable
@@ -57,14 +58,14 @@ class _FusedSum(torch.autograd.Function):
         of_residual, of_shortcut, of_alpha = (torch.empty_like(x) for x in (residual, shortcut, highest))
         outputs = [x.data_ptr() for x in (of_residual, of_shortcut, of_alpha)]
         sizes = (batch, height * width, channels)
-        kernel.load().attended_sum_gradients(*inputs, alpha.item(), ctx.relu, *outputs, *sizes)
+        kernel.load(residual.dtype).attended_sum_gradients(*inputs, alpha.item(), ctx.relu, *outputs, *sizes)
         return of_residual, of_shortcut, of_alpha.sum(), None
 
 
 def _fusable(residual: Tensor, shortcut: Tensor, axis: int) -> bool:
-    cpu = residual.device.type == "cpu" and residual.dtype == shortcut.dtype == torch.bfloat16
-    fits = residual.shape == shortcut.shape and residual.shape[1] % kernel.LANES == 0 and residual.numel() > 0
-    return cpu and fits and axis == POSITIONS and kernel.load() is not None
+    alike = (residual.shape, residual.dtype, "cpu") == (shortcut.shape, shortcut.dtype, residual.device.type)
+    fits = axis == POSITIONS and residual.shape[1] % kernel.LANES == 0 and residual.numel() > 0
+    return alike and fits and kernel.load(residual.dtype) is not None
 
 
 class _AttendedSum(torch.autograd.Function):

@@ -88,8 +88,8 @@ def start_run(
     settings |= {f"{split}_images": digest(data[split]) for split in SPLITS if split != "test"}
     facts = {"data": str(config.data), "test_images": digest(data["test"]), "message": config.message, **facts}
     facts |= {"prepared": {split: caches[split].path.stem for split in SPLITS if split in caches}}
-    if config.net in nets.ATTENTIVE and precision == Precision(torch.device("cpu"), torch.bfloat16):
-        facts |= {"arl_kernel": kernel.load() is not None}
+    if config.net in nets.ATTENTIVE and precision.device.type == "cpu":
+        facts |= {"arl_kernel": kernel.load(precision.dtype or torch.float32) is not None}
     facts |= {"precision": str(precision), "processes": distributed.processes(), "accumulate": config.accumulate}
     facts |= environment(precision.device)
     run = Run(config.folder, settings, facts, resume=config.resume)
