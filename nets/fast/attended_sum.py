@@ -21,8 +21,11 @@ def attended_sum(residual: Tensor, shortcut: Tensor, alpha: Tensor, axis: int, r
     axis: of the softmax, POSITIONS or CHANNELS. Computed in float32 or wider and rounded once.
     """
     residual, shortcut = _dense(residual), _dense(shortcut)
-    if _fusable(residual, shortcut, axis):
-        return _FusedSum.apply(residual, shortcut, alpha, relu)
+    if axis == POSITIONS and residual.shape == shortcut.shape and residual.numel() > 0:
+        if _compiled_takes(residual, shortcut):
+            return _FusedSum.apply(residual, shortcut, alpha, relu)
+        if _triton_takes(residual) and (triton_sum := kernel.load_triton(residual.device)):
+            return triton_sum.apply(residual, shortcut, alpha, relu)
     return _AttendedSum.apply(residual, shortcut, alpha, axis, relu)
 
 
@@ -62,10 +65,13 @@ class _FusedSum(torch.autograd.Function):
         return of_residual, of_shortcut, of_alpha.sum(), None
 
 
-def _fusable(residual: Tensor, shortcut: Tensor, axis: int) -> bool:
-    alike = (residual.shape, residual.dtype, "cpu") == (shortcut.shape, shortcut.dtype, residual.device.type)
-    fits = axis == POSITIONS and residual.shape[1] % kernel.LANES == 0 and residual.numel() > 0
-    return alike and fits and kernel.load(residual.dtype) is not None
+def _compiled_takes(residual: Tensor, shortcut: Tensor) -> bool:
+    fits = residual.device.type == "cpu" and residual.dtype == shortcut.dtype and residual.shape[1] % kernel.LANES == 0
+    return fits and kernel.load(residual.dtype) is not None
+
+
+def _triton_takes(residual: Tensor) -> bool:
+    return residual.device.type == "cuda" and torch.version.hip is None and residual.dtype != torch.float64
 
 
 class _AttendedSum(torch.autograd.Function):

@@ -1,8 +1,8 @@
-"""Compiles and loads `arl.c`, which makes an ARL block on a CPU several times faster, in bfloat16 or float32.
+"""Loads what makes an ARL block several times faster: `arl.c` on a CPU, `triton_sum.py` on NVIDIA GPUs.
 
-It is compiled once for each, by the system's C compiler, into the user's cache folder, with a checksum at its end: a
-file that was damaged is made anew, since running it could end the process. Where that is not possible, or ARL_KERNEL=0
-is in the environment, everything works without it.
+`arl.c` is compiled once for each number type, by the system's C compiler, into the user's cache folder, with a checksum
+at its end: a file that was damaged is made anew, since running it could end the process. Where that is not possible, or
+ARL_KERNEL=0 is in the environment, everything works without it.
 """
 
 import ctypes
@@ -43,6 +43,21 @@ def load(dtype: torch.dtype) -> ctypes.CDLL | None:
     """
     off = os.environ.get("ARL_KERNEL") == "0" or sys.platform != "linux" or dtype not in TYPES
     return None if off else _load(TYPES[dtype])
+
+
+@cache
+def load_triton(device: torch.device) -> type[torch.autograd.Function] | None:
+    """`TritonSum`, tried out on the device; None (with a line in the log) where it fails."""
+    try:
+        from nets.fast.triton_sum import TritonSum  # PyTorch brings Triton on Linux alone
+
+        with torch.no_grad():
+            TritonSum.apply(*torch.ones((2, 1, 16, 1, 1), device=device), torch.ones((), device=device), False)
+    except Exception as error:  # Triton wants a recent GPU, a C compiler and Python's headers, each with its own error
+        reason = str(error).strip().partition("\n")[0]
+        log.info("ARL blocks are computed by PyTorch, which is slower on a GPU: no Triton kernel (%s)", reason)
+        return None
+    return TritonSum
 
 
 @cache
