@@ -20,6 +20,7 @@ from utils.data.splits import Data
 from utils.data.transforms import Transforms
 from utils.device import Precision, compile_network, use_deterministic_kernels
 from utils.logger import log
+from utils.model.graphs import find_record
 from utils.model.run import Run, digest, environment, read_config
 from utils.model.trainer import Schedule, Trainer
 from utils.model.weights import find_weights, load_pretrained
@@ -70,7 +71,8 @@ def build_training(
     if config.compile:
         compile_network(model)
     schedule = Schedule(config.epochs, config.lr, config.weight_decay, config.patience, config.optimizer)
-    return Trainer(model, criterion, schedule, loader.batch_sampler.steps, precision, config.on_nan), loader
+    steps, record = loader.batch_sampler.steps, find_record(config.graphs, precision)
+    return Trainer(model, criterion, schedule, steps, precision, config.on_nan, record), loader
 
 
 def start_run(
