@@ -1,6 +1,7 @@
 """Probabilities of the three classes from a network, averaged over patches of a photograph."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 from torch import nn
@@ -8,6 +9,7 @@ from torch import nn
 from utils import UserError, distributed
 from utils.data.cache import ImageCache
 from utils.data.isic import CLASSES, Sample
+from utils.data.parallel import in_order
 from utils.data.transforms import FLIPS, Patch, take
 from utils.device import Precision
 from utils.inference.network import predict
@@ -30,13 +32,11 @@ def class_probabilities(
     steps = FLIPS if flips else FLIPS[:1]
     indices = distributed.share(len(cache.samples))
 
-    def inputs() -> Iterator[np.ndarray]:
-        for index in indices:
-            for patch in patches:
-                view = take(cache.image(index), patch, size)
-                yield from (view[::rows, ::columns] for rows, columns in steps)
+    def views(index: int) -> list[np.ndarray]:
+        return [take(cache.image(index), patch, size) for patch in patches]
 
-    each = np.array(list(predict(model, inputs(), precision, batch_size)), dtype=np.float32)
+    images = chain.from_iterable(in_order(views, indices))
+    each = np.array(list(predict(model, images, precision, batch_size, steps)), dtype=np.float32)
     if not np.isfinite(each).all():
         raise UserError("the network's outputs are not finite although its weights are: start afresh with a lower --lr")
     means = each.reshape(len(indices), -1, len(CLASSES)).mean(axis=1)

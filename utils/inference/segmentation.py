@@ -50,8 +50,7 @@ def predict_lesions(
     pixels = cache.pixels()
     indices = range(len(pixels)) if indices is None else indices
     steps = FLIPS if flips else FLIPS[:1]
-    frames = (pixels[index][::rows, ::columns, :3] for index in indices for rows, columns in steps)
-    predictions = predict(model, frames, precision, batch_size)
+    predictions = predict(model, (pixels[index][..., :3] for index in indices), precision, batch_size, steps)
     for index in indices:
         each = [next(predictions)[LESION][::rows, ::columns] for rows, columns in steps]
         yield index, np.mean(each, axis=0)  # a copy: the whole batch would live as long as a view of it
