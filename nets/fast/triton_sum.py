@@ -1,10 +1,10 @@
 """The sum of an ARL block on NVIDIA GPUs, `F + s + α · softmax(F) ⊙ s`, with its gradients: four Triton kernels.
 
-Each program has LANES channels, which lie side by side in memory, of an image, and one of `splits` parts of its
-positions, so that a small batch too keeps every multiprocessor busy. Forward, one kernel finds maximum and sum of each
-part, and one reads F again and puts out the sum; backward, one finds the products' sums that softmax's gradient needs,
-and one puts out the gradients. What parts found is added up in order: the same inputs give the same bits. Nothing is
-brought to the host, so that a CUDA graph can capture it. Numbers are float32 and rounded once, as in arl.c.
+Each program has LANES channels, side by side in memory, of one part of an image's positions: a small batch too keeps
+every multiprocessor busy. Forward, one kernel finds each part's maximum and sum, and one reads F again and puts out the
+sum; backward, one finds the products' sums that softmax's gradient needs, and one puts out the gradients. Parts are
+added up in order: the same inputs give the same bits. Nothing is brought to the host, so that a CUDA graph can capture
+it. Numbers are float32 and rounded once, as in arl.c.
 """
 
 import torch
@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 TILE = 2048  # values that a program works on at a time: 16 for each thread of its four warps
 PROGRAMS = 1024  # wanted at once: 132 multiprocessors hold some eight each
+MOST = tl.constexpr(32)  # parts of an image's positions, at most
 LOWEST = tl.constexpr(-3.0e38)  # below all values, and -∞ - LOWEST is no NaN
 
 
@@ -50,12 +51,12 @@ class _Grid:
     """How programs share out [B, C, H, W]: (blocks of channels, parts of the positions, images)."""
 
     def __init__(self, x: Tensor) -> None:
-        images, self.channels, self.positions = len(x), x.shape[1], x[0, 0].numel()
+        images, self.channels, self.positions = *x.shape[:2], x[0, 0].numel()
         self.lanes = min(128 // x.element_size(), max(16, triton.next_power_of_2(self.channels)))  # 128 bytes
         self.rows = TILE // self.lanes
         blocks = triton.cdiv(self.channels, self.lanes)
-        wanted, most = triton.cdiv(PROGRAMS, images * blocks), triton.cdiv(self.positions, 2 * self.rows)
-        self.splits = triton.next_power_of_2(min(wanted, most))
+        wanted = triton.cdiv(PROGRAMS, images * blocks)
+        self.splits = min(wanted, triton.cdiv(self.positions, 2 * self.rows), MOST.value)
         self.programs = blocks, self.splits, images
 
     def run(self, kernel: triton.JITFunction, *tensors: Tensor, **options: bool) -> None:
@@ -63,9 +64,9 @@ class _Grid:
 
 
 @triton.jit
-def _place(positions, channels, SPLITS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):
+def _place(positions, channels, splits, ROWS: tl.constexpr, LANES: tl.constexpr):
     """This program's first and last position, its rows, channels, and where its tile starts."""
-    of_split = tl.cdiv(positions, SPLITS)
+    of_split = tl.cdiv(positions, splits)
     first = tl.program_id(1) * of_split
     channel = tl.program_id(0) * LANES + tl.arange(0, LANES)
     row = tl.arange(0, ROWS)
@@ -74,13 +75,17 @@ def _place(positions, channels, SPLITS: tl.constexpr, ROWS: tl.constexpr, LANES:
 
 
 @triton.jit
-def _maximum_and_sum(
-    residual, highest, sums, positions, channels, SPLITS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr
-):
+def _parts(channel, channels, splits):
+    """Where this image's parts have their results, [MOST, LANES], and whether there are so many."""
+    part, channel = tl.arange(0, MOST)[:, None], channel[None, :]
+    return (tl.program_id(2) * splits + part) * channels + channel, (part < splits) & (channel < channels)
+
+
+@triton.jit(do_not_specialize=("positions", "splits"))
+def _maximum_and_sum(residual, highest, sums, positions, channels, splits, ROWS: tl.constexpr, LANES: tl.constexpr):
     """Of each part: its maximum, and the sum of exp(F - maximum). Each thread has its own until the end."""
-    first, last, row, channel, start = _place(positions, channels, SPLITS, ROWS, LANES)
-    high = tl.full((ROWS, LANES), LOWEST, tl.float32)
-    total = tl.zeros((ROWS, LANES), tl.float32)
+    first, last, row, channel, start = _place(positions, channels, splits, ROWS, LANES)
+    high, total = tl.full((ROWS, LANES), LOWEST, tl.float32), tl.zeros((ROWS, LANES), tl.float32)
     for p in range(first, last, ROWS):
         inside = (p + row < last)[:, None] & (channel < channels)[None, :]
         f = tl.load(residual + start + p * channels, inside, float("-inf")).to(tl.float32)
@@ -89,22 +94,22 @@ def _maximum_and_sum(
         high = tl.maximum(high, f)
     most = tl.max(high, 0)
     total = tl.sum(total * tl.exp(high - most[None, :]), 0)
-    at = (tl.program_id(2) * SPLITS + tl.program_id(1)) * channels + channel
+    at = (tl.program_id(2) * splits + tl.program_id(1)) * channels + channel
     tl.store(highest + at, most, channel < channels)
     tl.store(sums + at, total, channel < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("positions", "splits"))
 def _sum(
-    residual, shortcut, alpha, highest, sums, high, inverse, out, positions, channels,
-    SPLITS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, RELU: tl.constexpr,
+    residual, shortcut, alpha, highest, sums, high, inverse, out, positions, channels, splits,
+    ROWS: tl.constexpr, LANES: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
-    first, last, row, channel, start = _place(positions, channels, SPLITS, ROWS, LANES)
+    first, last, row, channel, start = _place(positions, channels, splits, ROWS, LANES)
     known, of_image = channel < channels, tl.program_id(2) * channels + channel
-    at = (tl.program_id(2) * SPLITS + tl.arange(0, SPLITS))[:, None] * channels + channel[None, :]  # of all parts
-    each = tl.load(highest + at, known[None, :], 0.0)
+    parts, there = _parts(channel, channels, splits)
+    each = tl.load(highest + parts, there, LOWEST)
     most = tl.max(each, 0)
-    total = tl.sum(tl.load(sums + at, known[None, :], 1.0) * tl.exp(each - most[None, :]), 0)
+    total = tl.sum(tl.load(sums + parts, there, 0.0) * tl.exp(each - most[None, :]), 0)
     if tl.program_id(1) == 0:
         tl.store(high + of_image, most, known)
         tl.store(inverse + of_image, 1 / total, known)
@@ -131,13 +136,13 @@ def _tile(residual, shortcut, gradient, at, inside, high, inverse, alpha, RELU: 
     return s, r, g
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("positions", "splits"))
 def _products(
-    residual, shortcut, gradient, alpha, high, inverse, sums, positions, channels,
-    SPLITS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, RELU: tl.constexpr,
+    residual, shortcut, gradient, alpha, high, inverse, sums, positions, channels, splits,
+    ROWS: tl.constexpr, LANES: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
     """Of each part: the sum of gradient · s · softmax. All of them together are α's gradient."""
-    first, last, row, channel, start = _place(positions, channels, SPLITS, ROWS, LANES)
+    first, last, row, channel, start = _place(positions, channels, splits, ROWS, LANES)
     known, of_image = channel < channels, tl.program_id(2) * channels + channel
     most, inverse = tl.load(high + of_image, known, 0.0), tl.load(inverse + of_image, known, 0.0)
     factor = tl.load(alpha).to(tl.float32)
@@ -146,25 +151,24 @@ def _products(
         inside, at = (p + row < last)[:, None] & known[None, :], start + p * channels
         s, r, g = _tile(residual, shortcut, gradient, at, inside, most, inverse, factor, RELU)
         total += g * s * r
-    at = (tl.program_id(2) * SPLITS + tl.program_id(1)) * channels + channel
+    at = (tl.program_id(2) * splits + tl.program_id(1)) * channels + channel
     tl.store(sums + at, tl.sum(total, 0), known)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("positions", "splits"))
 def _gradients(
-    residual, shortcut, gradient, alpha, high, inverse, sums, of_residual, of_shortcut, positions, channels,
-    SPLITS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, RELU: tl.constexpr,
+    residual, shortcut, gradient, alpha, high, inverse, sums, of_residual, of_shortcut, positions, channels, splits,
+    ROWS: tl.constexpr, LANES: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
-    """As `_AttendedSum.backward` of attended_sum.py has them."""
-    first, last, row, channel, start = _place(positions, channels, SPLITS, ROWS, LANES)
+    first, last, row, channel, start = _place(positions, channels, splits, ROWS, LANES)
     known, of_image = channel < channels, tl.program_id(2) * channels + channel
     most, inverse = tl.load(high + of_image, known, 0.0), tl.load(inverse + of_image, known, 0.0)
     factor = tl.load(alpha).to(tl.float32)
-    at = (tl.program_id(2) * SPLITS + tl.arange(0, SPLITS))[:, None] * channels + channel[None, :]
-    total = tl.sum(tl.load(sums + at, known[None, :], 0.0), 0)
+    parts, there = _parts(channel, channels, splits)
+    total = tl.sum(tl.load(sums + parts, there, 0.0), 0)
     for p in range(first, last, ROWS):
         inside, at = (p + row < last)[:, None] & known[None, :], start + p * channels
         s, r, g = _tile(residual, shortcut, gradient, at, inside, most, inverse, factor, RELU)
-        of_s, of_f = g + factor * r * g, g + factor * r * (g * s - total[None, :])
-        tl.store(of_shortcut + at, of_s.to(of_shortcut.dtype.element_ty), inside)
+        of_f = g + factor * r * (g * s - total[None, :])
         tl.store(of_residual + at, of_f.to(of_residual.dtype.element_ty), inside)
+        tl.store(of_shortcut + at, (g + factor * r * g).to(of_shortcut.dtype.element_ty), inside)

@@ -1,6 +1,7 @@
 """The Triton kernels of the ARL sum against float64: on a GPU, or by Triton's interpreter in a process of its own."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from nets.arl import ARLAttention
 from nets.fast import kernel
 
-pytest.importorskip("triton", reason="PyTorch brings no Triton here")
+triton = pytest.importorskip("triton", reason="PyTorch brings no Triton here")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # must be there before Triton is imported
 runs = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="test_in_the_interpreter runs it")
@@ -46,6 +47,32 @@ def computed(values, relu: bool, alpha: float = 0.7) -> list[torch.Tensor]:
         out = TritonSum.apply(f, s, alpha, relu)
     out.backward(g)
     return [out.detach(), f.grad, s.grad, alpha.grad]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("processor,dtype", [(75, "fp16"), (80, "fp32"), (90, "bf16")])
+def test_kernels_compile_for_the_gpus_that_triton_knows(processor, dtype, tmp_path, monkeypatch):
+    """Also where none is; with loads of 16 bytes. The interpreter takes what the compiler refuses."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from nets.fast import triton_sum
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernels = [each for each in vars(triton_sum).values() if "residual" in getattr(each, "arg_names", ())]
+    kernels = [kernel for kernel in kernels if "positions" in kernel.arg_names]
+    assert len(kernels) == 4
+    for function in kernels:
+        names = function.arg_names
+        constants = {"ROWS": 32, "LANES": 64, "RELU": True}
+        constants = {name: value for name, value in constants.items() if name in names}
+        types = dict.fromkeys(names, "*fp32") | dict.fromkeys(("positions", "channels", "splits"), "i32")
+        types |= {name: f"*{dtype}" for name in names if re.fullmatch("(of_)?(residual|shortcut)|gradient|out", name)}
+        types |= dict.fromkeys(constants, "constexpr")
+        aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in names if types[name][0] == "*"}
+        aligned[(names.index("channels"),)] = [["tt.divisibility", 16]]
+        source = ASTSource(function, types, constants, aligned)
+        assert "ld.global.v4.b32" in triton.compile(source, target=GPUTarget("cuda", processor, 32)).asm["ptx"]
 
 
 @pytest.mark.skipif(DEVICE == "cuda" or INTERPRETED, reason="needs a machine where Triton cannot run")
