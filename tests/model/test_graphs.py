@@ -1,5 +1,7 @@
 """Steps that are recorded and replayed train as steps that are not; on a CPU a stand-in takes the place of CUDA."""
 
+import copy
+
 import pytest
 import torch
 
@@ -132,7 +134,7 @@ def test_a_cuda_graph_trains_as_the_eager_path(optimizer, dtype, on_nan):
         trainer = Trainer(Segmenter(), create_loss("dice_ce"), schedule, 3, Precision(CUDA, dtype), on_nan, recording)
         losses = trained(trainer, steps[:6], 5)
         trainer.progress.epoch = 2
-        state = trainer.state()
+        state = copy.deepcopy(trainer.state())
         losses += trained(trainer, steps[6:])
         results.append((trainer, losses, torch.cuda.get_rng_state()))
         trainer.load_state(state)

@@ -5,6 +5,7 @@ recorded, which changes nothing, and from there on replayed: it reads each batch
 recorded one did, and draws the random numbers that a step without a graph would draw.
 """
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -94,6 +95,7 @@ def find_record(wanted: bool, precision: Precision) -> Record | None:
 def record(function: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
     """Its kernels as a CUDA graph, none of them run yet. RuntimeError where it waits for the GPU, or has no CUDA."""
     graph = torch.cuda.CUDAGraph()
+    gc.collect()  # what earlier steps left would tie the recorded one to their stream
     # In "thread_local" mode the loader's thread may lock memory meanwhile. The outer context restores the stream where
     # a recording that failed does not.
     with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, capture_error_mode="thread_local"):
