@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 """Measure how fast training is on this machine, beside what the machine reaches at all and beside plain code.
 
-    python benchmarks/run.py --json results.json       everything: three minutes on two cores, two on a GPU
+    python benchmarks/run.py --json                    everything: three minutes on two cores, two on a GPU
     python benchmarks/run.py --only decode,networks    some parts
     python benchmarks/run.py --quick                   all parts, too small to mean anything
 
-The first run draws the originals (half a minute more) into Data/benchmark. The JSON file is written after each part.
+The first run draws the originals (half a minute more) into Data/benchmark. The JSON file is written after each part:
+results/benchmarks/<device>.json, or where --json FILE says; on a GPU always.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import gc
 import json
 import math
 import platform
+import re
 import sys
 import tempfile
 from collections import deque
@@ -43,6 +45,7 @@ from utils.tasks import TASKS
 
 SEED = 3  # of the originals: the first 32 have 7.7 MP on average, ISIC's 7.3
 EPOCH_ROWS = ("seg-2", "cls-1-1")
+NAMED = "results/benchmarks/{}.json"
 PLAIN_ROWS = ("cls-2-4", "cls-b1")  # the last is the smallest network: beside it the pipeline counts most
 
 
@@ -59,18 +62,15 @@ class Scale:
     copied: int = 2**28  # bytes, more than a processor's cache holds
 
 
-CUDA = Scale(originals=32, changed={}, steps=50, rounds=5, products=(8192, 100), copied=2**30)
+CUDA = Scale(originals=32, changed={}, steps=20, rounds=3, products=(8192, 50), copied=2**30)
 QUICK = Scale(2, (192, 144), {"batch_size": 2, "size": (32, 32)}, rounds=1, products=(64, 2), copied=2**20)
 
 
 class Bench:
-    """What all parts share.
+    """What all parts share: originals (`samples`), where caches go (`folder`), `ratios` that the parts fill, and
 
-    Attributes:
-        samples, folder: the originals, and where caches go.
-        products: a burst of matrix products and its operations, by number type.
-        machine: what it reaches at all, a second: "gflops_" + number type, "gb_copied_" + kind of device.
-        ratios: filled by the parts.
+    products: a burst of matrix products and its operations, by number type;
+    machine: what it reaches at all, a second: "gflops_" + number type, "gb_copied_" + kind of device.
     """
 
     def __init__(self, scale: Scale, samples: Sequence[Sample], precision: Precision, folder: Path) -> None:
@@ -95,10 +95,12 @@ class Bench:
         return Training(self.config(name), self.samples, precision or self.precision, self.scale.steps)
 
     def trained(self, config: Config, precision: Precision, seconds: Sequence[float], images: int) -> dict[str, Any]:
-        """The figure of training on so many images; bound: matrix products in that number type."""
-        name, gflop = type_name(precision.dtype), timing.training_flops(config.net, config.size) / 1e9
+        """The figure of training on so many images; bounds: matrix products in that number type, copies."""
+        name, (operations, values) = type_name(precision.dtype), timing.training_costs(config.net, config.size)
         said = {"net": config.net, "size": config.size, "batch_size": config.batch_size, "computed_in": name}
-        return said | figure(seconds, images, self.machine[f"gflops_{name}"], gflop_per_image=gflop)
+        limits = self.machine[f"gflops_{name}"], self.machine[f"gb_copied_{self.device.type}"]
+        size = (precision.dtype or torch.float32).itemsize * values
+        return said | figure(seconds, images, *limits, gflop_per_image=operations / 1e9, gb_per_image=size / 1e9)
 
 
 def type_name(dtype: torch.dtype | None) -> str:
@@ -120,10 +122,11 @@ def decode(bench: Bench) -> dict[str, Any]:
 
 
 def networks(bench: Bench) -> dict[str, Any]:
-    """Steps of ResNet-50, ARL-50 and torchvision's ResNet-50 (float32), in turn with matrix products."""
-    ours = {"resnet50": bench.training("cls-1-2"), "arl50": bench.training("cls-1-1")}
+    """Steps of ResNet-50, ARL-50 (in float32 too) and torchvision's ResNet-50, in turn with matrix products."""
+    rows = {"resnet50": "cls-1-2", "arl50": "cls-1-1"}
+    ours = {name: bench.training(row) for name, row in rows.items()}
     if bench.precision != bench.float32:
-        ours["resnet50_float32"] = bench.training("cls-1-2", bench.float32)
+        ours |= {f"{name}_float32": bench.training(row, bench.float32) for name, row in rows.items()}
     config, images = ours["resnet50"].config, ours["resnet50"].images
     multiply, operations = bench.products[type_name(bench.precision.dtype)]
     reference = timing.torchvision_epoch(config, bench.scale.steps, bench.device)
@@ -131,21 +134,20 @@ def networks(bench: Bench) -> dict[str, Any]:
     seconds = bench.time({"matmul": multiply, "torchvision": reference, **steps})
     result = {name: bench.trained(each.config, each.precision, seconds[name], images) for name, each in ours.items()}
     result["torchvision_resnet50"] = bench.trained(config, bench.float32, seconds["torchvision"], images)
-    bursts = images * timing.training_flops(config.net, config.size) / operations  # of the steps' operations
+    bursts = images * timing.training_costs(config.net, config.size)[0] / operations  # of the steps' operations
     ratios = {
         "resnet50_over_matmul": ratio([bursts * taken for taken in seconds["matmul"]], seconds["resnet50"]),
         "arl50_over_resnet50": ratio(seconds["arl50"], seconds["resnet50"]),
         "resnet50_over_torchvision": ratio(seconds["torchvision"], seconds["resnet50"]),
     }
     bench.ratios |= {name: each["median"] for name, each in ratios.items()}
+    if bench.precision != bench.float32:
+        result["arl50_over_resnet50_float32"] = ratio(seconds["arl50_float32"], seconds["resnet50_float32"])
     return result | ratios
 
 
 def end_to_end(bench: Bench) -> dict[str, Any]:
-    """Epochs over the real loader, in turn with that loader alone and with as many bare steps.
-
-    The loader's bound: copying what it reads of the cache and puts into batches.
-    """
+    """Epochs over the real loader, in turn with it alone (bound: copying what it reads and gives) and as many steps."""
     result, bench.ratios["end_to_end_over_step"] = {}, {}
     for name in EPOCH_ROWS:
         training = bench.training(name)
@@ -184,7 +186,7 @@ PARTS = {part.__name__: part for part in (decode, networks, end_to_end, plain)}
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--json", type=Path, metavar="FILE", help="for everything that was measured")
+    add("--json", nargs="?", const=NAMED, metavar="FILE", help="for everything that was measured")
     add("--only", default=",".join(PARTS), metavar="PART,…", help=f"of {', '.join(PARTS)}")
     add("--quick", action="store_true", help="tiny networks' inputs and few images: whether it runs, not how fast")
     add("--folder", type=Path, default=CACHE.with_name("benchmark"), help="for the originals (Data/benchmark)")
@@ -209,13 +211,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         report = {"ratios": bench.ratios, "machine": bench.machine, "seconds": {}, "scale": vars(scale)}
         report |= environment(precision.device) | {"processor": processor(), "precision": str(precision)}
         print(*(f"{name}: {report[name]}" for name in ("device", "processor", "precision", "machine")), sep="\n")
+        cuda = precision.device.type == "cuda"
+        path = args.json or (NAMED if cuda and not args.quick else "")
+        path = Path(path.format(re.sub(r"\W+", "-", report["device" if cuda else "processor"].strip()).lower()))
         for name in args.only:
             start = perf_counter()
             report[name] = PARTS[name](bench)
             report["seconds"][name] = perf_counter() - start
             print(*lines(report[name], name), sep="\n", flush=True)
-            if args.json:
-                with written_whole(args.json) as file:
+            if path.name:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with written_whole(path) as file:
                     file.write((json.dumps(report, indent=2) + "\n").encode())
             gc.collect()  # a loader's processes end with it
     return report

@@ -47,15 +47,15 @@ def interleave(actions: Mapping[str, Action], device: torch.device, rounds: int)
     return {name: values[1:] for name, values in seconds.items()}
 
 
-def figure(seconds: Sequence[float], images: int, limit: float, **cost: float) -> dict[str, float]:
-    """Images a second by rounds of so many, and what share that is of the machine's bound.
+def figure(seconds: Sequence[float], images: int, *limits: float, **costs: float) -> dict[str, float]:
+    """Images a second by rounds of so many, and what share that is of the machine's bound, the lowest that there is.
 
-    limit: what the machine reaches at all, a second; cost: how much of it an image takes, under its name in the result.
+    limits: what the machine reaches at all, a second; costs: how much of each an image takes, named in the result.
     """
-    (each,), taken = cost.values(), median(seconds)
-    speed, bound = images / taken, limit / each
+    taken = median(seconds)
+    speed, bound = images / taken, min(limit / each for limit, each in zip(limits, costs.values(), strict=True))
     result = {"seconds": taken, "seconds_min": min(seconds), "rounds": len(seconds), "images_per_second": speed}
-    return result | cost | {"bound_images_per_second": bound, "share_of_bound": speed / bound}
+    return result | costs | {"bound_images_per_second": bound, "share_of_bound": speed / bound}
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
@@ -81,15 +81,24 @@ def copy_rate(size: int, device: torch.device) -> float:
     return 2 * size / median(interleave({"copy": lambda: target.copy_(source)}, device, 5)["copy"])
 
 
-def operations(model: nn.Module, shape: Sequence[int]) -> int:
-    """Floating-point operations of forward and backward pass on images [B, 3, H, W] of that shape.
+def costs(model: nn.Module, shape: Sequence[int]) -> tuple[int, int]:
+    """Of forward and backward pass on images [B, 3, H, W] of that shape: floating-point operations, values moved.
 
-    Those of convolutions and matrix products, a multiplication and an addition as two.
+    Those of convolutions and matrix products: a multiplication and an addition as two, and what each reads and writes
+    but for its weights, once forward, once for the gradient of its weights and, if asked for, once for its input's.
     """
+    moved = []
+
+    def move(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        moved.append((2 + inputs[0].requires_grad) * (inputs[0].numel() + output.numel()))
+
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            layer.register_forward_hook(move)
     mapping = {torch.ops.aten.convolution_backward: _of_gradients}
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         model(torch.zeros(*shape)).sum().backward()
-    return counter.get_total_flops()
+    return counter.get_total_flops(), sum(moved)
 
 
 def _of_gradients(gradient, image, weight, _bias, _stride, _pad, _dilation, transposed, _more, _groups, wanted, **_):
@@ -98,9 +107,10 @@ def _of_gradients(gradient, image, weight, _bias, _stride, _pad, _dilation, tran
 
 
 @cache
-def training_flops(net: str, size: tuple[int, int]) -> float:
-    """Operations of an image of that (width, height) in a training step of a network of `nets`."""
-    return operations(create_model(net), (2, 3, size[1], size[0])) / 2  # batch norm wants two
+def training_costs(net: str, size: tuple[int, int]) -> tuple[float, float]:
+    """Operations and values of an image of that (width, height) in a training step of a network of `nets`."""
+    both = costs(create_model(net), (2, 3, size[1], size[0]))  # batch norm wants two
+    return both[0] / 2, both[1] / 2
 
 
 class Training:
@@ -137,10 +147,7 @@ def repeated_cache(config: Config, samples: Sequence[Sample], count: int) -> Ima
 
 
 def plain_epoch(config: Config, model: nn.Module, optimizer: Optimizer, loader: Iterable) -> Action:
-    """Training as simple code has it: float32, contiguous, no autocast.
-
-    loader: batches of (images float32 [B, 3, H, W], class indices [B]).
-    """
+    """Training as simple code has it: float32, contiguous; loader: of (float32 [B, 3, H, W], class indices [B])."""
     device = next(model.parameters()).device
     criterion = TASKS[config.task](config).loss().to(device)
 
@@ -155,10 +162,7 @@ def plain_epoch(config: Config, model: nn.Module, optimizer: Optimizer, loader: 
 
 
 def earlier_epoch(config: Config, samples: Sequence[Sample], device: torch.device) -> Action:
-    """A row of classification as the earlier project trained: the training process itself reads the originals.
-
-    The network is ours, with its fused ARL sum; the earlier project's was slower.
-    """
+    """A row of classification as the earlier project trained, its process reading originals; the network is ours."""
     originals, model = Originals(samples, TASKS[config.task](config).transforms()), build_model(config)[0].to(device)
     optimizer = AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     return plain_epoch(config, model, optimizer, DataLoader(originals, config.batch_size, shuffle=True))
@@ -176,10 +180,7 @@ def torchvision_epoch(config: Config, steps: int, device: torch.device) -> Actio
 
 
 class Originals(Dataset):
-    """Originals that OpenCV decodes anew each time: a random view float32 [3, H, W], normalised, and the class index.
-
-    The views are those that `transforms` otherwise makes of cached images.
-    """
+    """Originals that OpenCV decodes anew each time: a view of `transforms`, normalised float32 [3, H, W]; a class."""
 
     def __init__(self, samples: Sequence[Sample], transforms: Transforms) -> None:
         self.samples, self.transforms, self.drawn = samples, transforms, 0

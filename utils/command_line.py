@@ -74,6 +74,7 @@ def _add_computation(parser: argparse.ArgumentParser) -> None:
     add("--accumulate", type=at_least(1), default=1, metavar="N", help="compute each batch in N micro-batches whose "
         "gradients add up: N times less memory (1)")  # fmt: skip
     add("--compile", action="store_true", help="torch.compile: minutes at the start; gains on some GPUs")
+    add("--graphs", choices=("on", "off"), default="on", help="on a GPU: each step launched as one CUDA graph (on)")
     add("--sync-batchnorm", action="store_true", help="under torchrun on GPUs: batch norm over all processes' images")
     add("--deterministic", action="store_true", help="on GPUs: kernels that give the same bits each time; slower")
     add("--on-nan", choices=("stop", "skip"), default="stop", help="a gradient that is not finite stops the run, or "
@@ -90,13 +91,14 @@ def to_config(args: argparse.Namespace) -> Config:
     """The config that parsed flags describe. UserError for flags that do not go together."""
     flags = vars(args).copy()
     net, pretrained = flags.pop("net"), flags.pop("pretrained")
-    size, checked = flags.pop("size"), flags.pop("checked")
+    size, checked, graphs = flags.pop("size"), flags.pop("checked"), flags.pop("graphs")
     return configure(
         net=net and NETS[args.task][net],
         pretrained=None if pretrained is None else bool(pretrained),
         size=size and tuple(size),
         split=flags.pop("split") and tuple(args.split),
         resume=bool(checked),
+        graphs=graphs == "on",
         **flags,
     )
 

@@ -80,6 +80,7 @@ class Config(Experiment):
         workers: DataLoader workers; None for `utils.data.loader.default_workers`.
         accumulate: micro-batches that each batch is computed in.
         compile: compile the network by `torch.compile`.
+        graphs: on a GPU, launch each step as one CUDA graph.
         sync_batchnorm: under torchrun, batch norm over all processes' images.
         deterministic: on GPUs, kernels that give the same bits each time.
         on_nan: a gradient that is not finite stops the run ("stop") or its step is left out ("skip").
@@ -104,6 +105,7 @@ class Config(Experiment):
     workers: int | None = None
     accumulate: int = 1
     compile: bool = False
+    graphs: bool = True
     sync_batchnorm: bool = False
     deterministic: bool = False
     on_nan: str = "stop"

@@ -1,5 +1,5 @@
 /* The attended sum of an ARL block, F + s + alpha * softmax(F) * s, with or without a ReLU after it, and its gradients,
-   in bfloat16.
+   in bfloat16, or in float32 where FLOAT32 is defined.
 
    All arrays are [images][positions][channels], channels a multiple of LANES; the softmax is over positions. Numbers
    are computed in float32 and rounded once. Each thread takes one image's LANES channels at a time: what it reads
@@ -12,31 +12,40 @@
 #define AHEAD 16 /* positions that memory is asked for before they are worked on */
 #define LINE 64  /* bytes that it gives at a time */
 
-typedef uint16_t bf16;
+#ifdef FLOAT32
+typedef float value;
 
-static inline float widen(bf16 x) {
+static inline float widen(value x) { return x; }
+
+static inline value narrow(float x) { return x; }
+#else
+typedef uint16_t value;
+
+static inline float widen(value x) {
     uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
+    float wide;
+    memcpy(&wide, &bits, 4);
+    return wide;
 }
 
-static inline bf16 narrow(float value) { /* to the nearest, ties to even; NaN stays NaN */
+static inline value narrow(float x) { /* to the nearest, ties to even; NaN stays NaN */
     uint32_t bits;
-    memcpy(&bits, &value, 4);
+    memcpy(&bits, &x, 4);
     uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (bf16)rounded;
+    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (value)rounded;
 }
+#endif
 
-static inline float exponential(float x) { /* of x <= 0, to 4e-6 of itself; 2^k * 2^f with |f| <= 1/2 */
+static inline float exponential(float x) { /* of x <= 0, to 1e-7 of itself; 2^k * 2^f with |f| <= 1/2 */
     const float log2_e = 1.44269504f, whole = 12582912.f; /* 1.5 * 2^23: a number added to it loses its fraction */
     x = x < -87.f ? -87.f : x;
     float k = __builtin_fmaf(x, log2_e, whole);
     float f = __builtin_fmaf(x, log2_e, whole - k);
-    float sum = 0.00958285294f;
-    sum = __builtin_fmaf(sum, f, 0.0559064262f);
-    sum = __builtin_fmaf(sum, f, 0.240240991f);
-    sum = __builtin_fmaf(sum, f, 0.693124175f);
+    float sum = 0.00132647273f;
+    sum = __builtin_fmaf(sum, f, 0.00967151299f);
+    sum = __builtin_fmaf(sum, f, 0.0555073358f);
+    sum = __builtin_fmaf(sum, f, 0.240222424f);
+    sum = __builtin_fmaf(sum, f, 0.693147004f);
     sum = __builtin_fmaf(sum, f, 1.f);
     uint32_t bits, exponent;
     memcpy(&bits, &sum, 4);
@@ -48,12 +57,12 @@ static inline float exponential(float x) { /* of x <= 0, to 4e-6 of itself; 2^k 
 
 static inline float attended(float f, float s, float attention) { return __builtin_fmaf(s, 1 + attention, f); }
 
-static inline void ask_for(const bf16 *channels) {
-    for (int i = 0; i < LANES; i += LINE / sizeof(bf16)) __builtin_prefetch(channels + i);
+static inline void ask_for(const value *channels) {
+    for (int i = 0; i < LANES; i += LINE / sizeof(value)) __builtin_prefetch(channels + i);
 }
 
 /* highest, inverse: [images][channels], for the backward pass: softmax = exp(F - highest) * inverse. */
-void attended_sum(const bf16 *restrict residual, const bf16 *restrict shortcut, bf16 *restrict out,
+void attended_sum(const value *restrict residual, const value *restrict shortcut, value *restrict out,
                   float *restrict highest, float *restrict inverse, float alpha, int relu, long images, long positions,
                   long channels) {
     long blocks = channels / LANES;
@@ -94,10 +103,10 @@ void attended_sum(const bf16 *restrict residual, const bf16 *restrict shortcut, 
 }
 
 /* of_alpha: [images][channels], to be summed. */
-void attended_sum_gradients(const bf16 *restrict residual, const bf16 *restrict shortcut,
-                            const bf16 *restrict gradient, const float *restrict highest,
-                            const float *restrict inverse, float alpha, int relu, bf16 *restrict of_residual,
-                            bf16 *restrict of_shortcut, float *restrict of_alpha, long images, long positions,
+void attended_sum_gradients(const value *restrict residual, const value *restrict shortcut,
+                            const value *restrict gradient, const float *restrict highest,
+                            const float *restrict inverse, float alpha, int relu, value *restrict of_residual,
+                            value *restrict of_shortcut, float *restrict of_alpha, long images, long positions,
                             long channels) {
     long blocks = channels / LANES;
     float least = relu ? 0 : NAN;

@@ -21,8 +21,11 @@ def attended_sum(residual: Tensor, shortcut: Tensor, alpha: Tensor, axis: int, r
     axis: of the softmax, POSITIONS or CHANNELS. Computed in float32 or wider and rounded once.
     """
     residual, shortcut = _dense(residual), _dense(shortcut)
-    if _fusable(residual, shortcut, axis):
-        return _FusedSum.apply(residual, shortcut, alpha, relu)
+    if axis == POSITIONS and residual.shape == shortcut.shape and residual.numel() > 0:
+        if _compiled_takes(residual, shortcut):
+            return _FusedSum.apply(residual, shortcut, alpha, relu)
+        if _triton_takes(residual) and (triton_sum := kernel.load_triton(residual.device)):
+            return triton_sum.apply(residual, shortcut, alpha, relu)
     return _AttendedSum.apply(residual, shortcut, alpha, axis, relu)
 
 
@@ -33,19 +36,20 @@ def softmax(residual: Tensor, axis: int) -> Tensor:
 
 
 class _FusedSum(torch.autograd.Function):
-    """As `_AttendedSum` with softmax over positions, in bfloat16 on a CPU: compiled (arl.c)."""
+    """As `_AttendedSum` with softmax over positions, in bfloat16 or float32 on a CPU: compiled (arl.c)."""
 
     @staticmethod
     def forward(ctx, residual: Tensor, shortcut: Tensor, alpha: Tensor, relu: bool) -> Tensor:
         batch, channels, height, width = residual.shape
+        given = residual
         residual, shortcut = (x.contiguous(memory_format=torch.channels_last) for x in (residual, shortcut))
         out = torch.empty_like(residual)
         highest, inverse = residual.new_empty((2, batch, channels), dtype=torch.float32)
         pointers = [x.data_ptr() for x in (residual, shortcut, out, highest, inverse)]
-        kernel.load().attended_sum(*pointers, alpha.item(), relu, batch, height * width, channels)
+        kernel.load(residual.dtype).attended_sum(*pointers, alpha.item(), relu, batch, height * width, channels)
         ctx.save_for_backward(residual, shortcut, alpha, highest, inverse)
         ctx.relu = relu
-        return out
+        return out if residual is given else out.contiguous()  # F's layout, by which later convolutions round
 
     @staticmethod
     @once_differentiable
@@ -57,14 +61,17 @@ class _FusedSum(torch.autograd.Function):
         of_residual, of_shortcut, of_alpha = (torch.empty_like(x) for x in (residual, shortcut, highest))
         outputs = [x.data_ptr() for x in (of_residual, of_shortcut, of_alpha)]
         sizes = (batch, height * width, channels)
-        kernel.load().attended_sum_gradients(*inputs, alpha.item(), ctx.relu, *outputs, *sizes)
+        kernel.load(residual.dtype).attended_sum_gradients(*inputs, alpha.item(), ctx.relu, *outputs, *sizes)
         return of_residual, of_shortcut, of_alpha.sum(), None
 
 
-def _fusable(residual: Tensor, shortcut: Tensor, axis: int) -> bool:
-    cpu = residual.device.type == "cpu" and residual.dtype == shortcut.dtype == torch.bfloat16
-    fits = residual.shape == shortcut.shape and residual.shape[1] % kernel.LANES == 0 and residual.numel() > 0
-    return cpu and fits and axis == POSITIONS and kernel.load() is not None
+def _compiled_takes(residual: Tensor, shortcut: Tensor) -> bool:
+    fits = residual.device.type == "cpu" and residual.dtype == shortcut.dtype and residual.shape[1] % kernel.LANES == 0
+    return fits and kernel.load(residual.dtype) is not None
+
+
+def _triton_takes(residual: Tensor) -> bool:
+    return residual.device.type == "cuda" and torch.version.hip is None and residual.dtype != torch.float64
 
 
 class _AttendedSum(torch.autograd.Function):

@@ -31,7 +31,7 @@ def draw(transforms, pixels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndar
 def only(transforms, *kinds: type):
     steps = [step for step in transforms.transforms.transforms if isinstance(step, kinds)]
     assert len(steps) == len(kinds)
-    transforms.transforms = A.Compose(steps)
+    transforms.transforms, transforms.noisy = A.Compose(steps), 0
     return transforms
 
 
@@ -136,3 +136,20 @@ def test_the_mask_stays_with_its_image_and_some_images_are_noisy():
         overlaps.append(np.mean((image[..., 0] > 127) == (mask == 1)))
         noise.append(image[..., 2].std() > 1)
     assert abs(np.mean(shifts)) < 0.1 and min(overlaps) > 0.93 and 0.2 < np.mean(noise) < 0.4
+
+
+def test_noise_is_gaussian_and_its_deviation_uniform_between_1_and_5_percent():
+    """Of every value by itself: pixels and channels are independent; it does not wrap around at black and white."""
+    transforms, deviations = only(SegmentationTransforms((64, 64)), A.HorizontalFlip), []
+    transforms.noisy = 1
+    for seed in range(150):
+        image, mask = draw(transforms, np.full((64, 64, 4), (128, 128, 128, 1), np.uint8), seed)
+        noise = image.astype(float) - 128
+        deviations.append(noise.std() / 255)
+        assert abs(noise.mean()) < 0.05 * noise.std() and mask.min() == 1
+        assert (np.abs(noise) > 2 * noise.std()).mean() == pytest.approx(0.046, abs=0.025)
+        assert abs(np.corrcoef(noise.reshape(-1, 3).T)[0, 1]) < 0.1 and (noise[0] != noise[1]).mean() > 0.7
+    assert min(deviations) > 0.0095 and max(deviations) < 0.0515
+    assert np.quantile(deviations, [0.25, 0.5, 0.75]) == pytest.approx([0.02, 0.03, 0.04], abs=0.005)
+    dark = draw(transforms, np.full((64, 64, 4), (0, 255, 0, 1), np.uint8), 3)[0]
+    assert np.median(dark[..., 0]) <= 1 and np.median(dark[..., 1]) >= 254

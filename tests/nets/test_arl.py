@@ -1,4 +1,4 @@
-"""The sum of an ARL block and its gradients: by hand, in float64, in chunks, in bfloat16, compiled and not."""
+"""The sum of an ARL block and its gradients: by hand, in float64, in chunks, in few bits, compiled and not."""
 
 import os
 import subprocess
@@ -17,7 +17,8 @@ from nets.fast.attended_sum import CHUNK
 both = pytest.mark.parametrize("over", AXES)
 with_and_without_relu = pytest.mark.parametrize("relu", [False, True])
 layouts = pytest.mark.parametrize("layout", ["channels last", "contiguous", "transposed"])
-compiled = pytest.mark.skipif(kernel.load() is None, reason="arl.c cannot be compiled here")
+compiled = pytest.mark.skipif(kernel.load(torch.float32) is None, reason="arl.c cannot be compiled here")
+BF16, F32 = torch.bfloat16, torch.float32
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -111,15 +112,19 @@ def test_bfloat16_does_not_lose_terms_below_its_precision(over):
 
 @with_and_without_relu
 @layouts
-@pytest.mark.parametrize("shape", [(3, 64, 9, 7), (1, 192, 1, 1), (5, 128, 14, 14)])
+@pytest.mark.parametrize("shape", [(3, 64, 3, 5), (1, 96, 1, 1), (5, 128, 14, 14)])
 @pytest.mark.parametrize(
-    "over,arl_kernel,rtol,atol,of_alpha",
-    [pytest.param("spatial", "1", 2**-8, 1e-5, 0.01, marks=compiled), *((over, "0", 2**-6, 0.02, 1) for over in AXES)],
+    "over,arl_kernel,dtype,rtol,atol,of_alpha",
+    [
+        pytest.param("spatial", "1", BF16, 2**-8, 1e-5, 0.01, marks=compiled),
+        pytest.param("spatial", "1", F32, 2e-6, 1e-5, 0.01, marks=compiled),
+        *((over, "0", BF16, 2**-6, 0.02, 1) for over in AXES),
+    ],
 )
-def test_bfloat16_is_near_float64(shape, layout, relu, over, arl_kernel, rtol, atol, of_alpha, monkeypatch):
-    """Outputs and gradients, compiled (float32 arithmetic, rounded once) and by PyTorch's operations."""
+def test_few_bits_are_near_float64(shape, layout, relu, over, arl_kernel, dtype, rtol, atol, of_alpha, monkeypatch):
+    """Outputs and gradients, compiled (float32 arithmetic, rounded once) and by PyTorch's operations; always alike."""
     monkeypatch.setenv("ARL_KERNEL", arl_kernel)
-    f, s, g = (laid_out(3 * random(*shape, seed=seed).bfloat16(), layout) for seed in range(3))
+    f, s, g = (laid_out(3 * random(*shape, seed=seed).to(dtype), layout) for seed in range(3))
     f[0, 0, 0, 0] = 80  # one position gets all the attention
     attention = attention_of(0.7, over)
     exact = attended(attention, relu, f.double(), s.double(), g.double())
@@ -128,17 +133,20 @@ def test_bfloat16_is_near_float64(shape, layout, relu, over, arl_kernel, rtol, a
     decided = formula(f.double(), s.double(), attention.alpha.detach().double(), over, relu=False).abs() > 1e-6
     assert decided.double().mean() > 0.98
     for one, expected in zip(ours[:3], exact[:3], strict=True):
-        assert one.dtype == torch.bfloat16
+        assert one.dtype == dtype
         assert torch.allclose(one.double()[decided], expected[decided], rtol=rtol, atol=atol)
     assert ours[3].dtype == torch.float32
     assert float(ours[3]) == pytest.approx(float(exact[3]), rel=1e-3, abs=of_alpha)  # a sum over thousands of values
+    again = attended(attention, relu, f, s, g)
+    assert all(torch.equal(*pair) for pair in zip(ours, again, strict=True))
 
 
 @compiled
 @with_and_without_relu
-def test_the_compiled_sum_hides_no_value_that_is_not_finite(relu, monkeypatch):
+@pytest.mark.parametrize("dtype", kernel.TYPES)
+def test_the_compiled_sum_hides_no_value_that_is_not_finite(dtype, relu, monkeypatch):
     """-∞ gets no attention and leaves the others alone; ∞ and NaN spread over the channel, and pass the ReLU."""
-    f, s, g = (random(2, 64, 6, 5, seed=seed).bfloat16() for seed in range(3))
+    f, s, g = (random(2, 64, 6, 5, seed=seed).to(dtype) for seed in range(3))
     for channel, value in enumerate([float("-inf"), float("inf"), float("nan")]):
         f[0, channel, 2, 3] = value
     s[1, 4, 0, 0] = g[1, 5, 1, 1] = float("nan")
@@ -154,7 +162,10 @@ def test_the_compiled_sum_hides_no_value_that_is_not_finite(relu, monkeypatch):
 
 def loaded(**variables: str) -> tuple[bool, str]:
     """Whether a new process can load the compiled functions, and what it logs."""
-    script = "import logging; logging.basicConfig(level=20); from nets.fast import kernel; print(bool(kernel.load()))"
+    script = (
+        "import logging, torch; logging.basicConfig(level=20); from nets.fast import kernel; "
+        "print(bool(kernel.load(torch.bfloat16)))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=Path(nets.__file__).parents[1], env=os.environ | variables,
         capture_output=True, text=True, check=True,

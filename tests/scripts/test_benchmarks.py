@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks import run
-from benchmarks.timing import Originals, Training, figure, interleave, operations, ratio
+from benchmarks.timing import Originals, Training, costs, figure, interleave, ratio
 from utils.config import configure
 from utils.data.isic import read_split
 from utils.data.loader import to_input
@@ -52,28 +53,39 @@ def test_stopped_benchmark_keeps_what_it_has(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("caches-*"))
 
 
+def test_results_are_named_after_the_device_where_no_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run.main([*QUICK, "--folder", str(tmp_path / "data"), "--only", "decode", "--json"])
+    (path,) = (tmp_path / "results" / "benchmarks").iterdir()
+    report = json.loads(path.read_text())
+    assert report["decode"] and path.stem == "-".join(re.findall(r"\w+", report["processor"].lower()))
+
+
 def test_unknown_part_is_refused(capsys):
     with pytest.raises(SystemExit):
         run.parse(["--only", "decode,lunch"])
     assert "no part lunch" in capsys.readouterr().err
 
 
-def test_operations_of_a_training_step():
+def test_operations_and_memory_of_a_training_step():
     """Forward, and backward to weights and inputs, but none to the images; with groups, a stride, and transposed."""
     convolutions = nn.Sequential(
         nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, 2, 1, groups=8), nn.ConvTranspose2d(8, 6, 2, 2, groups=2)
     )
     first, second, third = 2 * 4 * 8 * 16 * 20 * 3, 2 * 4 * 8 * 8 * 10 * 9, 2 * 4 * 8 * 8 * 10 * 3 * 4
-    assert operations(convolutions, (4, 3, 16, 20)) == 2 * first + 3 * (second + third)
+    a, b, c, d = 4 * 3 * 16 * 20, 4 * 8 * 16 * 20, 4 * 8 * 8 * 10, 4 * 6 * 16 * 20
+    moved = 2 * (a + b) + 3 * (b + c) + 3 * (c + d)
+    assert costs(convolutions, (4, 3, 16, 20)) == (2 * first + 3 * (second + third), moved)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Linear(5, 7))
-    assert operations(linear, (6, 3, 2, 2)) == 2 * (2 * 6 * 12 * 5) + 3 * (2 * 6 * 5 * 7)
+    assert costs(linear, (6, 3, 2, 2))[0] == 2 * (2 * 6 * 12 * 5) + 3 * (2 * 6 * 5 * 7)
 
 
 def test_times_are_taken_in_turn_after_a_warm_up_and_become_rates_and_ratios():
     calls = []
     seconds = interleave({name: lambda name=name: calls.append(name) for name in "ab"}, CPU, rounds=2)
     assert calls == list("ababab") and [len(values) for values in seconds.values()] == [2, 2]
-    row = figure([2.0, 1.0, 4.0], images=8, limit=24.0, gflop_per_image=2.0)
+    row = figure([2.0, 1.0, 4.0], 8, 24.0, 39.0, gflop_per_image=2.0, gb_per_image=3.0)
+    assert figure([1.0], 1, 24.0, 5.0, gflop_per_image=2.0, gb_per_image=1.0)["bound_images_per_second"] == 5.0
     assert (row["seconds"], row["seconds_min"], row["images_per_second"]) == (2.0, 1.0, 4.0)
     assert (row["gflop_per_image"], row["bound_images_per_second"], row["share_of_bound"]) == (2.0, 12.0, 4 / 12)
     assert ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == {"median": 2.0, "least": 1.0, "most": 3.0}

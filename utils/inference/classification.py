@@ -8,6 +8,7 @@ from torch import nn
 from utils import UserError, distributed
 from utils.data.cache import ImageCache
 from utils.data.isic import Sample
+from utils.data.parallel import in_order
 from utils.data.transforms import FLIPS, Patch, Pixels, take
 from utils.device import Precision
 from utils.inference.network import predict
@@ -27,18 +28,17 @@ def classify(
     images: as a cache keeps them (`utils.data.cache.load_image`); size: (width, height) of the network's input;
     patches: such as those of `utils.data.transforms.TEST_PATCHES`. UserError when the network puts out NaN.
     """
-    steps = FLIPS if flips else FLIPS[:1]
 
     def views(image: Pixels) -> np.ndarray:
-        patch_views = (take(image, patch, size) for patch in patches)
-        return np.stack([view[::rows, ::columns] for view in patch_views for rows, columns in steps])
+        return np.stack([take(image, patch, size) for patch in patches])
 
-    for each in predict(model, map(views, images), precision, batch_size):
+    steps = FLIPS if flips else FLIPS[:1]
+    for each in predict(model, in_order(views, images), precision, batch_size, steps):
         if not np.isfinite(each).all():
             raise UserError(
                 "the network's outputs are not finite although its weights are: start afresh with a lower --lr"
             )
-        yield each.mean(axis=0)
+        yield each.reshape(-1, each.shape[-1]).mean(axis=0)
 
 
 def class_probabilities(

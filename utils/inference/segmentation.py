@@ -43,8 +43,7 @@ def outline(
     flips: average over the frame flipped in all four ways.
     """
     steps = FLIPS if flips else FLIPS[:1]
-    views = (np.stack([frame[::rows, ::columns] for rows, columns in steps]) for frame in frames)
-    for each in predict(model, views, precision, batch_size):
+    for (each,) in predict(model, (frame[None] for frame in frames), precision, batch_size, steps):
         lesions = [one[LESION][::rows, ::columns] for one, (rows, columns) in zip(each, steps, strict=True)]
         yield np.mean(lesions, axis=0)  # a copy: the whole batch would live as long as a view of it
 

@@ -20,6 +20,7 @@ from utils.data.splits import Data
 from utils.data.transforms import Transforms
 from utils.device import Precision, compile_network, use_deterministic_kernels
 from utils.logger import log
+from utils.model.graphs import find_record
 from utils.model.run import Run, digest, environment, read_config
 from utils.model.trainer import Schedule, Trainer
 from utils.model.weights import find_weights, load_pretrained
@@ -71,7 +72,8 @@ def build_training(
     if config.compile:
         compile_network(model)
     schedule = Schedule(config.epochs, config.lr, config.weight_decay, config.patience, config.optimizer)
-    return Trainer(model, criterion, schedule, loader.batch_sampler.steps, precision, config.on_nan), loader
+    steps, record = loader.batch_sampler.steps, find_record(config.graphs, precision)
+    return Trainer(model, criterion, schedule, steps, precision, config.on_nan, record), loader
 
 
 def start_run(
@@ -87,8 +89,8 @@ def start_run(
     settings |= {f"{split}_images": digest(data[split]) for split in SPLITS if split != "test"}
     facts = {"data": str(config.data), "test_images": digest(data["test"]), "message": config.message, **facts}
     facts |= {"prepared": {split: caches[split].path.stem for split in SPLITS if split in caches}}
-    if config.net in nets.ATTENTIVE and precision == Precision(torch.device("cpu"), torch.bfloat16):
-        facts |= {"arl_kernel": kernel.load() is not None}
+    if config.net in nets.ATTENTIVE and precision.device.type == "cpu":
+        facts |= {"arl_kernel": kernel.load(precision.dtype or torch.float32) is not None}
     facts |= {"precision": str(precision), "processes": distributed.processes(), "accumulate": config.accumulate}
     facts |= environment(precision.device)
     run = Run(config.folder, settings, facts, resume=config.resume)

@@ -16,6 +16,7 @@ from utils import UserError, distributed
 from utils.data.loader import to_input
 from utils.device import Precision, keep_freed_memory
 from utils.logger import progress
+from utils.model.graphs import GraphedStep, Record
 
 HALVED_EVERY = 30  # epochs, of the ARL-CNN paper's schedule
 CHECK_EVERY = 20  # steps on a GPU: to see whether they were finite waits for it
@@ -104,6 +105,7 @@ class Trainer:
         steps: of an epoch.
         precision: device and number type.
         on_nan: "stop" raises NotFinite at a gradient that is not finite, "skip" leaves its step out and counts it.
+        record: where steps are recorded once and replayed, what does it (`utils.model.graphs`).
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Trainer:
         steps: int,
         precision: Precision,
         on_nan: str = "stop",
+        record: Record | None = None,
     ) -> None:
         if precision.device.type == "cpu":
             keep_freed_memory()
@@ -127,6 +130,8 @@ class Trainer:
         self.progress, self.steps = Progress(), steps
         self.note = ""  # said beside an epoch's progress
         self._parallel = distributed.parallel(self.model, precision.device)
+        self._record = record
+        self._update = self._updating()
         self._ahead: tuple[int, Iterator[MicroBatch]] | None = None  # prefetched batches of an epoch
 
     def train_one_epoch(self, loader: DataLoader, should_stop: Callable[[], bool] = lambda: False) -> float | None:
@@ -192,7 +197,7 @@ class Trainer:
             UserError: micro-batches of one image where batch norm needs more, or too large for the GPU's memory.
         """
         try:
-            return self._step(micro_batches)
+            results = self._update(micro_batches)
         except ValueError as error:
             if not str(error).startswith("Expected more than 1 value per channel"):
                 raise
@@ -206,6 +211,13 @@ class Trainer:
                 f"{images} images at a time do not fit into the memory of {self.precision.device}: "
                 f"--accumulate {2 * len(micro_batches)} goes on with this run"
             ) from error
+        self.scheduler.step()
+        return results
+
+    def _updating(self) -> Callable[[Sequence[MicroBatch]], tuple[Tensor, Tensor]]:
+        if self._record is None:
+            return self._step
+        return GraphedStep(self._step, self.optimizer, self.precision.device, self._record)
 
     def _step(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
@@ -234,7 +246,6 @@ class Trainer:
         if before:  # a NaN in running statistics would stay
             for buffer, old in zip(self.model.buffers(), before, strict=True):
                 buffer.copy_(torch.where(finite, buffer, old))
-        self.scheduler.step()
         return loss, finite
 
     def _update_if(self, finite: Tensor) -> None:
@@ -277,7 +288,7 @@ class Trainer:
         self.scheduler.load_state_dict(state["scheduler"])
         if state["scaler"]:  # empty from a machine that trained without one
             self.scaler.load_state_dict(state["scaler"])
-        self.progress = done
+        self.progress, self._update = done, self._updating()
         torch.set_rng_state(state["random"]["torch"])
         if self.precision.device.type == "cuda" and len(state["random"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["random"]["cuda"])

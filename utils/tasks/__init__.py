@@ -64,6 +64,7 @@ def _train(task: Task, precision: Precision) -> Run:
 
 def evaluate(task: Task, model: nn.Module, caches: dict[str, ImageCache], precision: Precision, run: Run) -> None:
     """Predict validation and test images with the best weights, score them where the truth is there, draw figures."""
+    torch.backends.cudnn.benchmark = False  # few batches of each shape: trying algorithms out would take longer
     config, best_epoch, history = task.config, load_best(model, run.folder), run.history()
     metrics = {"validation": None, "test": None, "best_epoch": best_epoch, "epochs": len(history)}
     metrics |= ({"views": config.views} if config.views else {}) | {"flips": config.flips}
