@@ -2,7 +2,7 @@
 
     python -m utils.inference.likeness results/seg-b1/seed3 --data Data/ISIC2017
 
-writes likeness.safetensors into a run's folder; training and `utils.inference.release` write it too. Of every channel of
+writes likeness.safetensors into a run's folder, as training and `utils.inference.release` do. Of every channel of
 the encoder's levels but the first and the last, mean and standard deviation over the positions are taken. (The last
 level knows classes and hardly anything else: of nineteen pictures without skin it told one.) The distance of a
 photograph is the root mean square of these numbers, standardised by mean and standard deviation over training images;
@@ -65,7 +65,7 @@ def frame_features(model: nn.Module, frame: np.ndarray) -> np.ndarray:
     encoder = getattr(model, "encoder", model)  # a classifier is its own
     image = to_input(torch.from_numpy(np.ascontiguousarray(frame))[None], next(model.parameters()).device)
     levels = encoder.features(image)[1:-1]
-    return torch.cat([part for level in levels for part in level.std_mean((2, 3))], 1)[0].cpu().numpy()
+    return torch.cat([part for level in levels for part in torch.std_mean(level, (2, 3))], 1)[0].cpu().numpy()
 
 
 def pixel_faults(frame: np.ndarray) -> list[str]:
