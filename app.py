@@ -97,13 +97,16 @@ def page(readers: Sequence[Reader]) -> Any:
             return report(readers, Path(file.name), f"Drawn by a program, no photograph: {CLASSES[label]}")
 
     with gradio.Blocks(title="Skin lesions", analytics_enabled=False) as blocks:
-        gradio.Markdown(f"# Skin lesions\n**{NOTICE}.** Networks: {', '.join(run_label(each.run) for each in readers)}")
+        gradio.Markdown(
+            f"# Skin lesions\n**{NOTICE}.** Networks: {' and '.join(run_label(each.run) for each in readers)}"
+        )
         with gradio.Row():
             with gradio.Column(scale=1):
                 upload = gradio.File(label="Drop, paste or choose a photograph", elem_id="photograph", height=180)
                 gradio.Markdown("Or an example that a program has drawn:")
                 drawn = [gradio.Button(f"drawn {name.replace('_', ' ')}") for name in CLASSES]
-            shown = gradio.HTML("<p>What is found appears here.</p>", elem_id="report", min_height=400, scale=2)
+            with gradio.Column(scale=2):
+                shown = gradio.HTML("<p>What is found appears here.</p>", elem_id="report", min_height=400)
         upload.upload(predict, upload, [shown, upload], api_visibility="private")
         for label, button in enumerate(drawn):
             button.click(lambda label=label: draw(label), None, shown, api_visibility="private")

@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
             raise StopRequested(request.number, "; the same command goes on after the last photograph") from None
     done = len(photographs) - len(failed)
     if done:
-        write_tables(record, failed, ", ".join(map(run_label, runs)), NOTICE)
+        write_tables(record, failed, " and ".join(map(run_label, runs)), NOTICE)
         log.info("%s: look at index.html there, or at summary.csv", args.output)
     names = [
         f"{Path(name).name} ({why.partition(' (')[0].partition(';')[0]})" for name, why in failed.items()

@@ -70,7 +70,7 @@ def test_a_photograph_goes_in_and_an_outline_and_numbers_come_out(address, page,
     upload.set_input_files(tmp_path / name)
     expect(report.locator("h2")).to_have_text(name)
     expect(report.locator("figure img")).to_have_count(2)
-    expect(report.locator("meter")).to_have_count(3)
+    expect(report.locator("progress")).to_have_count(3)
     expect(report).to_contain_text(NOTICE)
     text = report.inner_text()
     values = [float(value) for value in re.findall(r"(?:melanoma|keratosis|nevus) (0\.\d{4}|1\.0000)", text)]

@@ -4,7 +4,7 @@
 
 writes likeness.safetensors into a run's folder, as training and `utils.inference.release` do. Of every channel of
 the encoder's levels but the first and the last, mean and standard deviation over the positions are taken. (The last
-level knows classes and hardly anything else: of nineteen pictures without skin it told one.) The distance of a
+level knows classes and hardly anything else: of twelve pictures without skin it told one.) The distance of a
 photograph is the root mean square of these numbers, standardised by mean and standard deviation over training images;
 beyond the distance that 99 % of those keep, it is unlike them. How many validation images are is the false-alarm rate.
 """
