@@ -29,6 +29,7 @@ from utils.data.isic import CLASSES, read_split
 from utils.inference import release
 from utils.inference.findings import NOTICE
 from utils.inference.trained import RELEASED, chosen_runs, has_weights
+from utils.visualize.report import Record, write_tables
 
 TEST = "ISIC-2017_Test_v2_Data"
 
@@ -151,6 +152,26 @@ def test_nothing_to_predict_ends_with_1(home, tmp_path, caplog):
         with caplog.at_level("INFO"), pytest.raises(SystemExit) as end:
             on(home, tmp_path, "model/seg-b1/run0", path)
         assert end.value.code == 1 and caplog.messages[-1] == line
+
+
+def test_the_page_sorts_and_asks_for_nothing(page, tmp_path):
+    """Of numbers the highest comes first, empty cells last; by keyboard."""
+    record = Record(tmp_path, {"row": "sha"})
+    record.start([])
+    for name, value in (("a", "0.0980"), ("<b>", "0.1200"), ("c", "0.1000")):
+        row = {"file": f"{name}.jpg", "melanoma": value, "warnings": ""}
+        record.add({"file": name, "identity": [], "name": name, "row": row, "classes": {}, "pictures": []})
+    write_tables(record, {"d.jpg": "no image"}, "row & row", NOTICE)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((tmp_path / "index.html").as_uri())
+    orders = []
+    for key in ("melanoma", "melanoma", "file"):
+        page.get_by_role("button", name=key).focus()
+        page.keyboard.press("Enter")
+        orders.append("".join(text[:2].strip("<.") for text in page.locator("td.file").all_inner_texts()))
+    assert orders == ["bcad", "acbd", "bacd"]
+    assert page.locator("td.warnings").last.inner_text() == "not predicted: no image" and len(asked) == 1
 
 
 @pytest.mark.parametrize("row", ["seg-b1", "cls-b1"])
