@@ -28,29 +28,12 @@ from utils.logger import log, run_script
 from utils.visualize.overlay import jpeg, pictures
 
 STYLE = Path(__file__).parent / "utils" / "visualize" / "app.css"
-# The browser loads nothing from anywhere else, whatever a version of Gradio asks for.
-POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 PASTE = """() => document.addEventListener("paste", event => {
   const input = document.querySelector("#photograph input[type=file]");
   if (!input || !event.clipboardData.files.length) return;
   input.files = event.clipboardData.files;
   input.dispatchEvent(new Event("change", { bubbles: true }));
 })"""
-
-
-class OnlyHere:
-    """Puts POLICY into every answer of a web application."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def send_on(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
-            await send(message)
-
-        await self.app(scope, receive, send_on)
 
 
 def report(readers: Sequence[Reader], path: Path, title: str) -> str:
@@ -131,7 +114,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{', '.join(map(run_label, runs))}: two of one task; give one segmenter and one classifier")
     precision = find_precision(find_device(args.device))
     readers = [Reader(run, precision) for run in runs]
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    quiet = ("GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY")  # the second would keep photographs in the browser
+    os.environ |= dict.fromkeys(quiet, "False") | {"HF_HUB_DISABLE_TELEMETRY": "1"}
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="app-", dir=memory) as folder:
         tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
@@ -142,7 +126,6 @@ def serve(readers: Sequence[Reader], args: argparse.Namespace) -> None:
     """Until it is stopped. UserError when Gradio is absent, or the port is taken."""
     try:
         import gradio
-        from starlette.middleware import Middleware
     except ImportError as error:
         way = "pip install -r requirements-optional.txt -c requirements.lock"
         raise UserError(f"the page needs Gradio ({error}): {way}") from error
@@ -152,7 +135,7 @@ def serve(readers: Sequence[Reader], args: argparse.Namespace) -> None:
         page(readers).launch(
             server_name=args.host, server_port=args.port, inbrowser=not args.no_browser, quiet=True, share=False,
             max_file_size=f"{args.megabytes}mb", theme=theme, css_paths=STYLE, footer_links=[], ssr_mode=False,
-            mcp_server=False, app_kwargs={"middleware": [Middleware(OnlyHere)]},
+            mcp_server=False,
         )  # fmt: skip
     except OSError as error:
         raise UserError(f"port {args.port} of {args.host} cannot be had: choose another --port") from error

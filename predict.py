@@ -12,6 +12,7 @@ not a medical device.
 
 import argparse
 import base64
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,13 +22,13 @@ import numpy as np
 
 from utils import UserError
 from utils.command_line import AMP
-from utils.data.parallel import in_order
+from utils.data.parallel import attempts, in_order
 from utils.device import find_device, find_precision
 from utils.files import listed, sha256, written_whole
 from utils.inference.findings import NOTICE, Finding, Loaded, Reader, examine, load
 from utils.inference.photographs import Photograph, find_photographs
 from utils.inference.trained import chosen_runs, run_label, weights_file
-from utils.logger import log, progress, run_script
+from utils.logger import log, run_script
 from utils.signals import StopRequested
 from utils.visualize.overlay import captioned, grey_png, jpeg, pictures, small_jpeg, thumbnail
 from utils.visualize.report import Record, identity, write_tables
@@ -36,68 +37,50 @@ AHEAD = 4  # photographs decoded, and written, beside the one that is predicted:
 FEW = 20  # of so many each has a line in the log
 
 
-def findings(
-    readers: Sequence[Reader], photographs: Sequence[Photograph]
-) -> Iterator[tuple[Photograph, Loaded, Finding] | tuple[Photograph, UserError]]:
-    """What is said of each photograph in turn, or why it cannot be read."""
-
-    def attempt(photograph: Photograph) -> Loaded | UserError:
-        try:
-            return load(readers, photograph.file)
-        except UserError as error:
-            return error
-
-    for photograph, loaded in zip(photographs, in_order(attempt, photographs, AHEAD), strict=True):
-        if isinstance(loaded, UserError):
-            yield photograph, loaded
-        else:
-            yield photograph, loaded, examine(readers, loaded)
-
-
 def write_outputs(photograph: Photograph, loaded: Loaded, finding: Finding, output: Path) -> dict[str, Any]:
     """The files of one photograph; returns its line of the record."""
-    row, said, kept = finding.row(), [], []
-    base, files = output / photograph.name, {}
+    path, row, said, files = output / photograph.name, finding.row(), [], {}
     if finding.lesion is not None:
         said.append(f"lesion on {100 * float(row['lesion_share']):.1f} % of the frame")
-        files["segmentation.png"] = grey_png((finding.probability > 0.5) * np.uint8(255), NOTICE)
+        files["segmentation.png"] = grey_png(finding.mask * np.uint8(255), NOTICE)
         files["probability.png"] = grey_png(np.rint(finding.probability * 255).astype(np.uint8), NOTICE)
-    said += [", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in finding.classes)] * bool(finding.classes)
-    icon = thumbnail(loaded.shown)
-    small = pictures(icon, finding) | {"photograph": ("", icon)}
+    if finding.classes:
+        said.append(", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in finding.classes))
+    small = thumbnail(loaded.shown)
+    icons, kept = pictures(small, finding), []
     for name, (what, image) in pictures(loaded.shown, finding).items():
         files[f"{name}.jpg"] = jpeg(captioned(image, [*said, what, NOTICE]))
-        icon = base64.b64encode(small_jpeg(small[name][1])).decode()
-        kept.append([f"{photograph.file}: {what}", f"{photograph.name}_{name}.jpg", icon])
-    base.parent.mkdir(parents=True, exist_ok=True)
+        shown = [icons[name][1]] if finding.lesion is not None else [small, icons[name][1]]
+        for icon in map(base64.b64encode, map(small_jpeg, shown)):
+            kept.append([f"{photograph.file}: {what}", f"{photograph.name}_{name}.jpg", icon.decode()])
+    path.parent.mkdir(parents=True, exist_ok=True)
     for end, content in files.items():
-        with written_whole(base.with_name(f"{base.name}_{end}")) as file:
+        with written_whole(path.with_name(f"{path.name}_{end}")) as file:
             file.write(content)
-    file = {"file": str(photograph.file.absolute()), "identity": identity(photograph.file), "name": photograph.name}
+    known = {"file": str(photograph.file.absolute()), "identity": identity(photograph.file), "name": photograph.name}
     said += [row["warnings"]] * bool(row["warnings"])
-    table = {"row": {"file": str(photograph.file)} | row, "classes": finding.classes, "said": "; ".join(said)}
-    return file | table | {"pictures": kept}
+    row = {"file": str(photograph.file)} | row
+    return known | {"row": row, "classes": finding.classes, "pictures": kept, "said": "; ".join(said)}
 
 
 def predict(readers: Sequence[Reader], photographs: Sequence[Photograph], record: Record) -> dict[str, str]:
     """Predict and record; returns why those are not that cannot be read, by their path."""
     failed: dict[str, str] = {}
-    output = record.path.parent
     record.start(photograph.name for photograph in photographs)
 
-    def write(item: tuple) -> tuple[Photograph, UserError | dict[str, Any]]:
-        photograph, *found = item
-        return photograph, found[0] if isinstance(found[0], UserError) else write_outputs(photograph, *found, output)
+    def found() -> Iterator[tuple[Photograph, Loaded, Finding]]:
+        each = attempts(lambda photograph: load(readers, photograph.file), photographs, "photographs", AHEAD)
+        for photograph, loaded in zip(photographs, each, strict=True):
+            if isinstance(loaded, UserError):
+                log.warning("%s", loaded)
+                failed[str(photograph.file)] = str(loaded).removeprefix(f"{photograph.file}: ")
+            else:
+                yield photograph, loaded, examine(readers, loaded)
 
-    each = in_order(write, findings(readers, photographs), AHEAD)
-    for photograph, line in progress(each, "photographs", len(photographs)):
-        if isinstance(line, UserError):
-            log.warning("%s", line)
-            failed[str(photograph.file)] = str(line).removeprefix(f"{photograph.file}: ")
-            continue
+    for line in in_order(lambda each: write_outputs(*each, record.path.parent), found(), AHEAD):
         record.add(line)
         if len(photographs) <= FEW:
-            log.info("%s: %s", photograph.file, line["said"])
+            log.info("%s: %s", line["row"]["file"], line["said"])
     return failed
 
 
@@ -128,16 +111,10 @@ def main(argv: list[str] | None = None) -> None:
     if done:
         write_tables(record, failed, " and ".join(map(run_label, runs)), NOTICE)
         log.info("%s: look at index.html there, or at summary.csv", args.output)
-    names = [
-        f"{Path(name).name} ({why.partition(' (')[0].partition(';')[0]})" for name, why in failed.items()
-    ] + skipped
-    log.info(
-        "%d of %d predicted%s%s",
-        done,
-        len(photographs) + len(skipped),
-        f", {len(photographs) - len(waiting)} of them before" if len(waiting) < len(photographs) else "",
-        f"; skipped: {listed(names, 10)}" if names else "",
-    )
+    told = [f"{Path(name).name} ({re.split(' [(]|;', why)[0]})" for name, why in failed.items()] + skipped
+    before = f", {len(photographs) - len(waiting)} of them before" if len(waiting) < len(photographs) else ""
+    skips = f"; skipped: {listed(told, 10)}" if told else ""
+    log.info("%d of %d predicted%s%s", done, len(photographs) + len(skipped), before, skips)
     if not done:
         sys.exit(1)
 

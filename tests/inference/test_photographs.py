@@ -1,5 +1,7 @@
 """Which files are taken for photographs, and that no two of them share a name in the output."""
 
+from pathlib import Path
+
 import pytest
 
 from utils.inference.photographs import find_photographs
@@ -45,6 +47,17 @@ def test_what_is_passed_over_is_told(tmp_path):
     assert sorted(skipped) == sorted(f"{name} ({reason})" for name, reason in kinds.items() if reason)
     alone, _ = find_photographs([tmp_path / "notes.txt"], tmp_path / "out")  # asked for by name: looked at
     assert [each.name for each in alone] == ["notes"]
+
+
+@pytest.mark.parametrize(("output", "names"), [("out", "x y"), (".", "out/z x y"), ("..", "out/z x y")])
+def test_only_an_output_folder_below_is_left_out(output, names, tmp_path, monkeypatch):
+    """However it is written: "out" is relative, the photographs' folder is not."""
+    for name in ("out/z.jpg", "x.jpg", "y.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    found, _ = find_photographs([tmp_path], Path(output), recursive=True)
+    assert " ".join(sorted(each.name for each in found)) == names
 
 
 def test_names_of_earlier_outputs_stay_theirs(tmp_path):

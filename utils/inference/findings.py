@@ -68,12 +68,17 @@ class Finding:
         """`lesion` at the photograph's own size."""
         return cv2.resize(self.lesion, self.size, interpolation=cv2.INTER_LINEAR)
 
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """bool [height, width]."""
+        return lesion_mask(self.probability, self.size)
+
     def row(self) -> dict[str, str]:
         """For a table: probabilities to 4 digits, class, share of the frame, whether its edge is lesion, warnings."""
         row, warnings = {name: f"{value:.4f}" for name, value in self.classes.items()}, list(self.warnings)
         row |= {"class": self.first} if self.classes else {}
         if self.lesion is not None:
-            mask = lesion_mask(self.probability, self.size)
+            mask = self.mask
             edge = any(side.any() for side in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
             row |= {"lesion_share": f"{mask.mean():.4f}", "touches_border": "yes" if edge else "no"}
             warnings += [] if mask.any() else ["no lesion found"]

@@ -38,11 +38,13 @@ def find_photographs(
             found.setdefault(check_file(top).resolve(), (top, top.parent))
             continue
         inside = sorted(top.rglob("*") if recursive else top.iterdir())
+        if top.resolve() in output.resolve().parents:
+            inside = [path for path in inside if output.resolve() not in path.resolve().parents]
         folders = sum(path.is_dir() for path in inside)
         if folders and not recursive:
             log.info("%s: %d folders in it are not looked into; --recursive does", top, folders)
         for file in inside:
-            if file.is_dir() or (output in file.parents and output != top):
+            if file.is_dir():
                 continue
             if reason := _passed_over(file.relative_to(top)):
                 skipped.append(f"{file.relative_to(top)} ({reason})")

@@ -7,6 +7,7 @@ and index.html are made of it, a line at a time.
 import csv
 import html
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from itertools import chain
@@ -127,7 +128,7 @@ def write_tables(record: Record, failed: Mapping[str, str], title: str, notice: 
 def _csv(values: Iterable[Any]) -> bytes:
     text = StringIO()
     csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="backslashreplace")
 
 
 def _page_around(columns: Iterable[str], title: str, notice: str) -> list[bytes]:
@@ -142,9 +143,9 @@ def _page_around(columns: Iterable[str], title: str, notice: str) -> list[bytes]
 def _page_row(row: Mapping[str, str], pictures: Iterable[Sequence[str]]) -> bytes:
     """pictures: (what it shows, file relative to the page, thumbnail in base64)."""
     shown = "".join(
-        f'<a href="{quote(file)}"><img loading="lazy" decoding="async" alt="{html.escape(what)}" '
+        f'<a href="{quote(os.fsencode(file))}"><img loading="lazy" decoding="async" alt="{html.escape(what)}" '
         f'src="data:image/jpeg;base64,{small}"></a>'
         for what, file, small in pictures
     )
     cells = "".join(f'<td class="{name}">{html.escape(value)}</td>' for name, value in row.items())
-    return f'<tr><td class="pictures">{shown}</td>{cells}</tr>\n'.encode()
+    return f'<tr><td class="pictures">{shown}</td>{cells}</tr>\n'.encode(errors="backslashreplace")
