@@ -46,10 +46,9 @@ def report(readers: Sequence[Reader], path: Path, title: str) -> str:
     row = finding.row()
     parts = [f"<h2>{html.escape(title)}</h2>"]
     parts += [f'<p class="warning">{html.escape(each)}</p>' for each in row["warnings"].split("; ") if each]
-    for name, value in finding.classes.items():
-        parts.append(
-            f"<p><meter value={value:.4f}></meter> {html.escape(name.replace('_', ' '))} <b>{value:.4f}</b></p>"
-        )
+    for name in finding.classes:
+        words = html.escape(name.replace("_", " "))
+        parts.append(f'<p><progress aria-label="{words}" value={row[name]}></progress> {words} <b>{row[name]}</b></p>')
     if finding.lesion is not None:
         border = "reaches" if row["touches_border"] == "yes" else "does not reach"
         parts.append(f"<p>lesion on <b>{float(row['lesion_share']):.1%}</b> of the frame; it {border} the border</p>")

@@ -85,6 +85,7 @@ def test_a_photograph_goes_in_and_an_outline_and_numbers_come_out(address, page,
     page.get_by_role("button", name="drawn melanoma").click()
     expect(report.locator("h2")).to_have_text("Drawn by a program, no photograph: melanoma")
     assert asked and all(url.startswith((address, "data:", "blob:")) for url in asked)
+    assert page.evaluate("indexedDB.databases()") == [] == page.evaluate("Object.keys(localStorage)")
     assert not [path for folder in ("/dev/shm", "/tmp") for path in Path(folder).glob(f"app-*/**/{name}")]
 
 
