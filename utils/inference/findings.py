@@ -96,7 +96,8 @@ class Reader:
 
     def warnings(self, frame: np.ndarray) -> list[str]:
         """Of a whole frame uint8 [h, w, 3]."""
-        told = ["trained on drawn images: of photographs it knows nothing"] * self.synthetic + pixel_faults(frame)
+        told = [f"{self.run.experiment} was trained on drawn images: of photographs it knows nothing"] * self.synthetic
+        told += pixel_faults(frame)
         if self.likeness and self.likeness.unlike(self.model, frame):
             told.append("unlike the training images")
         return told
