@@ -1,77 +1,87 @@
-"""Outline the lesion, or tell the class, of photographs of your own with a trained network.
+"""Outline the lesion, and tell the class, of photographs of your own with trained networks.
 
-    python predict.py model/seg-b1/run2 photo.jpg folder/ --output predictions
-    python predict.py results/cls-b1/seed5 folder/
+    python predict.py best folder/                                   the best released segmenter and classifier
+    python predict.py cls-b1 photo.jpg folder/ --recursive           a row's best released run
+    python predict.py model/seg-4/run0 folder/ --output predictions  a run of your own
 
-The first argument is a run's folder: one of seg_main.py or cls_main.py, or one in results/ that holds its weights. A
-segmenter leaves <name>_segmentation.png (0 and 255, at the photograph's own size) for each photograph, a classifier one
-predictions.csv. Scored as the run was: whole frame or patches, flips averaged or not. Not a medical device.
+JPEG, PNG, TIFF, BMP and WebP. The output folder gets index.html to look at, summary.csv, and pictures under the name of
+each photograph (docs/photographs.md). The same command goes on where it was stopped, and passes over what is finished.
+Scored as the run was: whole frame or patches, flips averaged or not. Exit code 1: nothing was predicted. For research,
+not a medical device.
 """
 
 import argparse
+import base64
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from utils import UserError
 from utils.command_line import AMP
-from utils.data.cache import load_image
-from utils.data.images import image_size
-from utils.data.isic import Sample
-from utils.data.parallel import in_order
-from utils.data.transforms import Pixels
-from utils.device import Precision, find_device, find_precision
-from utils.evaluation.classification import predictions_table
-from utils.evaluation.runs import RunResult, read_run
-from utils.files import written_whole
-from utils.inference.segmentation import lesion_mask, mask_png
-from utils.inference.trained import load_network, predict_photographs, stored_sizes
+from utils.data.parallel import attempts, in_order
+from utils.device import find_device, find_precision
+from utils.files import listed, sha256, written_whole
+from utils.inference.findings import NOTICE, Finding, Loaded, Reader, examine, load
+from utils.inference.photographs import Photograph, find_photographs
+from utils.inference.trained import chosen_runs, run_label, weights_file
 from utils.logger import log, run_script
+from utils.signals import StopRequested
+from utils.visualize.overlay import captioned, grey_png, jpeg, pictures, small_jpeg, thumbnail
+from utils.visualize.report import Record, identity, write_tables
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-NO_PHOTOGRAPHS = ("_segmentation", "_superpixels")  # ends of names of PNG files that lie among photographs
-
-
-def find_photographs(paths: Sequence[Path]) -> list[Sample]:
-    """A sample for each file, and for each image in a folder; its id is the file's name without its ending.
-
-    UserError when there is none, or two would have the same name in the output.
-    """
-    found: dict[str, Path] = {}
-    for path in paths:
-        if path.is_dir():
-            inside = [file for file in sorted(path.iterdir()) if file.suffix.lower() in IMAGE_SUFFIXES]
-            files = [file for file in inside if not file.stem.endswith(NO_PHOTOGRAPHS)]
-            if not files:
-                raise UserError(f"{path}: no photograph in this folder ({', '.join(IMAGE_SUFFIXES)})")
-        else:
-            files = [path]
-        for file in files:
-            other = found.setdefault(file.stem, file)
-            if other.resolve() != file.resolve():
-                raise UserError(f"{file} and {other} would have one name in the output: predict them one by one")
-    for file in found.values():
-        image_size(file)  # refuses what is absent or no image, before the network is loaded
-    return [Sample(name, file, None, None) for name, file in found.items()]
+AHEAD = 4  # photographs decoded, and written, beside the one that is predicted: so many are in memory
+FEW = 20  # of so many each has a line in the log
 
 
-def predictions(run: RunResult, samples: Sequence[Sample], precision: Precision) -> Iterator[np.ndarray]:
-    """What the run's network says of each photograph in turn; a few of them are decoded ahead."""
-    model = load_network(run, precision.device)
+def write_outputs(photograph: Photograph, loaded: Loaded, finding: Finding, output: Path) -> dict[str, Any]:
+    """The files of one photograph; returns its line of the record."""
+    path, row, said, files = output / photograph.name, finding.row(), [], {}
+    if finding.lesion is not None:
+        said.append(f"lesion on {100 * float(row['lesion_share']):.1f} % of the frame")
+        files["segmentation.png"] = grey_png(finding.mask * np.uint8(255), NOTICE)
+        files["probability.png"] = grey_png(np.rint(finding.probability * 255).astype(np.uint8), NOTICE)
+    if finding.classes:
+        said.append(", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in finding.classes))
+    small = thumbnail(loaded.shown)
+    icons, kept = pictures(small, finding), []
+    for name, (what, image) in pictures(loaded.shown, finding).items():
+        files[f"{name}.jpg"] = jpeg(captioned(image, [*said, what, NOTICE]))
+        shown = [icons[name][1]] if finding.lesion is not None else [small, icons[name][1]]
+        for icon in map(base64.b64encode, map(small_jpeg, shown)):
+            kept.append([f"{photograph.file}: {what}", f"{photograph.name}_{name}.jpg", icon.decode()])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for end, content in files.items():
+        with written_whole(path.with_name(f"{path.name}_{end}")) as file:
+            file.write(content)
+    known = {"file": str(photograph.file.absolute()), "identity": identity(photograph.file), "name": photograph.name}
+    said += [row["warnings"]] * bool(row["warnings"])
+    row = {"file": str(photograph.file)} | row
+    return known | {"row": row, "classes": finding.classes, "pictures": kept, "said": "; ".join(said)}
 
-    def load(sample: Sample) -> Pixels:
-        return load_image(sample.image, stored_sizes(run, image_size(sample.image)))
 
-    return predict_photographs(run, model, in_order(load, samples), precision)
+def predict(readers: Sequence[Reader], photographs: Sequence[Photograph], record: Record) -> dict[str, str]:
+    """Predict and record; returns why those are not that cannot be read, by their path."""
+    failed: dict[str, str] = {}
+    record.start(photograph.name for photograph in photographs)
 
+    def found() -> Iterator[tuple[Photograph, Loaded, Finding]]:
+        each = attempts(lambda photograph: load(readers, photograph.file), photographs, "photographs", AHEAD)
+        for photograph, loaded in zip(photographs, each, strict=True):
+            if isinstance(loaded, UserError):
+                log.warning("%s", loaded)
+                failed[str(photograph.file)] = str(loaded).removeprefix(f"{photograph.file}: ")
+            else:
+                yield photograph, loaded, examine(readers, loaded)
 
-def write_mask(sample: Sample, probability: np.ndarray, path: Path) -> float:
-    """The share of the frame that is lesion."""
-    mask = lesion_mask(probability, image_size(sample.image))
-    with written_whole(path) as file:
-        file.write(mask_png(mask))
-    return float(mask.mean())
+    for line in in_order(lambda each: write_outputs(*each, record.path.parent), found(), AHEAD):
+        record.add(line)
+        if len(photographs) <= FEW:
+            log.info("%s: %s", line["row"]["file"], line["said"])
+    return failed
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -79,30 +89,34 @@ def main(argv: list[str] | None = None) -> None:
         prog="python predict.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("run", type=Path, help="the run's folder")
-    add("images", type=Path, nargs="+", help="photographs (JPEG or PNG), or folders of them")
-    add("--output", type=Path, default=Path("predictions"), help="where predictions go (predictions)")
+    add("run", help="a run's folder, a row's name for its best released run, or best for the best of each task")
+    add("photographs", type=Path, nargs="+", help="files, or folders of them")
+    add("--output", type=Path, default=Path("predictions"), metavar="DIR", help="where predictions go (predictions)")
+    add("--recursive", action="store_true", help="look into the folders in folders too")
     add("--device", help="cuda, cuda:1, mps, cpu … (the first of these that is there)")
     add("--amp", choices=AMP, default="auto", help="mixed precision (auto: where the hardware gains by it)")
     args = parser.parse_args(argv)
-    run = read_run(args.run)
-    samples = find_photographs(args.images)
-    masks = run.task == "segmentation"
-    names = [f"{sample.id}_segmentation.png" for sample in samples] if masks else ["predictions.csv"]
-    if there := next((args.output / name for name in names if (args.output / name).exists()), None):
-        raise UserError(f"{there} is there already: move it away, or choose another --output")
-    precision = find_precision(find_device(args.device), args.amp)
-    predicted = predictions(run, samples, precision)
-    args.output.mkdir(parents=True, exist_ok=True)
-    if masks:
-        for sample, name, probability in zip(samples, names, predicted, strict=True):
-            share = write_mask(sample, probability, args.output / name)
-            log.info("%s: lesion on %.1f %% of the frame", args.output / name, 100 * share)
-        return
-    table = predictions_table([sample.id for sample in samples], np.stack(list(predicted)))
-    with written_whole(args.output / names[0]) as file:
-        file.write(table.to_csv(index=False, lineterminator="\n").encode())
-    log.info("%s\n%s", args.output / names[0], table.head(20).to_string(index=False, float_format="{:.3f}".format))
+    runs = chosen_runs(args.run)
+    record = Record(args.output, {run_label(run): sha256(weights_file(run.folder)) for run in runs})
+    photographs, skipped = find_photographs(args.photographs, args.output, args.recursive, record.names)
+    waiting = [each for each in photographs if record.waits(each.file)]
+    failed: dict[str, str] = {}
+    if waiting:
+        precision = find_precision(find_device(args.device), args.amp)
+        try:
+            failed = predict([Reader(run, precision) for run in runs], waiting, record)
+        except StopRequested as request:
+            raise StopRequested(request.number, "; the same command goes on after the last photograph") from None
+    done = len(photographs) - len(failed)
+    if done:
+        write_tables(record, failed, " and ".join(map(run_label, runs)), NOTICE)
+        log.info("%s: look at index.html there, or at summary.csv", args.output)
+    told = [f"{Path(name).name} ({re.split(' [(]|;', why)[0]})" for name, why in failed.items()] + skipped
+    before = f", {len(photographs) - len(waiting)} of them before" if len(waiting) < len(photographs) else ""
+    skips = f"; skipped: {listed(told, 10)}" if told else ""
+    log.info("%d of %d predicted%s%s", done, len(photographs) + len(skipped), before, skips)
+    if not done:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("nets", "utils", "data", "model", "evaluation", "inference", "visualize", "tasks", "scripts", "tests")
 # Where something else than utils/tasks asks for a task: that of finished runs, which keep other predictions.
 ASK_FINISHED_RUNS = {
-    *("predict.py", "utils/evaluation/rows.py", "utils/evaluation/runs.py", "utils/evaluation/score.py"),
-    "utils/evaluation/tables.py",
-    *("utils/inference/ensemble.py", "utils/inference/release.py", "utils/inference/trained.py"),
+    *("utils/evaluation/rows.py", "utils/evaluation/runs.py", "utils/evaluation/score.py"),
+    *("utils/evaluation/tables.py", "utils/inference/ensemble.py", "utils/inference/findings.py"),
+    *("utils/inference/release.py", "utils/inference/trained.py"),
 }
 LIGHT = "seg_main, cls_main, nets, utils.command_line, utils.distributed, utils.files, utils.signals"
 

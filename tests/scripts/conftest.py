@@ -3,7 +3,11 @@
 Imports no PyTorch: the processes that a test starts may import its file, and this one with it.
 """
 
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,3 +50,31 @@ def unscored(monkeypatch):
     import utils.tasks
 
     monkeypatch.setattr(utils.tasks, "evaluate", lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The program: the system's, else the one that `playwright install chromium` has left."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as tools:
+        found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+        path = next(found, tools.chromium.executable_path)
+    if not Path(path).exists():
+        pytest.skip("no Chromium is installed")
+    return path
+
+
+@pytest.fixture
+def page(chromium) -> Iterator[Any]:
+    """An empty page of a browser without a past, 1200 pixels wide."""
+    from playwright.sync_api import sync_playwright
+
+    options = ["--disable-dev-shm-usage"]  # containers often have a small one
+    if hasattr(os, "getuid") and os.getuid() == 0:
+        options.append("--no-sandbox")  # Chromium refuses to start for root otherwise
+    with sync_playwright() as tools:
+        browser = tools.chromium.launch(executable_path=chromium, args=options)
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        page.set_default_timeout(60_000)
+        yield page
+        browser.close()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +19,6 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 # Those that compare runs come after those that make them.
 NOTEBOOKS = sorted((path.stem for path in ROOT.glob("*.ipynb")), key=lambda name: (name.startswith("Evaluation"), name))
 FIGURES = {"ARL-CNN": 7}  # at least; 4 in the others
-WIDTH = 1200  # of the window, pixels
 SECONDS = 240  # for all cells of a notebook
 SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -30,17 +28,6 @@ SETTINGS = {
 BROKEN_IMAGES = "images => images.filter(image => !(image.complete && image.naturalWidth > 0)).length"
 HEIGHT = "panel => panel.querySelector('.jp-WindowedPanel-outer').scrollHeight + 200"
 FAULTS = ("Traceback", "Error displaying widget", "Loading widget", "HBox(children", "Javascript Error")
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    """The program: the system's, else the one that `playwright install chromium` has left."""
-    with playwright.sync_playwright() as tools:
-        found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
-        path = next(found, tools.chromium.executable_path)
-    if not Path(path).exists():
-        pytest.skip("no Chromium is installed")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +56,6 @@ def server(chromium, checkout, tmp_path_factory) -> Iterator[dict]:
         process.wait(30)
 
 
-@pytest.fixture
-def page(chromium, server) -> Iterator["playwright.Page"]:
-    """An empty page of a browser without a past."""
-    options = ["--disable-dev-shm-usage"]  # containers often have a small one
-    if hasattr(os, "getuid") and os.getuid() == 0:
-        options.append("--no-sandbox")  # Chromium refuses to start for root otherwise
-    with playwright.sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=chromium, args=options)
-        page = browser.new_page(viewport={"width": WIDTH, "height": 900})
-        page.set_default_timeout(60_000)
-        yield page
-        browser.close()
-
-
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_all_cells_run_in_the_browser(name, page, server, checkout, tmp_path):
     """No error, every figure is there; screenshots go to the folder SCREENSHOTS of the environment."""
@@ -105,7 +78,7 @@ def test_all_cells_run_in_the_browser(name, page, server, checkout, tmp_path):
         playwright.expect(prompts).to_have_text(numbers, timeout=1000 * SECONDS)
         playwright.expect(idle).to_have_count(1)
     finally:
-        page.set_viewport_size({"width": WIDTH, "height": panel.evaluate(HEIGHT)})
+        page.set_viewport_size({"width": page.viewport_size["width"], "height": panel.evaluate(HEIGHT)})
         page.screenshot(path=Path(os.environ.get("SCREENSHOTS", tmp_path)) / f"{name}.png")
 
     shown = panel.locator(".jp-OutputArea-output img")

@@ -1,6 +1,10 @@
 """Trained networks in use: photographs of one's own, and weights that are passed on."""
 
+import base64
+import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from PIL import Image
 from sklearn.metrics import jaccard_score, roc_auc_score
 
 import cls_main
@@ -23,10 +27,11 @@ from utils import UserError
 from utils.data.images import read_mask
 from utils.data.isic import CLASSES, read_split
 from utils.inference import release
-from utils.inference.trained import RELEASED, has_weights
+from utils.inference.findings import NOTICE
+from utils.inference.trained import RELEASED, chosen_runs, has_weights
+from utils.visualize.report import Record, write_tables
 
 TEST = "ISIC-2017_Test_v2_Data"
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -44,25 +49,52 @@ def home(tmp_path_factory, data, undrawn) -> Path:
     return home
 
 
-def on(home: Path, tmp_path: Path, run: str, *images: Path) -> Path:
-    predict.main([str(home / run), *map(str, images), "--output", str(tmp_path / "out")])
+def on(home: Path, tmp_path: Path, run: str, *images: Path, flags: tuple[str, ...] = ()) -> Path:
+    predict.main([str(home / run), *map(str, images), "--output", str(tmp_path / "out"), *flags])
     return tmp_path / "out"
 
 
-def test_masks_are_those_of_the_run(home, tmp_path):
+def rows(out: Path) -> list[dict[str, str]]:
+    return pd.read_csv(out / "summary.csv", dtype=str, keep_default_na=False).to_dict("records")
+
+
+def test_masks_are_those_of_the_run(home, tmp_path, caplog):
     """The same photographs under names of their own, one alone and others in a folder."""
     photographs = sorted((home / "data" / TEST).glob("*.jpg"))
-    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "below").mkdir(parents=True)
     for number, path in enumerate(photographs[1:]):
         shutil.copy(path, tmp_path / "mine" / f"Rücken {number}.JPG")
     (tmp_path / "mine" / "notes.txt").touch()
     shutil.copy(tmp_path / "mine" / "Rücken 0.JPG", tmp_path / "mine" / "Rücken_superpixels.png")
-    out = on(home, tmp_path, "model/seg-b1/run0", photographs[0], tmp_path / "mine")
+    (tmp_path / "mine" / "cut.jpg").write_bytes(photographs[0].read_bytes()[:-300])
+    with caplog.at_level("INFO"):
+        out = on(home, tmp_path, "model/seg-b1/run0", photographs[0], tmp_path / "mine")
+    assert "mine: 1 folders in it are not looked into; --recursive does" in caplog.text
+    assert caplog.messages[-1] == (
+        f"{len(photographs)} of {len(photographs) + 3} predicted; skipped: cut.jpg (truncated or not an image), "
+        "Rücken_superpixels.png (an output), notes.txt (no image)"
+    )
     names = [photographs[0].stem, *(f"Rücken {number}" for number in range(len(photographs) - 1))]
-    assert {path.name for path in out.iterdir()} == {f"{name}_segmentation.png" for name in names}
+    kinds = ("segmentation.png", "probability.png", "overlay.jpg")
+    tables = {"record.jsonl", "summary.csv", "index.html"}
+    assert {path.name for path in out.iterdir()} == {f"{name}_{kind}" for name in names for kind in kinds} | tables
+    table = {Path(row["file"]).stem: row for row in rows(out)}
+    assert table["cut"]["warnings"].startswith("not predicted: truncated") and table["cut"]["lesion_share"] == ""
     with zipfile.ZipFile(home / "model/seg-b1/run0/test_masks.zip") as archive:
         for name, path in zip(names, photographs, strict=True):
-            assert (out / f"{name}_segmentation.png").read_bytes() == archive.read(f"{path.stem}_segmentation.png")
+            with Image.open(archive.open(f"{path.stem}_segmentation.png")) as kept:
+                truth = np.array(kept)
+            with (
+                Image.open(out / f"{name}_segmentation.png") as mask,
+                Image.open(out / f"{name}_probability.png") as map_,
+            ):
+                assert np.array_equal(np.array(mask), truth)
+                assert np.array_equal(np.array(map_) >= 128, truth > 0)
+                assert map_.mode == "L" and mask.text == map_.text == {"Comment": NOTICE}
+            edge = any(side.any() for side in (truth[0], truth[-1], truth[:, 0], truth[:, -1]))
+            assert table[name]["lesion_share"] == f"{(truth > 0).mean():.4f}"
+            assert table[name]["touches_border"] == ("yes" if edge else "no") and table[name]["use"] == NOTICE
+            assert "trained on drawn images" in table[name]["warnings"]
 
 
 def test_probabilities_are_those_of_the_run(home, tmp_path):
@@ -72,10 +104,74 @@ def test_probabilities_are_those_of_the_run(home, tmp_path):
         command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    got = pd.read_csv(tmp_path / "predictions" / "predictions.csv")
+    out = tmp_path / "predictions"
+    got = pd.read_csv(out / "predictions.csv")
     kept = pd.read_csv(home / "model/cls-b1/run0/test_predictions.csv")
     assert list(got["image_id"]) == list(kept["image_id"])
     assert np.allclose(got[list(CLASSES)], kept[list(CLASSES)], atol=1e-5)
+    for row, (_, each) in zip(rows(out), kept.iterrows(), strict=True):
+        assert [row[name] for name in CLASSES] == [f"{each[name]:.4f}" for name in CLASSES]
+        assert row["class"] == max(CLASSES, key=each.get).replace("_", " ")
+    page = (out / "index.html").read_text()
+    assert page.count("<tr>") == 1 + len(kept) and NOTICE in page and not re.search("(src|href)=.?http", page)
+    for small in re.findall('base64,([^"]+)', page):
+        assert len(base64.b64decode(small)) <= 6000
+
+
+def test_a_stopped_call_goes_on_and_a_changed_photograph_is_predicted_again(home, tmp_path, caplog):
+    photographs = sorted((home / "data" / TEST).glob("*.jpg"))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for number, path in enumerate(photographs):
+        shutil.copy(path, mine / f"{number}.jpg")
+    out = on(home, tmp_path, "model/seg-b1/run0", mine)
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
+    header, first, second, *_ = (out / "record.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "record.jsonl").write_bytes(header + first + second[:50])  # as a kill leaves it
+    (out / "0_overlay.jpg").unlink()  # of the finished one: stays away
+    with caplog.at_level("INFO"):
+        on(home, tmp_path, "model/seg-b1/run0", mine)
+    assert caplog.messages[-1] == f"{len(photographs)} of {len(photographs)} predicted, 1 of them before"
+    del whole["0_overlay.jpg"]
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+    shutil.copy(photographs[1], mine / "0.jpg")
+    on(home, tmp_path, "model/seg-b1/run0", mine)
+    assert (out / "0_segmentation.png").read_bytes() == whole["1_segmentation.png"]
+    assert [Path(row["file"]).name for row in rows(out)].count("0.jpg") == 1
+    with pytest.raises(UserError, match=r"out holds what seg-b1, seed 0 predicted: choose another --output, or move"):
+        on(home, tmp_path, "model/cls-b1/run0", mine)
+
+
+def test_nothing_to_predict_ends_with_1(home, tmp_path, caplog):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").touch()
+    for path, line in (
+        (tmp_path / "notes", "0 of 1 predicted; skipped: a.txt (no image)"),
+        (tmp_path / "notes" / "a.txt", "0 of 1 predicted; skipped: a.txt (truncated or not an image)"),
+    ):
+        with caplog.at_level("INFO"), pytest.raises(SystemExit) as end:
+            on(home, tmp_path, "model/seg-b1/run0", path)
+        assert end.value.code == 1 and caplog.messages[-1] == line
+
+
+def test_the_page_sorts_and_asks_for_nothing(page, tmp_path):
+    """Of numbers the highest comes first, empty cells last; by keyboard."""
+    record = Record(tmp_path, {"row": "sha"})
+    record.start([])
+    for name, value in (("a", "0.0980"), ("<b>", "0.1200"), ("c", "0.1000")):
+        row = {"file": f"{name}.jpg", "melanoma": value, "warnings": ""}
+        record.add({"file": name, "identity": [], "name": name, "row": row, "classes": {}, "pictures": []})
+    write_tables(record, {"d.jpg": "no image"}, "row & row", NOTICE)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((tmp_path / "index.html").as_uri())
+    orders = []
+    for key in ("melanoma", "melanoma", "file"):
+        page.get_by_role("button", name=key).focus()
+        page.keyboard.press("Enter")
+        orders.append("".join(text[:2].strip("<.") for text in page.locator("td.file").all_inner_texts()))
+    assert orders == ["bcad", "acbd", "bacd"]
+    assert page.locator("td.warnings").last.inner_text() == "not predicted: no image" and len(asked) == 1
 
 
 @pytest.mark.parametrize("row", ["seg-b1", "cls-b1"])
@@ -113,23 +209,51 @@ def test_results_of_another_run_get_no_weights(home):
 def test_mistakes_are_named_before_anything_is_written(home, tmp_path):
     run, out = home / "model/seg-b1/run0", tmp_path / "out"
     photograph = next((home / "data" / TEST).glob("*.jpg"))
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "other").mkdir()
-    shutil.copy(photograph, tmp_path / "other")
-    (tmp_path / "cut.jpg").write_bytes(photograph.read_bytes()[:-300])
-    (tmp_path / "page.jpg").write_text("<html>")
     for arguments, reason in (
         ((home, photograph), "no finished run"),
+        (
+            ("seg-9", photograph),
+            r"seg-9: no folder, and no row with released weights \(there are: .*cls-b1.*; or: best",
+        ),
         ((run, tmp_path / "absent.jpg"), "absent.jpg: no such file"),
-        ((run, tmp_path / "empty"), "empty: no photograph in this folder"),
-        ((run, photograph, tmp_path / "other"), "would have one name in the output"),
-        ((run, tmp_path / "page.jpg"), "page.jpg: truncated or not an image"),
-        ((run, tmp_path / "cut.jpg"), "cut.jpg: truncated or not an image"),
     ):
         with pytest.raises(UserError, match=reason):
             predict.main([*map(str, arguments), "--output", str(out)])
-        assert not out.exists() or not any(out.iterdir())
-    out.mkdir(exist_ok=True)
-    (out / f"{photograph.stem}_segmentation.png").touch()
-    with pytest.raises(UserError, match=r"_segmentation\.png is there already: move it away, or choose another --out"):
-        predict.main([str(run), str(photograph), "--output", str(out)])
+        assert not out.exists()
+    for name in (f"{photograph.stem}_segmentation.png", "summary.csv"):
+        out.mkdir()
+        (out / name).touch()
+        with pytest.raises(UserError, match=f"{name} is there already: move it away, or choose another --out"):
+            predict.main([str(run), str(photograph), "--output", str(out)])
+        shutil.rmtree(out)
+
+
+def test_the_best_released_run_is_chosen(home, tmp_path):
+    """Of a row, and of each task; runs without weights do not count."""
+    for row, score in (("seg-b1", "jaccard"), ("cls-b1", "mean_auc")):
+        for number, value in enumerate((0.3, 0.6, 0.9)):
+            folder = tmp_path / row / f"seed{number}"
+            folder.mkdir(parents=True)
+            shutil.copy(home / "results" / row / "seed0" / "config.json", folder)
+            metrics = json.loads((home / "results" / row / "seed0" / "metrics.json").read_text())
+            scores = metrics["validation"]
+            (scores["official"] if row == "seg-b1" else scores)[score] = value
+            (folder / "metrics.json").write_text(json.dumps(metrics))
+            if value < 0.9:
+                (folder / RELEASED).touch()
+    best = [tmp_path / row / "seed1" for row in ("seg-b1", "cls-b1")]
+    assert [run.folder for run in chosen_runs("best", tmp_path)] == best
+    assert [run.folder for run in chosen_runs("cls-b1", tmp_path)] == best[1:]
+    with pytest.raises(UserError, match=r"seg-4: no folder.*; train it .*\(python reproduce\.py seg-4\)"):
+        chosen_runs("seg-4", tmp_path)
+
+
+def test_training_ends_with_a_command_that_works(tmp_path, data, undrawn, caplog, monkeypatch):
+    """Under names with spaces, as it is printed."""
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level("INFO"):
+        seg_main.main(["-n", "mobilenet", *QUICK, *flags(data, Path("my runs"))])
+    command = caplog.messages[-1].splitlines()[-1].strip()
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "3 of 3 predicted" in done.stdout and shlex.split(command)[2] == "my runs/model/mobilenet_unet-scratch/run0"

@@ -29,7 +29,9 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], ahead: i
             yield waiting.popleft().result()
 
 
-def attempts(function: Callable[[Item], Result], items: Sequence[Item], what: str) -> Iterator[Result | UserError]:
+def attempts(
+    function: Callable[[Item], Result], items: Sequence[Item], what: str, ahead: int = 32
+) -> Iterator[Result | UserError]:
     """`function` of each item, in order, or the UserError that it raised; `what` stands at the progress bar."""
 
     def attempt(item: Item) -> Result | UserError:
@@ -38,4 +40,4 @@ def attempts(function: Callable[[Item], Result], items: Sequence[Item], what: st
         except UserError as error:
             return error
 
-    yield from progress(in_order(attempt, items), what, len(items))
+    yield from progress(in_order(attempt, items, ahead), what, len(items))

@@ -3,7 +3,8 @@
     python -m utils.inference.release model/seg-b1/run2 results/seg-b1/seed2 --data Data/ISIC2017
 
 The first folder is the run's, with best.pth; the second is where `reproduce.py` has copied its results. There go
-weights.safetensors, which `predict` takes, and README.md, the card, with the scores of that file: it is read back.
+weights.safetensors, which `predict` takes, likeness.safetensors, by which it warns of photographs unlike the training
+images, and README.md, the card, with the scores of that file: it is read back.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from utils.evaluation.runs import RunResult, read_run
 from utils.evaluation.tables import format_scores
 from utils.files import written_whole
 from utils.inference.classification import labels_of
+from utils.inference.likeness import write_likeness
 from utils.inference.segmentation import score
 from utils.inference.trained import RELEASED, load_network, predict_photographs, stored_sizes, write_released
 from utils.logger import log, run_script
@@ -96,6 +98,8 @@ def main(argv: list[str] | None = None) -> None:
     path = args.results / RELEASED
     write_released(load_network(run, find_device("cpu")), path)
     scores = score_again(results, args.data, args.cache)
+    samples = (read_split(args.data, split, with_labels=False) for split in ("train", "validation"))
+    write_likeness(results, load_network(results, find_device(None)), *samples)
     with written_whole(args.results / "README.md") as file:
         file.write(model_card(results, scores, path.stat().st_size).encode())
     log.info("%s\n%s: %.1f MB", scores, path, path.stat().st_size / 1e6)

@@ -11,9 +11,10 @@ from torch import nn
 
 import nets
 from utils import UserError
-from utils.data.transforms import TEST_PATCHES, TRAIN_TRANSFORMS, Pixels, Size, Sizes, cache_sizes
+from utils.config import EXPERIMENTS, ROOT
+from utils.data.transforms import FRAME, TEST_PATCHES, TRAIN_TRANSFORMS, Pixels, Size, Sizes, cache_sizes, take
 from utils.device import Precision
-from utils.evaluation.runs import RunResult, reading
+from utils.evaluation.runs import RunResult, read_run, reading
 from utils.files import written_whole
 from utils.inference.classification import classify
 from utils.inference.segmentation import outline
@@ -21,6 +22,32 @@ from utils.model.checkpoints import load_best
 from utils.model.weights import load_file
 
 RELEASED = "weights.safetensors"
+RESULTS = ROOT / "results"
+_CHOSEN_BY = {"segmentation": ("official", "jaccard"), "classification": ("mean_auc",)}  # score of validation images
+
+
+def chosen_runs(name: str, results: Path = RESULTS) -> list[RunResult]:
+    """The run in the folder `name`; or of a row ("seg-b1") its best released run; or of "best" the best of each task.
+
+    Best by the validation images. UserError when no run is there, or none of the row is released.
+    """
+    if Path(name).is_dir():
+        return [read_run(Path(name))]
+    released = [read_run(path.parent) for path in sorted(results.glob(f"*/*/{RELEASED}"))]
+    of_name = [run for run in released if name in ("best", run.folder.parent.name)]
+    if not of_name:
+        rows = ", ".join(dict.fromkeys(run.folder.parent.name for run in released)) or "none"
+        train = f"; train it and give its folder (python reproduce.py {name})" if name in EXPERIMENTS else ""
+        raise UserError(f"{name}: no folder, and no row with released weights (there are: {rows}; or: best){train}")
+    best: dict[str, RunResult] = {}
+    for run in sorted(of_name, key=lambda run: run.score("validation", _CHOSEN_BY[run.task]) or 0):
+        best[run.task] = run
+    return [best[task] for task in _CHOSEN_BY if task in best]
+
+
+def run_label(run: RunResult) -> str:
+    """As people are told of it."""
+    return f"{run.experiment}, seed {run.seed}"
 
 
 def has_weights(folder: Path) -> bool:
@@ -28,19 +55,25 @@ def has_weights(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("best.pth", RELEASED))
 
 
+def weights_file(folder: Path) -> Path:
+    """What `load_network` loads of a run's folder. UserError when it holds no weights."""
+    if not has_weights(folder):
+        raise UserError(f"{folder}: no weights (best.pth or {RELEASED}); results hold them for some runs only")
+    return folder / ("best.pth" if (folder / "best.pth").is_file() else RELEASED)
+
+
 def load_network(run: RunResult, device: torch.device) -> nn.Module:
     """The run's network with the weights of its best epoch, ready to predict on `device`.
 
     UserError when the run's folder holds no weights, or others than this network's, or names no network of the task.
     """
-    if not has_weights(run.folder):
-        raise UserError(f"{run.folder}: no weights (best.pth or {RELEASED}); results hold them for some runs only")
+    path = weights_file(run.folder)
     with reading(f"{run.folder}: config.json or metrics.json"):
         model = _network(run.task, run.settings, run.metrics)
-    if (run.folder / "best.pth").is_file():
-        load_best(model, run.folder)
+    if path.name == RELEASED:
+        _load_released(model, path)
     else:
-        _load_released(model, run.folder / RELEASED)
+        load_best(model, run.folder)
     return model.to(device, memory_format=torch.channels_last).eval()
 
 
@@ -101,3 +134,14 @@ def predict_photographs(
     if run.task == "segmentation":
         return outline(model, images, precision, batch_size, flips)
     return classify(model, images, precision, size, batch_size, TEST_PATCHES[run.metrics["views"]], flips)
+
+
+def whole_frame(run: RunResult, pixels: Pixels) -> np.ndarray:
+    """A photograph that is kept at `stored_sizes` as features and maps are made of it: uint8 [h, w, 3], all of it.
+
+    At the network's size; for a network that knows patches of photographs, larger, so that things are as large in it.
+    """
+    (width, height), scale = run.settings["size"], 1
+    if run.task == "classification":
+        scale = TRAIN_TRANSFORMS[run.settings["train_views"]].frame_scale
+    return take(pixels, FRAME, (scale * width, scale * height))

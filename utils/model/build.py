@@ -14,7 +14,7 @@ from nets.pretrained import PRETRAINED
 from utils import UserError, distributed
 from utils.config import MODEL, Config
 from utils.data.cache import ImageCache
-from utils.data.isic import SPLITS
+from utils.data.isic import SPLITS, SYNTHETIC
 from utils.data.loader import train_loader
 from utils.data.splits import Data
 from utils.data.transforms import Transforms
@@ -91,6 +91,7 @@ def start_run(
     facts |= {"prepared": {split: caches[split].path.stem for split in SPLITS if split in caches}}
     if config.net in nets.ATTENTIVE and precision.device.type == "cpu":
         facts |= {"arl_kernel": kernel.load(precision.dtype or torch.float32) is not None}
+    facts |= {"synthetic": any((config.data / name).is_file() for name in SYNTHETIC)}
     facts |= {"precision": str(precision), "processes": distributed.processes(), "accumulate": config.accumulate}
     facts |= environment(precision.device)
     run = Run(config.folder, settings, facts, resume=config.resume)

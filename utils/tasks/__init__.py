@@ -3,15 +3,21 @@
 A task is an object with the methods of `Task`; what a run does for each task is decided here and nowhere else.
 """
 
+import shlex
+import sys
+from pathlib import Path
+
 import torch
 from torch import nn
 
 from utils import distributed
-from utils.config import Config
+from utils.config import ROOT, Config
 from utils.data.cache import ImageCache
 from utils.data.copies import copies_between
 from utils.data.splits import refuse_copies
 from utils.device import Precision, find_device, find_precision
+from utils.evaluation.runs import read_run
+from utils.inference.likeness import write_likeness
 from utils.logger import log
 from utils.model.build import build_model, build_training, start_run
 from utils.model.checkpoints import load_best
@@ -58,8 +64,16 @@ def _train(task: Task, precision: Precision) -> Run:
             with distributed.alone():
                 evaluate(task, model, caches, precision, run)
         distributed.wait_for_all()
-    log.info("run folder: %s\nphotographs of your own: python predict.py %s PHOTOGRAPHS", run.folder, run.folder)
+    photographs = (data["test"] or data["validation"])[0].image.parent
+    log.info("run folder: %s\nnext, with these photographs or your own:\n  %s", run.folder, _next(run, photographs))
     return run
+
+
+def _next(run: Run, photographs: Path) -> str:
+    """The command that predicts photographs, as it can be typed here."""
+    paths = [Path(sys.executable), ROOT / "predict.py", run.folder, photographs]
+    here = Path.cwd()
+    return shlex.join(str(path.relative_to(here) if path.is_relative_to(here) else path) for path in paths)
 
 
 def evaluate(task: Task, model: nn.Module, caches: dict[str, ImageCache], precision: Precision, run: Run) -> None:
@@ -79,3 +93,4 @@ def evaluate(task: Task, model: nn.Module, caches: dict[str, ImageCache], precis
         for name, figure in task.figures(model, caches[split], split, result, precision):
             log.info("figure: %s", run.save_figure(figure, name))
     task.finish(model, results, best_epoch, run)
+    write_likeness(read_run(run.folder), model, caches["train"].samples, caches["validation"].samples)

@@ -127,7 +127,7 @@ def plot_heatmaps(panels: Sequence[Panel], heats: Mapping[str, np.ndarray], titl
         axes.set_title("\n".join(style.wrapped(part, 22) for part in name.split("\n")))
     for index, (line, panel) in enumerate(zip(grid, panels, strict=True)):
         line[0].set_ylabel(panel.title, rotation=0, ha="right", va="center", fontsize=style.SCREEN - 1)
-        images = [panel.image, *(_heated(panel.image, maps[index]) for maps in heats.values())]
+        images = [panel.image, *(heated(panel.image, maps[index]) for maps in heats.values())]
         for axes, image in zip(line, images, strict=True):
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
@@ -257,7 +257,7 @@ def _block_looks(names: Iterable[str]) -> list[dict]:
     return looks
 
 
-def _heated(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+def heated(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """The map in colour over a grey copy of the photograph, uint8 [H, W, 3]."""
     low, high = float(heat.min()), float(heat.max())
     heat = ((heat - low) / ((high - low) or 1)).astype(np.float32)

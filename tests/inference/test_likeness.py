@@ -1,0 +1,88 @@
+"""Photographs unlike the training images: told, and the others not; also by the file that is passed on."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_sample_images
+
+import nets
+from tests.conftest import ROOT
+from utils.data.dermoscopy import draw_lesion
+from utils.data.isic import Sample, read_split
+from utils.device import Precision
+from utils.evaluation.runs import RunResult, read_run
+from utils.inference.findings import Finding, Reader, examine, load
+from utils.inference.likeness import pixel_faults, read_likeness, write_likeness
+
+FLOAT32 = Precision(torch.device("cpu"), None)
+SHADES = np.linspace(20, 230, 64).astype(np.uint8)
+COLOURS = np.stack(np.broadcast_arrays(SHADES[:, None], SHADES, np.uint8(90)), axis=-1)
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("frame", "told"),
+    [
+        (COLOURS, []),
+        (np.repeat(COLOURS[..., :1], 3, axis=2), ["grey"]),
+        (np.full((64, 64, 3), (200, 150, 120), np.uint8), ["nearly uniform"]),
+        (np.zeros((64, 64, 3), np.uint8), ["grey", "nearly uniform"]),
+    ],
+)
+def test_pixels(frame, told):
+    assert [each.partition(":")[0] for each in pixel_faults(frame)] == told
+
+
+@pytest.mark.parametrize(("net", "task"), [("mobilenet_unet", "segmentation"), ("resnet14", "classification")])
+def test_other_pictures_are_unlike_and_others_of_the_same_kind_are_not(net, task, tmp_path, caplog):
+    """With random weights: what tells them apart is in the layers, not in what they have learnt."""
+    settings = {"net": net, "size": [64, 64], "batch_size": 4, "train_views": "frame"}
+    run = RunResult(tmp_path, "row", task, settings, {"views": "1", "flips": False})
+    samples = []
+    for index in range(48):
+        path = tmp_path / f"{index}.png"
+        cv2.imwrite(str(path), draw_lesion(0, index, (96, 72))[0][..., ::-1])
+        samples.append(Sample(str(index), path, None, None))
+    torch.manual_seed(0)
+    model = nets.create_model(net).eval()
+    assert read_likeness(tmp_path) is None
+    with caplog.at_level("INFO"):
+        write_likeness(run, model, samples[:40], samples[40:])
+    likeness = read_likeness(tmp_path)
+    assert likeness.unlike(model, NOISE) and likeness.unlike(model, np.zeros((64, 64, 3), np.uint8))
+    drawn = [cv2.resize(draw_lesion(0, index, (96, 72))[0], (64, 64)) for index in range(40, 60)]
+    assert sum(likeness.unlike(model, frame) for frame in drawn) <= 5
+    assert "of 40 training images; unlike them are" in caplog.messages[-1]
+
+
+def test_the_released_classifier_tells_pictures_without_skin(isic2017, tmp_path):
+    reader = Reader(read_run(ROOT / "results/cls-b1/seed5"), FLOAT32)
+
+    def told(path: Path) -> bool:
+        return "unlike the training images" in examine([reader], load([reader], path)).warnings
+
+    for index, picture in enumerate(load_sample_images().images):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), picture)
+        assert told(tmp_path / f"{index}.png")
+    assert sum(told(sample.image) for sample in read_split(isic2017, "validation")[::10]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("lesion", "row"),
+    [
+        ([[0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]], ("0.1667", "no", "")),
+        ([[0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]], ("0.1667", "yes", "")),
+        ([[0, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 0, 0]], ("0.0000", "no", "no lesion found")),
+        ([[1, 1, 1, 1]] * 3, ("1.0000", "yes", "")),
+    ],
+)
+def test_what_the_table_says_of_an_outline(lesion, row):
+    finding = Finding((4, 3), np.array(lesion, np.float32), {"nevus": 0.75, "mole_rat": 0.25}, None, ("odd",))
+    share, border, warning = row
+    assert finding.row() == {
+        "nevus": "0.7500", "mole_rat": "0.2500", "class": "nevus", "lesion_share": share, "touches_border": border,
+        "warnings": "; ".join(filter(None, ["odd", warning])),
+    }  # fmt: skip

@@ -1,0 +1,85 @@
+"""Photographs of one's own: which files they are, and what their outputs are called."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from utils.data.own import SUFFIXES
+from utils.files import check_file
+from utils.logger import log
+
+UNREAD = (".heic", ".heif", ".avif", ".gif", ".dcm")  # photographs too: their reader says why not
+# Ends of names of files that lie among photographs: those of the challenge, and what is written here.
+NO_PHOTOGRAPHS = ("_segmentation", "_superpixels", "_probability", "_overlay", "_saliency")
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A file, and the name of its outputs: a path below the output folder, without an ending."""
+
+    file: Path
+    name: str
+
+
+def find_photographs(
+    paths: Sequence[Path], output: Path, recursive: bool = False, taken: Mapping[str, str] | None = None
+) -> tuple[list[Photograph], list[str]]:
+    """The files among `paths` and the photographs in the folders among them; then what is passed over, with reasons.
+
+    output: not looked into. recursive: folders in folders too; else the log tells that there are any. taken: absolute
+    file by name, of earlier outputs. UserError for a path that does not exist.
+    """
+    found: dict[Path, tuple[Path, Path]] = {}
+    skipped = []
+    for top in paths:
+        if not top.is_dir():
+            found.setdefault(check_file(top).resolve(), (top, top.parent))
+            continue
+        inside = sorted(top.rglob("*") if recursive else top.iterdir())
+        if top.resolve() in output.resolve().parents:
+            inside = [path for path in inside if output.resolve() not in path.resolve().parents]
+        folders = sum(path.is_dir() for path in inside)
+        if folders and not recursive:
+            log.info("%s: %d folders in it are not looked into; --recursive does", top, folders)
+        for file in inside:
+            if file.is_dir():
+                continue
+            if reason := _passed_over(file.relative_to(top)):
+                skipped.append(f"{file.relative_to(top)} ({reason})")
+            else:
+                found.setdefault(file.resolve(), (file, top))
+    return _named(list(found.values()), taken or {}), skipped
+
+
+def _passed_over(path: Path) -> str:
+    """Why a file in a folder is taken for no photograph; "" where it may be one."""
+    if any(part.startswith(".") for part in path.parts):
+        return "hidden"
+    if path.stem.endswith(NO_PHOTOGRAPHS):
+        return "an output"
+    return "" if path.suffix.lower() in SUFFIXES + UNREAD else "no image"
+
+
+def _named(found: Sequence[tuple[Path, Path]], taken: Mapping[str, str]) -> list[Photograph]:
+    """Names that differ, also where capitals do not count: of each file the shortest form that is free, or a number."""
+    forms = (
+        lambda file, top: file.relative_to(top).with_suffix(""),
+        lambda file, top: file.relative_to(top),
+        lambda file, top: top.resolve().name / file.relative_to(top),
+    )
+    names: dict[Path, str] = {}
+
+    for form in forms:
+        asked = {file: form(file, top).as_posix() for file, top in found if file not in names}
+        often = Counter(name.lower() for name in [*asked.values(), *names.values()])
+        for file, name in asked.items():
+            if often[name.lower()] == 1 and taken.get(name, str(file.absolute())) == str(file.absolute()):
+                names[file] = name
+    for file, top in found:
+        if file not in names:
+            stem = forms[0](file, top).as_posix()
+            used = {name.lower() for name in [*names.values(), *taken]}
+            names[file] = next(name for n in count(1) if (name := f"{stem}-{n}").lower() not in used)
+    return [Photograph(file, names[file]) for file, _ in found]

@@ -1,0 +1,79 @@
+"""Pictures of one photograph to be looked at: its outline, what its class is recognised by, small copies, as files."""
+
+import io
+
+import cv2
+import numpy as np
+from matplotlib.colors import to_rgb
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from utils.inference.findings import Finding
+from utils.visualize.figures import heated
+from utils.visualize.style import OUTLINES
+
+SMALL, SMALL_BYTES = 160, 6000  # longer side and most bytes of a thumbnail
+
+
+def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The photograph with the lesion's outline: uint8 [H, W, 3], bool [H, W] → uint8 [H, W, 3].
+
+    Black beneath yellow, seen on any skin. Along the frame where that cuts the lesion.
+    """
+    drawn, width = image.copy(), max(2, round(max(image.shape) / 400))
+    padded = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    contours, _ = cv2.findContours(padded, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=(-1, -1))
+    yellow = tuple(round(255 * part) for part in to_rgb(OUTLINES["prediction"]))
+    for colour, thickness in (((0, 0, 0), 2 * width), (yellow, width)):
+        cv2.drawContours(drawn, contours, -1, colour, thickness, cv2.LINE_AA)
+    return drawn
+
+
+def pictures(image: np.ndarray, finding: Finding) -> dict[str, tuple[str, np.ndarray]]:
+    """What is shown of a finding on a photograph, by the end of its file's name: (what it is, uint8 [H, W, 3])."""
+    found = {}
+    if finding.lesion is not None:
+        small = cv2.resize(finding.lesion, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        found["overlay"] = "outline of the lesion", outlined(image, small > 0.5)
+    if finding.saliency is not None:
+        found["saliency"] = f"bright: what speaks for {finding.first}", heated(image, finding.saliency)
+    return found
+
+
+def captioned(image: np.ndarray, lines: list[str]) -> np.ndarray:
+    """The picture with lines of text beneath it, as large as its width allows: uint8 [H', W, 3]."""
+    width = image.shape[1]
+    font = ImageFont.load_default(max(11, width // 50))
+    height = round(1.5 * font.size)
+    strip = Image.new("RGB", (width, height * len(lines) + height // 2), (24, 24, 24))
+    for number, line in enumerate(lines):
+        ImageDraw.Draw(strip).text((height // 2, height // 4 + number * height), line, (235, 235, 235), font)
+    return np.vstack([image, np.asarray(strip)])
+
+
+def jpeg(image: np.ndarray, quality: int = 88) -> bytes:
+    """A JPEG file of uint8 [H, W, 3]."""
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "JPEG", quality=quality)
+    return content.getvalue()
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """uint8 [h, w, 3] of the same proportions, SMALL pixels on its longer side."""
+    scale = SMALL / max(image.shape)
+    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def small_jpeg(image: np.ndarray) -> bytes:
+    """A JPEG file of at most SMALL_BYTES of a thumbnail."""
+    files = (jpeg(image, quality) for quality in (80, 65, 50, 35, 20, 5))
+    return next(file for file in files if len(file) <= SMALL_BYTES)
+
+
+def grey_png(values: np.ndarray, comment: str) -> bytes:
+    """A PNG file of uint8 [H, W], with a comment in it."""
+    content, text = io.BytesIO(), PngInfo()
+    text.add_text("Comment", comment)
+    Image.fromarray(values).save(content, "PNG", pnginfo=text)
+    return content.getvalue()
