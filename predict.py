@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         try:
             failed = predict([Reader(run, precision) for run in runs], waiting, record)
         except StopRequested as request:
-            raise StopRequested(request.number, "; the same command goes on after the last photograph") from None
+            raise StopRequested(request.number, "while predicting; the same command goes on from here") from None
     done = len(photographs) - len(failed)
     if done:
         write_tables(record, failed, " and ".join(map(run_label, runs)), NOTICE)
