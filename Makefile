@@ -45,7 +45,7 @@ lint: $(VENV)/.test  ## style
 	$(PY) -m ruff format --check .
 
 # One file for every platform and Python from 3.10 on. Pins stay as they are unless told otherwise: make lock ARGS=-U
-lock: $(VENV)/.test  ## pin the packages
+lock: | $(VENV)  ## pin the packages
 	$(PY) -m pip install -q uv
 	$(PY) -m uv pip compile --universal --python-version 3.10 --no-annotate --no-header $(ARGS) \
 		-o requirements.lock requirements-dev.txt
