@@ -204,8 +204,7 @@ def configure(
         net: name for `nets.create_model`.
         pretrained, weights: as in `Config`.
         recipe: "repo", or "paper": SGD, learning rate 0.01 (pretrained 1e-4), halved every 30 epochs.
-        changes: further fields of `Config`; None leaves one as the row has it. Paths may be text, tuples lists: a
-            notebook's parameters are what YAML can say.
+        changes: further fields of `Config`; None leaves one as the row has it.
 
     Raises:
         UserError: settings that do not go together.
@@ -214,7 +213,7 @@ def configure(
     task = row.task if row else task
     net = net or (row.net if row else DEFAULT_NET[task])
     pretrained = _starts_pretrained(net, row, pretrained, weights)
-    changes = {name: _typed(name, value) for name, value in changes.items() if value is not None}
+    changes = {name: value for name, value in changes.items() if value is not None}
     kind = {name: changes.pop(name) for name in KIND if name in changes} | _attention(net, changes)
     if recipe == "paper":
         kind["optimizer"] = "sgd"
@@ -225,11 +224,7 @@ def configure(
     if recipe == "paper":
         changes = {"lr": 1e-4 if pretrained else 1e-2, "weight_decay": 1e-4} | changes
     known = {each.name: getattr(row, each.name) for each in fields(Experiment)}
-    return Config(**known | kind | changes | {"pretrained": pretrained, "weights": weights and Path(weights)})
-
-
-def _typed(name: str, value: Any) -> Any:
-    return Path(value) if name in ("data", "output", "cache") else tuple(value) if isinstance(value, list) else value
+    return Config(**known | kind | changes | {"pretrained": pretrained, "weights": weights})
 
 
 def _starts_pretrained(net: str, row: Experiment | None, pretrained: bool | None, weights: Path | None) -> bool:

@@ -69,8 +69,8 @@ def script(converted) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def segmentation(checkout) -> tuple[str, int]:
     """Segmentation as a notebook, with other parameters."""
-    changes = {"epochs": 1, "size": [32, 32], "cache": str(checkout / "My Drive" / "cache")}
-    return execute(checkout, "Segmentation", {"experiment": "seg-b1", "run_id": 3, "changes": changes})
+    flags = f"--epochs 1 --size 32 32 --cache '{checkout / 'My Drive' / 'cache'}'"
+    return execute(checkout, "Segmentation", {"experiment": "seg-b1", "run_id": 3, "flags": flags})
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def epochs(run: Path) -> list[int]:
 def test_interrupted_training_goes_on_when_its_cell_runs_again(kernel, checkout):
     parameters, imports, settings, *rest = [cell.source for cell in code_of("ARL-CNN")]
     (training,) = (source for source in rest if "train(config)" in source)
-    own = 'experiment, run_id, changes = "cls-b1", 9, {"epochs": 500, "patience": 500}'
+    own = 'experiment, run_id, flags = "cls-b1", 9, "--epochs 500 --patience 500"'
     for source in (parameters, own, imports, settings):
         assert run_until(kernel, source)[1] == ""
 

@@ -29,43 +29,43 @@ from utils.visualize.figures import Panel
 
 # With SMOKE=1 in the environment a notebook, or the script made of it, runs through in about a minute.
 SMOKE = os.environ.get("SMOKE", "0") not in ("", "0")
-_QUICK = {"pretrained": False, "lr": 1e-3}
-_SYNTHETIC = {  # counts and size of the synthetic data for each task, and settings that suit them and two cores
+_QUICK = ["-p", "0", "--lr", "1e-3"]
+_SYNTHETIC = {  # counts and size of the synthetic data for each task, and flags that suit them and two cores
     "classification": (
         {"train": 1200, "validation": 200, "test": 200},
         (192, 144),
-        {**_QUICK, "size": (64, 64), "epochs": 25, "output": Path("model/synthetic")},
+        [*_QUICK, "--size", "64", "64", "--epochs", "25", "--output", "model/synthetic"],
     ),
     "segmentation": (
         {"train": 160, "validation": 40, "test": 40},
         (384, 288),
-        {**_QUICK, "size": (128, 128), "epochs": 20, "output": Path("model/synthetic")},
+        [*_QUICK, "--size", "128", "128", "--epochs", "20", "--output", "model/synthetic"],
     ),
     "smoke": (
         {"train": 24, "validation": 12, "test": 12},
         (96, 72),
-        {**_QUICK, "size": (32, 32), "epochs": 2, "batch_size": 8, "output": Path("model/smoke")},
+        [*_QUICK, "--size", "32", "32", "--epochs", "2", "--batch-size", "8", "--output", "model/smoke"],
     ),
 }
 
 
-def find_data(folder: str | Path, task: str) -> tuple[Path, dict[str, Any]]:
-    """Where to find images, and settings (fields of `utils.config.Config`) that suit them.
+def find_data(folder: str | Path, task: str) -> tuple[Path, list[str]]:
+    """Where to find images, and flags of the task's script that suit them.
 
-    `folder` where the challenge's images lie in it, and no settings; else synthetic data, drawn in Data/ when they are
-    not there yet, and settings for a short run. With SMOKE they are always synthetic, and very few.
+    `folder` where the challenge's images lie in it, and no flags; else synthetic data, drawn in Data/ when they are
+    not there yet, and flags for a short run. With SMOKE they are always synthetic, and very few.
 
     task: "segmentation" or "classification".
     """
     start_logging()
     folder = Path(folder)
     if not SMOKE and folder.is_dir() and find_files(folder, "train").images:
-        return folder, {}
+        return folder, []
     kind = "smoke" if SMOKE else task
-    counts, size, settings = _SYNTHETIC[kind]
+    counts, size, flags = _SYNTHETIC[kind]
     reason = "SMOKE is set" if SMOKE else f"{folder} holds no training images"
     log.info("%s: synthetic data instead, drawn and not photographed; scores on them say nothing about skin", reason)
-    return make_synthetic(Path("Data") / f"synthetic_{kind}", counts, size), settings
+    return make_synthetic(Path("Data") / f"synthetic_{kind}", counts, size), flags
 
 
 def folders(text: str) -> list[str]:
