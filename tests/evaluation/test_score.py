@@ -31,6 +31,7 @@ def run(*arguments: Path) -> dict:
 
 def test_masks(tmp_path, caplog):
     predicted = write_masks(tmp_path / "out", 0, "_segmentation.png")
+    Image.new("RGB", (14, 20)).save(tmp_path / "out" / f"{IDS[1]}_overlay.jpg")  # as predict.py leaves beside them
     true = write_masks(tmp_path / "truth" / "masks", 1, ".bmp")
     (tmp_path / "truth" / "masks" / f"{IDS[0]}.bmp").unlink()
     for truth in (tmp_path / "truth", tmp_path / "truth" / "masks"):
@@ -39,7 +40,7 @@ def test_masks(tmp_path, caplog):
         assert found["images"] == 11 and found["official"]["jaccard"] == pytest.approx(expected)
         low, high = found["official_interval_95"]["jaccard"]
         assert low < expected < high
-    assert "1 images without a truth are not scored: case 0" in caplog.text
+    assert "1 images without a truth are not scored: case 0" in caplog.text and "overlay" not in caplog.text
     write_masks(tmp_path / "small", 0, ".png", (7, 10))
     with pytest.raises(UserError, match=r"case 1: the predicted and the true mask differ in size \(10×7 and 14×20\)"):
         run(tmp_path / "small", tmp_path / "truth")

@@ -82,7 +82,10 @@ def _of_files(path: Path) -> tuple[Masks, pd.DataFrame | None]:
 
 
 def _masks(folder: Path) -> Masks:
-    return {id_: lambda file=file: read_mask(file) for id_, file in files_by_id(folder, masks=True).items()}
+    """All images there, or those named as masks where there are any: predict.py puts other pictures beside them."""
+    files = files_by_id(folder, masks=True)
+    named = {id_: file for id_, file in files.items() if file.stem != id_}
+    return {id_: lambda file=file: read_mask(file) for id_, file in (named or files).items()}
 
 
 def _labels(path: Path) -> tuple[tuple[str, ...], dict[str, int]]:

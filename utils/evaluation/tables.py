@@ -205,7 +205,8 @@ def main_scores(summary: Mapping[str, Any]) -> dict[str, tuple[float | None, Seq
 
 def format_scores(split: str, summary: Mapping[str, Any]) -> str:
     """The main scores of a split as lines of text."""
-    kind = "official scores (mean over images at mask size)" if "official" in summary else "by the most probable class"
+    kind = "by the most probable class" if "accuracy" in summary else "each class against the rest"
+    kind = "official scores (mean over images at mask size)" if "official" in summary else kind
     lines = [f"{split}, {summary['images']} images: {kind} [95 % interval]"]
     scores = main_scores(summary)
     width = max(map(len, scores))
