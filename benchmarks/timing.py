@@ -142,8 +142,9 @@ def repeated_cache(config: Config, samples: Sequence[Sample], count: int) -> Ima
     few = TASKS[config.task](config).prepare({"train": samples})["train"]
     path, rows = few.path.with_stem(f"{few.path.stem}x{count}"), np.load(few.path, mmap_mode="r")
     if not path.exists():
-        np.save(path, np.resize(rows, (count, *rows.shape[1:])))
-    return ImageCache(tuple(islice(cycle(samples), count)), path, few.sizes)
+        np.save(path, np.tile(rows, -(-count // len(samples))))
+    again = (tuple(islice(cycle(each), count)) for each in (samples, few.sizes))
+    return ImageCache(next(again), path, next(again), few.channels)
 
 
 def plain_epoch(config: Config, model: nn.Module, optimizer: Optimizer, loader: Iterable) -> Action:

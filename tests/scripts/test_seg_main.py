@@ -148,7 +148,7 @@ def test_every_flag_is_a_field_of_the_config(task):
     ("arguments", "message"),
     [
         (["--data", "nowhere"], "nowhere: no such folder"),
-        (["--data", "."], "no train image with a mask; see python -m utils.data.check"),
+        (["--data", "."], "no train image with a mask; . holds nothing; expected ISIC-2017_Training_Data"),
         (["--device", "cuda:99"], "--device cuda:99: not available"),
         (["--weights", "none.pth"], "none.pth: no such file"),
         (["--weights", "none.pth", "-p", "0"], "--weights FILE starts from weights, -p 0 does not"),

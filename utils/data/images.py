@@ -104,7 +104,7 @@ def stored_mask(path: str | Path) -> StoredMask:
     """A mask's values; equal channels become grey.
 
     Raises UserError as `read_image` does, and where what is lesion depends on the reader: in colours, in transparency,
-    in class numbers and other values of which none is above 128.
+    in class numbers.
     """
     with _opened(path) as (image, frame):
         if image.mode.startswith("I"):
@@ -129,14 +129,15 @@ def _lesion_above(path: str | Path, values: list[int], pixels: np.ndarray) -> in
     """The value above which a mask's pixels are lesion, by its distinct `values` in order, and the pixels of any value.
 
     128 (of 16 bits: half of their range) is the challenge's rule, which masks with grey borders need. 0 where there is
-    nothing but 0 and one other value, whatever it is, or 1 alone. UserError where lesion is this or that: no value
-    above 128; class numbers (below 20) and one high value, which may mark an edge to be ignored. A JPEG may hold such
+    nothing but 0 and one other value, whatever it is, or 1 alone. UserError where lesion is this or that: in class
+    numbers (below 20), and in those beside one high value, which may mark an edge to be ignored. A JPEG may hold such
     values too, but hardly any pixels of them.
     """
     if (values[0] == 0 and len(values) <= 2) or values == [1]:
         return 0
     half = 128 if values[-1] < 256 else 128 * 257
-    if values[-1] > half and (len(values) < 3 or values[-2] >= 20 or pixels[1:20].sum() < 0.1 * pixels[values[-1]]):
+    edge = values[-1] > half and len(values) > 2 and values[-2] < 20 and pixels[1:20].sum() >= 0.1 * pixels[values[-1]]
+    if values[-1] >= 20 and not edge:
         return half
     raise UserError(
         f"{path}: a mask of values {listed(values, most=4)}, of which lesion is not known; save it as 0 and 255"

@@ -165,12 +165,13 @@ def predictions_table(
     return pd.concat([ids, pd.DataFrame(probabilities, columns=list(classes))], axis="columns")
 
 
-def official_predictions(table: pd.DataFrame) -> pd.DataFrame:
+def official_predictions(table: pd.DataFrame, classes: Sequence[str] = CLASSES) -> pd.DataFrame:
     """A `predictions_table` as `isic-challenge-scoring classification TRUTH.csv PREDICTION.csv` reads it.
 
-    That wants a column "image", and exactly the truth's other columns and images, in any order.
+    That wants a column "image", and exactly the truth's other columns and images, in any order. KeyError for a
+    missing column, ValueErrors as in `predictions_table`.
     """
-    return table.rename(columns={"image_id": "image"})
+    return predictions_table(table["image_id"], table[list(classes)], classes).rename(columns={"image_id": "image"})
 
 
 def official_truth(labels: Mapping[str, int], classes: Sequence[str] = CLASSES) -> pd.DataFrame:
@@ -179,7 +180,7 @@ def official_truth(labels: Mapping[str, int], classes: Sequence[str] = CLASSES) 
     All classes, nevus too: the command's means are over the columns that it finds. ValueErrors as there.
     """
     each = _as_labels(list(labels.values()), len(labels), len(classes))
-    return official_predictions(predictions_table(list(labels), np.eye(len(classes))[each], classes))
+    return predictions_table(list(labels), np.eye(len(classes))[each], classes).rename(columns={"image_id": "image"})
 
 
 def _scores(

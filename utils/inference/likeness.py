@@ -2,7 +2,7 @@
 
     python -m utils.inference.likeness results/seg-b1/seed3 --data Data/ISIC2017
 
-writes likeness.safetensors into a run's folder, as training and `utils.inference.release` do. Of every channel of
+writes likeness.safetensors into a run's folder, as `utils.inference.release` does. Of every channel of
 the encoder's levels but the first and the last, mean and standard deviation over the positions are taken. (The last
 level knows classes and hardly anything else: of twelve pictures without skin it told one.) The distance of a
 photograph is the root mean square of these numbers, standardised by mean and standard deviation over training images;

@@ -16,8 +16,6 @@ from utils.data.cache import ImageCache
 from utils.data.copies import copies_between
 from utils.data.splits import refuse_copies
 from utils.device import Precision, find_device, find_precision
-from utils.evaluation.runs import read_run
-from utils.inference.likeness import write_likeness
 from utils.logger import log
 from utils.model.build import build_model, build_training, start_run
 from utils.model.checkpoints import load_best
@@ -93,4 +91,3 @@ def evaluate(task: Task, model: nn.Module, caches: dict[str, ImageCache], precis
         for name, figure in task.figures(model, caches[split], split, result, precision):
             log.info("figure: %s", run.save_figure(figure, name))
     task.finish(model, results, best_epoch, run)
-    write_likeness(read_run(run.folder), model, caches["train"].samples, caches["validation"].samples)

@@ -101,7 +101,7 @@ class Classification:
         probabilities = class_probabilities(model, cache, precision, size, batch_size, patches, flips)
         table = predictions_table([sample.id for sample in cache.samples], probabilities, self.classes)
         run.write_table(f"{split}_predictions.csv", table)
-        run.write_table(f"{split}_predictions_official.csv", official_predictions(table))
+        run.write_table(f"{split}_predictions_official.csv", official_predictions(table, self.classes))
         log.info("probabilities of the %d %s images: %s", len(table), split, run.path(f"{split}_predictions.csv"))
         if any(sample.label is None for sample in cache.samples):
             return None, None
