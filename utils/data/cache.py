@@ -61,12 +61,8 @@ class ImageCache:
         object.__setattr__(self, "_starts", np.concatenate([[0], ends]))
 
     def __reduce__(self) -> tuple:
-        return ImageCache, (
-            self.samples,
-            self.path,
-            self.sizes,
-            self.channels,
-        )  # a worker process opens the file itself
+        """A worker process opens the file itself."""
+        return ImageCache, (self.samples, self.path, self.sizes, self.channels)
 
     def frame(self, index: int) -> np.ndarray:
         """The whole image, uint8 [height, width, channels]; read-only, in memory once for all processes."""

@@ -178,7 +178,7 @@ def drawn_splits(folder: Folder, ids: Sequence[str], config: Config) -> dict[str
     """The split of each image: given in labels.csv, of a fold, or drawn by shares.
 
     Whole groups are drawn, class by class (a group's is that of its first image), in an order that depends on
-    `split_seed` and their names alone: images that are added later move no other. Fold K of N tests on the Kth part,
+    `split_seed` and their names alone: images that are added later move few others. Fold K of N tests on the Kth part,
     validates on the next, and trains on the others.
     """
     if folder.given and not config.fold:

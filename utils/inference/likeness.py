@@ -1,6 +1,6 @@
 """Whether a photograph is like those that a network was trained on, told from its features, and from its pixels.
 
-    python -m utils.inference.likeness results/seg-b1/seed3 --data Data/ISIC2017
+    python -m utils.inference.likeness model/seg-4/run0 --data Data/ISIC2017
 
 writes likeness.safetensors into a run's folder, as `utils.inference.release` does. Of every channel of
 the encoder's levels but the first and the last, mean and standard deviation over the positions are taken. (The last
