@@ -27,6 +27,7 @@ def parse(argv: list[str] | None = None) -> Config:
         "middle, or crops of half to all of the frame (the experiment's, else patches)")  # fmt: skip
     add("--views", choices=("9", "1"), help="what scores average over: nine fixed patches, or the whole frame (9; "
         "1 with --train-views frame)")  # fmt: skip
+    add("--others", metavar="CLASS", help="what other diagnoses of --extra count as (they are left out)")
     add("--require-all", action="store_true", help="stop when a labelled image is missing")
     args = parser.parse_args(argv)
     if args.class_weights == ["balanced"]:

@@ -64,9 +64,9 @@ class Stopped(Exception):
 
 def a_trainer(steps: int = 3, *, epochs: int = 3, model: nn.Module | None = None, criterion=None, **options) -> Trainer:
     """options: of `Schedule` and `Trainer`."""
-    on_nan, record = options.pop("on_nan", "stop"), options.pop("record", None)
+    own = [options.pop(name, default) for name, default in (("on_nan", "stop"), ("record", None), ("ema", 0.0))]
     schedule = Schedule(epochs, **{"lr": 1e-2, "weight_decay": 1e-4, "patience": 99} | options)
-    return Trainer(model or Segmenter(), criterion or create_loss("dice_ce"), schedule, steps, FLOAT32, on_nan, record)
+    return Trainer(model or Segmenter(), criterion or create_loss("dice_ce"), schedule, steps, FLOAT32, *own)
 
 
 def train(run, cache, scores: Sequence[float | type], *, workers: int = 0, **options) -> Trainer:

@@ -38,6 +38,10 @@ def make_parser(task: str, doc: str) -> argparse.ArgumentParser:
     add("--output", type=Path, default=MODEL, metavar="DIR", help="where run folders go (model)")
     add("--cache", type=Path, default=CACHE, metavar="DIR", help="where prepared images go (Data/cache)")
     add("--weights", type=Path, metavar="FILE", help="file to start from in place of the pretrained weights")
+    add("--extra", type=Path, nargs="+", default=(), metavar="DIR", help="train on these images too: HAM10000, ISIC "
+        "2016 or 2018 in their layouts, or a folder of your own")  # fmt: skip
+    add("--extra-share", type=_share, default=Config.extra_share, help="of each batch, that --extra has (0.5)")
+    add("--extra-epochs", type=at_least(1), metavar="N", help="train on --extra in the first N epochs only")
     add("--split", type=_share, nargs=3, metavar=("TRAIN", "VALIDATION", "TEST"), help="of a folder of your own: "
         "shares of its images, drawn by class and group (0.8 0.1 0.1)")  # fmt: skip
     add("--fold", type=_fold, metavar="K/N", help="of a folder of your own: test on the Kth of N parts, validate "
@@ -63,6 +67,10 @@ def _add_settings(parser: argparse.ArgumentParser, task: str) -> None:
     add("--alpha", choices=nets.ALPHA, help="of ARL networks, the weight of the attention: learn, fixed at 0.001, or 0")
     add("--flips", action=argparse.BooleanOptionalAction, help="scores average the four flips of each view (test-time "
         "augmentation)")  # fmt: skip
+    add("--colour", action=argparse.BooleanOptionalAction, help="train on other colours too: light, brightness, "
+        "contrast, saturation, hue")  # fmt: skip
+    add("--ema", type=_share, metavar="DECAY", help="score and keep the weights' moving average of this decay a step, "
+        "such as 0.99 (0: the weights themselves)")  # fmt: skip
     add("--seed", type=at_least(0), default=0, help="random seed of weights, order and augmentation (0)")
 
 
@@ -97,6 +105,7 @@ def to_config(args: argparse.Namespace) -> Config:
         pretrained=None if pretrained is None else bool(pretrained),
         size=size and tuple(size),
         split=flags.pop("split") and tuple(args.split),
+        extra=tuple(flags.pop("extra")),
         resume=bool(checked),
         graphs=graphs == "on",
         **flags,

@@ -38,6 +38,8 @@ class Experiment:
         train_views: classification: what it is trained on, a name of `utils.data.transforms.TRAIN_TRANSFORMS`.
         views: classification: what scores average, a name of `utils.data.transforms.TEST_PATCHES`.
         flips: whether scores also average the four flips.
+        colour: train on other colours too (`utils.data.transforms.recoloured`).
+        ema: decay a step of the weights' exponential moving average, which is then scored and kept; 0 for none.
     """
 
     name: str
@@ -58,6 +60,8 @@ class Experiment:
     train_views: str | None = None
     views: str | None = None
     flips: bool = False
+    colour: bool = False
+    ema: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,10 @@ class Config(Experiment):
         message: a note kept with the run.
         keep_copies: keep training images that are copies of validation or test images.
         require_all: classification: stop when a labelled image is missing.
+        extra: folders of images to train on besides (`utils.data.extra`).
+        extra_share: of each batch.
+        extra_epochs: after so many epochs, only `data` is trained on; None: never.
+        others: the class that diagnoses of `extra` count as which are none of the classes; None: left out.
         split, split_seed, fold: of a folder of one's own (`utils.data.own`): shares of training, validation and test,
             or (K, N), the Kth of N folds.
         classes: of such a folder, filled in when it is read; empty for ISIC 2017's.
@@ -96,6 +104,10 @@ class Config(Experiment):
     message: str = ""
     keep_copies: bool = False
     require_all: bool = False
+    extra: tuple[Path, ...] = ()
+    extra_share: float = 0.5
+    extra_epochs: int | None = None
+    others: str | None = None
     split: tuple[float, float, float] | str | None = None
     split_seed: int = 0
     fold: tuple[int, int] | None = None
@@ -121,7 +133,11 @@ class Config(Experiment):
         row |= {"seed": self.seed, "amp": self.amp}
         if self.split or self.fold:
             row |= {name: getattr(self, name) for name in ("split", "split_seed", "fold", "classes")}
-        return {name: value for name, value in row.items() if name not in ("views", "flips")}
+        if self.extra:
+            row |= {name: getattr(self, name) for name in ("extra_share", "extra_epochs", "others")}
+            row["extra"] = [path.resolve().name for path in self.extra]
+        unused = {name for name in ("colour", "ema") if not row[name]}  # as in runs of before these were there
+        return {name: value for name, value in row.items() if name not in {"views", "flips", *unused}}
 
 
 DEFAULTS: dict[str, Experiment] = {
@@ -224,7 +240,8 @@ def configure(
     if recipe == "paper":
         changes = {"lr": 1e-4 if pretrained else 1e-2, "weight_decay": 1e-4} | changes
     known = {each.name: getattr(row, each.name) for each in fields(Experiment)}
-    return Config(**known | kind | changes | {"pretrained": pretrained, "weights": weights})
+    config = Config(**known | kind | changes | {"pretrained": pretrained, "weights": weights})
+    return replace(config, name="-".join([config.name, *(path.resolve().name for path in config.extra)]))
 
 
 def _starts_pretrained(net: str, row: Experiment | None, pretrained: bool | None, weights: Path | None) -> bool:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,24 @@ class ImageCache:
         if center is None:
             return frame
         return frame, self._bytes[self._starts[index] + frame.size : self._starts[index + 1]].reshape(*center[::-1], 3)
+
+
+@dataclass(frozen=True)
+class JoinedCache:
+    """The images of `first`, then those of `extra` at the indices `kept`."""
+
+    first: ImageCache
+    extra: ImageCache
+    kept: tuple[int, ...]
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        return [*self.first.samples, *(self.extra.samples[index] for index in self.kept)]
+
+    def image(self, index: int) -> Pixels:
+        """As `ImageCache.image`."""
+        extra = index - len(self.first.samples)
+        return self.first.image(index) if extra < 0 else self.extra.image(self.kept[extra])
 
 
 def _length(sizes: Sizes, channels: int) -> int:

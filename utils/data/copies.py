@@ -78,7 +78,7 @@ def find_copies(looks: Mapping[str, Looks], *, edited: bool = False) -> list[Cop
     Not found: copies that are framed very differently, turned by other angles, or edited and mirrored at once.
     """
     copies, doubtful = [], []
-    for a, b in itertools.combinations([split for split in SPLITS if split in looks and looks[split].samples], 2):
+    for a, b in itertools.combinations([s for s in ("extra", *SPLITS) if s in looks and looks[s].samples], 2):
         left, right = looks[a], looks[b]
         others = _normalised(right.thumbnails)
         upright = _normalised(left.thumbnails) @ others.T  # [images of a, images of b]

@@ -22,6 +22,7 @@ CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
 _FACTS = json.loads(Path(__file__).with_name("isic2017.json").read_text(encoding="utf-8"))
 OFFICIAL = {split: frozenset(ids) for split, ids in _FACTS["official"].items()}  # ids of the validation and test images
 LAST_ID = max(int(id_.removeprefix("ISIC_")) for id_ in OFFICIAL["test"])  # of ISIC 2017
+HAM10000 = range(24306, 34321)  # ids of HAM10000, which is ISIC 2018's task 3: none of them is of ISIC 2017
 # The same photograph in two splits: (split, id, split, id). The first six are widely known. The others were found by
 # content (`utils.data.check`, and a search for shared keypoints) and each was looked at: one lesion, in most pairs
 # with other colours, contrast and frame, in some turned around.
@@ -46,8 +47,22 @@ _NAMES = {
         ("ISIC-2017_Test_v2_Part1_GroundTruth", "ISIC-2017_Test_Part1_GroundTruth"),
         ("ISIC-2017_Test_v2_Part3_GroundTruth.csv", "ISIC-2017_Test_Part3_GroundTruth.csv"),
     ),
-}
-PREFIXES = {split: names[1][0].removesuffix("_Part1_GroundTruth") for split, names in _NAMES.items()}  # official
+    "extra": (  # other data sets (`utils.data.extra`): HAM10000, ISIC 2018 tasks 1 and 3, ISIC 2016
+        (
+            "HAM10000_images", "HAM10000_images_part_1", "HAM10000_images_part_2", "ISIC2018_Task3_Training_Input",
+            "ISIC2018_Task1-2_Training_Input", "ISBI2016_ISIC_Part1_Training_Data", "ISBI2016_ISIC_Part3_Training_Data",
+        ),
+        (
+            "HAM10000_segmentations_lesion_tschandl", "ISIC2018_Task1_Training_GroundTruth",
+            "ISBI2016_ISIC_Part1_Training_GroundTruth",
+        ),
+        (
+            "HAM10000_metadata.csv", "HAM10000_metadata", "ISIC2018_Task3_Training_GroundTruth.csv",
+            "ISBI2016_ISIC_Part3_Training_GroundTruth.csv",
+        ),
+    ),
+}  # fmt: skip
+PREFIXES = {split: _NAMES[split][1][0].removesuffix("_Part1_GroundTruth") for split in SPLITS}  # official
 SYNTHETIC = ("synthetic.json", "sample.json")  # mark a folder of synthetic data; the second is of earlier versions
 _ID = re.compile(r"ISIC_[0-9]+")
 _IMAGE = re.compile(r"(ISIC_[0-9]+)\.(?:jpe?g|png)", re.IGNORECASE | re.ASCII)
@@ -83,7 +98,7 @@ class Metadata:
 
 
 def find_files(root: str | Path, split: str) -> SplitFiles:
-    """Every image, mask, label and metadata file of `split`; of an id in two folders, the one first in _NAMES wins.
+    """Every image, mask, label and metadata file of `split`, or "extra"; of an id in two folders, the first one wins.
 
     The metadata lie in `root`, or in an image folder as the official archives have them.
     UserError when `root` is no folder, or a folder has two files for one id.
@@ -99,7 +114,7 @@ def find_files(root: str | Path, split: str) -> SplitFiles:
     return SplitFiles(
         images=_by_id(image_folders, _IMAGE),
         masks=_by_id(_folders(here, masks), _MASK),
-        labels=_first([here], labels),
+        labels=_first([here, *_folders(here, tuple(Path(name).stem for name in labels))], labels),
         metadata=_first([here, *image_folders], [f"{name}_metadata.csv" for name in images]),
     )
 

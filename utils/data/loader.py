@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils import UserError, distributed
-from utils.data.cache import ImageCache
+from utils.data.cache import ImageCache, JoinedCache
 from utils.data.parallel import cores
 from utils.data.transforms import Transforms
 from utils.signals import kept_from_new_processes, leave_to_the_main_process
@@ -25,7 +26,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which t
 class TrainingSet(Dataset):
     """Augmented images of a cache; how each is drawn depends on (seed, epoch, index) alone, not on the worker."""
 
-    def __init__(self, cache: ImageCache, transforms: Transforms, seed: int) -> None:
+    def __init__(self, cache: ImageCache | JoinedCache, transforms: Transforms, seed: int) -> None:
         self.cache, self.transforms, self.seed = cache, transforms, seed
 
     def __len__(self) -> int:
@@ -38,8 +39,20 @@ class TrainingSet(Dataset):
         return self.transforms(self.cache.image(index), self.cache.samples[index], seed)
 
 
+@dataclass(frozen=True)
+class Extra:
+    """Images that are mixed into the batches: how many there are, which share of each, in how many first epochs."""
+
+    images: int = 0
+    share: float = 0.0
+    epochs: int | None = None
+
+
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Every index once an epoch, in an order drawn from (seed, epoch), in batches of (epoch, index).
+    """Every index below `count` once an epoch, in an order drawn from (seed, epoch), in batches of (epoch, index).
+
+    With `extra`, its images follow as indices from `count` on. They take their share of every batch, and an epoch has
+    as many steps as without them: it goes through the other part of the images, each at most once.
 
     Each of `processes` gets its share of a step's batch, in `accumulate` micro-batches; together, and in order, they
     are the batch that a single process gets as a whole.
@@ -52,8 +65,16 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self, count: int, batch_size: int, seed: int, accumulate: int = 1, rank: int = 0, processes: int = 1
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        processes: int = 1,
+        extra: Extra = Extra(),
     ) -> None:
+        self.extra = extra
         self.count, self.batch_size, self.seed = count, min(count, batch_size), seed
         self.accumulate, self.rank, self.processes = accumulate, rank, processes
         self.epoch = self.start = 0
@@ -79,7 +100,16 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         return self._batch(self._order(), step).tolist()
 
     def _order(self) -> np.ndarray:
-        return np.random.default_rng(draw_seed(self.seed, self.epoch)).permutation(self.count)
+        rng = np.random.default_rng(draw_seed(self.seed, self.epoch))
+        order, extra = rng.permutation(self.count), self.extra
+        if not extra.images or (extra.epochs is not None and self.epoch >= extra.epochs):
+            return order
+        mixed = round(extra.share * self.batch_size)  # images of a batch
+        wanted = self.steps * mixed
+        others = np.concatenate([rng.permutation(extra.images) for _ in range(-(-wanted // extra.images))])
+        own = order[: self.steps * (self.batch_size - mixed)].reshape(self.steps, -1)
+        batches = np.hstack([own, self.count + others[:wanted].reshape(self.steps, mixed)])
+        return rng.permuted(batches, axis=1).ravel()  # within a batch, so that every micro-batch has of both
 
     def _batch(self, order: np.ndarray, step: int) -> np.ndarray:
         return order[step * self.batch_size : (step + 1) * self.batch_size]
@@ -122,13 +152,14 @@ def _nameless_main() -> Iterator[None]:
 
 
 def train_loader(
-    cache: ImageCache,
+    cache: ImageCache | JoinedCache,
     transforms: Transforms,
     batch_size: int,
     seed: int,
     device: torch.device,
     workers: int | None = None,
     accumulate: int = 1,
+    extra: Extra = Extra(),
 ) -> DataLoader:
     """Augmented images uint8 [B, H, W, 3] and targets [B, …]: a step's batch as `accumulate` micro-batches in turn.
 
@@ -136,10 +167,10 @@ def train_loader(
     (`utils.distributed`), each gets its share of every batch. UserError when the batch cannot be shared evenly.
     """
     workers = default_workers(device) if workers is None else workers
-    share = distributed.rank(), distributed.processes()
+    share, count = (distributed.rank(), distributed.processes()), len(cache.samples) - extra.images
     return TrainLoader(
         TrainingSet(cache, transforms, seed),
-        batch_sampler=EpochBatches(len(cache.samples), batch_size, seed, accumulate, *share),
+        batch_sampler=EpochBatches(count, batch_size, seed, accumulate, *share, extra),
         num_workers=workers,
         worker_init_fn=_start_worker,
         pin_memory=device.type == "cuda",

@@ -82,9 +82,11 @@ def read_table(
     """
     try:
         with check_file(path).open(encoding="utf-8-sig", newline="") as file:
+            header = ("image_id", "label") if file.readline().startswith("ISIC_") else None  # ISIC 2016 has none
+            file.seek(0)
             rows = [
                 {name.strip(): (cell or "").strip() for name, cell in row.items() if name}
-                for row in csv.DictReader(file)
+                for row in csv.DictReader(file, header)
             ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not readable as a comma-separated text file ({error})") from error

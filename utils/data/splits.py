@@ -8,6 +8,7 @@ from utils import UserError
 from utils.data.copies import Copy
 from utils.data.isic import (
     CLASSES,
+    HAM10000,
     LAST_ID,
     LEFT_OUT,
     OFFICIAL,
@@ -125,6 +126,7 @@ def refuse_copies(found: Sequence[Copy], data: Data, *, keep_copies: bool = Fals
     found: by `utils.data.copies`. Of copies between validation and test, those that are not known are warned about.
     """
     ids = {split: {sample.id for sample in samples} for split, samples in data.items()}
+    found = [copy for copy in found if copy.splits[0] != "extra"]
     found = [copy for copy in found if all(i in ids[split] for split, i in zip(copy.splits, copy.ids, strict=True))]
     training = [copy for copy in found if copy.splits[0] == "train"]
     if training and not keep_copies:
@@ -149,8 +151,9 @@ def misplaced(split: str, ids: Collection[str]) -> dict[str, list[str]]:
 
 
 def later_years(root: Path, ids: Mapping[str, Iterable[str]]) -> str:
-    """What is to be said of images to train on with ids above ISIC 2017's, but for synthetic data; else ""."""
-    ids = sorted(i for split in ("train", "validation") for i in ids[split] if int(i.removeprefix("ISIC_")) > LAST_ID)
+    """What is to be said of images to train on with ids of neither ISIC 2017 nor HAM10000; "" of synthetic data."""
+    numbers = {i: int(i.removeprefix("ISIC_")) for split in ("train", "validation") for i in ids[split]}
+    ids = sorted(i for i, number in numbers.items() if number > LAST_ID and number not in HAM10000)
     if not ids or any((root / name).is_file() for name in SYNTHETIC):
         return ""
     return (

@@ -113,10 +113,27 @@ def _with_noise(image: np.ndarray, deviation: float, seed: int) -> np.ndarray:
     return cv2.add(image, noise.reshape(image.shape), dtype=cv2.CV_8U)
 
 
+def recoloured(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """uint8 [H, W, 3] as another camera under another light might show it.
+
+    Drawn are the illuminant (a factor for red and one for blue, deviation 5 %), saturation and contrast (0.8 to 1.2
+    times), hue (a turn about the grey axis by up to 5°) and brightness (up to 15 % of the range). All are affine in
+    RGB, so one matrix does them.
+    """
+    light = np.diag([np.exp(rng.normal(0, 0.05)), 1.0, np.exp(rng.normal(0, 0.05))])
+    saturation, contrast = rng.uniform(0.8, 1.2, 2)
+    hue, brightness = np.radians(rng.uniform(-5, 5)), 255 * rng.uniform(-0.15, 0.15)
+    grey = np.full((3, 3), 1 / 3)  # projects on the grey axis
+    across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)  # turns about it by 90°
+    colour = grey + saturation * (np.cos(hue) * (np.eye(3) - grey) + np.sin(hue) * across)
+    offset = np.full((3, 1), 127.5 * (1 - contrast) + brightness)
+    return cv2.transform(image, np.hstack([contrast * colour @ light, offset]))
+
+
 class SegmentationTransforms:
     """Training images for segmentation: random resized crop, flips, rotation, Gaussian noise; the target is the mask.
 
-    size: (width, height) of the network's input.
+    size: (width, height) of the network's input; colour: other colours too (`recoloured`).
 
     Attributes:
         noisy: share of the images that get noise, of a deviation between 1 and 5 % of the range of values.
@@ -124,10 +141,10 @@ class SegmentationTransforms:
 
     noisy = 0.3
 
-    def __init__(self, size: tuple[int, int]) -> None:
+    def __init__(self, size: tuple[int, int], colour: bool = False) -> None:
         import albumentations as A
 
-        self.transforms = A.Compose(_crop_flip_turn(size))
+        self.transforms, self.colour = A.Compose(_crop_flip_turn(size)), colour
 
     def __call__(self, pixels: np.ndarray, sample: Sample, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Cached pixels uint8 [h, w, 4] → image uint8 [H, W, 3], mask uint8 [H, W] of 0 and 1; `seed` decides all."""
@@ -140,36 +157,38 @@ class SegmentationTransforms:
         image = drawn["image"]
         if rng.random() < self.noisy:
             image = _with_noise(image, 255 * rng.uniform(0.01, 0.05), int(rng.integers(2**31)))
-        return image, drawn["mask"]
+        return recoloured(image, rng) if self.colour else image, drawn["mask"]
 
 
 class FrameTransforms:
     """Training images for classification: random resized crop, flips, rotation; the target is the label.
 
-    size: (width, height) of the network's input.
+    size: (width, height) of the network's input; colour: other colours too (`recoloured`).
     """
 
-    def __init__(self, size: tuple[int, int]) -> None:
+    def __init__(self, size: tuple[int, int], colour: bool = False) -> None:
         import albumentations as A
 
-        self.transforms = A.Compose(_crop_flip_turn(size))
+        self.transforms, self.colour = A.Compose(_crop_flip_turn(size)), colour
 
     def __call__(self, pixels: np.ndarray, sample: Sample, seed: int) -> tuple[np.ndarray, int]:
         """Cached pixels uint8 [h, w, 3] → image uint8 [H, W, 3] and class index; `seed` decides all draws."""
-        self.transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        return self.transforms(image=np.ascontiguousarray(pixels))["image"], sample.label
+        rng = np.random.default_rng(seed)
+        self.transforms.set_random_state(rng, random.Random(seed))
+        image = self.transforms(image=np.ascontiguousarray(pixels))["image"]
+        return recoloured(image, rng) if self.colour else image, sample.label
 
 
 class PatchTransforms:
     """Training images for classification: a random patch, flips, rotation by up to 10°; the target is the label.
 
-    size: (width, height) of the network's input.
+    size: (width, height) of the network's input; colour: other colours too (`recoloured`).
     """
 
-    def __init__(self, size: tuple[int, int]) -> None:
+    def __init__(self, size: tuple[int, int], colour: bool = False) -> None:
         import albumentations as A  # imports slowly, and prediction needs none of it
 
-        self.size = size
+        self.size, self.colour = size, colour
         self.transforms = A.Compose(
             [
                 A.HorizontalFlip(),
@@ -183,7 +202,8 @@ class PatchTransforms:
         rng = np.random.default_rng(seed)
         image = take(pixels, draw_patch(rng), self.size)
         self.transforms.set_random_state(rng, random.Random(seed))
-        return self.transforms(image=image)["image"], sample.label
+        image = self.transforms(image=image)["image"]
+        return recoloured(image, rng) if self.colour else image, sample.label
 
 
 @dataclass(frozen=True)
@@ -191,14 +211,14 @@ class TrainTransforms:
     """What a classifier is trained on, and what goes with it.
 
     Attributes:
-        build: training transforms for a (width, height) of the network's input.
+        build: training transforms for a (width, height) of the network's input, and whether in other colours too.
         cached_scale: images are cached at so many times the network's size.
         center_scale: and their CENTER once more, at so many times that size.
         selection, selection_flips: what the best epoch is chosen by. One patch alone is too noisy for that.
         frame_scale: the whole frame shows things as large as the training images do at so many times the input's size.
     """
 
-    build: Callable[[tuple[int, int]], Transforms]
+    build: Callable[[tuple[int, int], bool], Transforms]
     cached_scale: float
     center_scale: float | None
     selection: tuple[Patch, ...]

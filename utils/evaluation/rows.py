@@ -135,6 +135,7 @@ def deviations(run: RunResult) -> list[str]:
 
 def _row_of(run: RunResult) -> Experiment:
     name = run.settings.get("ensemble", {}).get("of", run.experiment)
+    name = name.removesuffix("".join(f"-{folder}" for folder in run.settings.get("extra", ())))
     if name in EXPERIMENTS:
         return EXPERIMENTS[name]
     net, pretrained = run.settings["net"], run.settings["pretrained"]
@@ -163,11 +164,15 @@ def _words(settings: Mapping[str, Any], row: Experiment) -> dict[str, str]:
         "attention": "attention {attention}",
         "alpha": "alpha {alpha}" if settings.get("alpha") else "",
         "train_views": "trained on {train_views}",
+        "colour": "other colours" if settings.get("colour") else "no other colours",
+        "ema": "moving average {ema:g}" if settings.get("ema") else "no moving average",
     }
 
 
 def _other_images(run: RunResult) -> list[str]:
     told = []
+    if extra := run.settings.get("extra_images"):
+        told.append(f"with {extra.partition(',')[0]} of {' and '.join(run.settings['extra'])}")
     for part, known in _KNOWN.items():
         count, _, sha256 = (run.settings.get(f"{part}_images") or "").partition(" images, sha256 ")
         if not count:

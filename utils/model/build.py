@@ -13,9 +13,10 @@ from nets.fast import kernel
 from nets.pretrained import PRETRAINED
 from utils import UserError, distributed
 from utils.config import MODEL, Config
-from utils.data.cache import ImageCache
+from utils.data.cache import ImageCache, JoinedCache
+from utils.data.extra import licence
 from utils.data.isic import SPLITS, SYNTHETIC
-from utils.data.loader import train_loader
+from utils.data.loader import Extra, train_loader
 from utils.data.splits import Data
 from utils.data.transforms import Transforms
 from utils.device import Precision, compile_network, use_deterministic_kernels
@@ -36,7 +37,8 @@ def build_model(config: Config) -> tuple[nn.Module, dict[str, Any] | None]:
     model = nets.create_model(config.net, classes, attention=config.attention, alpha=config.alpha)
     weights, origin = None, "random weights"
     if config.weights:
-        log.info("%s: if these weights have seen ISIC 2018 or later, they have seen most test images", config.weights)
+        seen = "if these weights have seen ISIC 2018 (task 1) or 2019, they have seen most test images"
+        log.info("%s: %s", config.weights, seen)
     if config.resume and not config.weights and (config.folder / "last.pth").is_file():
         weights, origin = read_config(config.folder)["settings"].get("weights"), str(config.folder)
     elif config.weights or config.pretrained:
@@ -52,7 +54,7 @@ def build_training(
     config: Config,
     model: nn.Module,
     criterion: nn.Module,
-    cache: ImageCache,
+    cache: ImageCache | JoinedCache,
     transforms: Transforms,
     precision: Precision,
 ) -> tuple[Trainer, DataLoader]:
@@ -67,13 +69,18 @@ def build_training(
         if device.type != "cuda":
             raise UserError(f"--sync-batchnorm needs CUDA devices, not {device.type}: leave it away")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    loader = train_loader(cache, transforms, config.batch_size, config.seed, device, config.workers, config.accumulate)
+    extra = Extra()
+    if isinstance(cache, JoinedCache):
+        extra = Extra(len(cache.kept), config.extra_share, config.extra_epochs)
+    loader = train_loader(
+        cache, transforms, config.batch_size, config.seed, device, config.workers, config.accumulate, extra
+    )
     model.to(device, memory_format=torch.channels_last)
     if config.compile:
         compile_network(model)
     schedule = Schedule(config.epochs, config.lr, config.weight_decay, config.patience, config.optimizer)
     steps, record = loader.batch_sampler.steps, find_record(config.graphs, precision)
-    return Trainer(model, criterion, schedule, steps, precision, config.on_nan, record), loader
+    return Trainer(model, criterion, schedule, steps, precision, config.on_nan, record, config.ema), loader
 
 
 def start_run(
@@ -86,8 +93,10 @@ def start_run(
 ) -> Run:
     """The run's folder, with its settings and what it is made with written to config.json."""
     settings = {**config.settings(), "weights": weights}
-    settings |= {f"{split}_images": digest(data[split]) for split in SPLITS if split != "test"}
+    settings |= {f"{split}_images": digest(data[split]) for split in ("train", "validation", "extra") if split in data}
     facts = {"data": str(config.data), "test_images": digest(data["test"]), "message": config.message, **facts}
+    if "extra" in data:
+        facts |= {"licence": licence(each.id for each in data["extra"])}
     facts |= {"prepared": {split: caches[split].path.stem for split in SPLITS if split in caches}}
     if config.net in nets.ATTENTIVE and precision.device.type == "cpu":
         facts |= {"arl_kernel": kernel.load(precision.dtype or torch.float32) is not None}

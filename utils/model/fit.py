@@ -140,13 +140,15 @@ def _epoch(
         raise StopRequested(stop.number or signal.SIGTERM)
     seconds = time.perf_counter() - start
     distributed.share_buffers(trainer.model)
+    if trainer.ema:
+        distributed.share_buffers(trainer.best)
     _check_finite(trainer, run)
     if done.skipped > skipped:
         count = done.skipped - skipped
         log.warning("epoch %d: %d steps skipped, their loss or gradient was not finite", done.epoch + 1, count)
     trainer.begin_next_epoch(loader)
     with stop.at_once():
-        score, columns = validate(trainer.model)
+        score, columns = validate(trainer.best)
     images = (done.step - first) * loader.batch_sampler.batch_size
     row = {"epoch": done.epoch + 1, "lr": done.lr, "train_loss": loss, **columns, **alphas(trainer.model)}
     row |= {"train_seconds": round(seconds, 3), "images_per_second": round(images / seconds, 2)}
@@ -187,7 +189,7 @@ def _loader_failures_explained() -> Iterator[None]:
 def _keep_best(trainer: Trainer, run: Run) -> None:
     """best.pth, where the epoch just done is the best one. Written after last.pth, from which it can be made again."""
     if trainer.progress.best_epoch == trainer.progress.epoch:
-        state = {"model": trainer.model.state_dict(), "progress": vars(trainer.progress).copy()}
+        state = {"model": trainer.best.state_dict(), "progress": vars(trainer.progress).copy()}
         save_checkpoint(state, run.path("best.pth"))
 
 

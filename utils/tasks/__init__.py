@@ -14,6 +14,7 @@ from utils import distributed
 from utils.config import ROOT, Config
 from utils.data.cache import ImageCache
 from utils.data.copies import copies_between
+from utils.data.extra import join_extra
 from utils.data.splits import refuse_copies
 from utils.device import Precision, find_device, find_precision
 from utils.logger import log
@@ -52,10 +53,15 @@ def _train(task: Task, precision: Precision) -> Run:
         model, weights = build_model(config)
         caches = task.prepare(data)
         grouped = bool(config.split or config.fold)
-        refuse_copies(copies_between(caches), data, keep_copies=config.keep_copies, grouped=grouped)
+        copies = copies_between(caches)
+        refuse_copies(copies, data, keep_copies=config.keep_copies, grouped=grouped)
+        training = caches["train"]
+        if config.extra:
+            training = join_extra(caches, copies)
+            data["extra"] = training.samples[len(caches["train"].samples) :]
 
     validate = task.validation(caches["validation"], precision)
-    trainer, loader = build_training(config, model, task.loss(), caches["train"], task.transforms(), precision)
+    trainer, loader = build_training(config, model, task.loss(), training, task.transforms(), precision)
     with start_run(config, data, weights, precision, caches, facts) as run:
         fit(trainer, loader, validate, run)
         if distributed.is_main():

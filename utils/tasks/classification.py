@@ -12,6 +12,7 @@ from torch import nn
 from utils import UserError
 from utils.config import Config
 from utils.data.cache import ImageCache, prepare
+from utils.data.extra import extra_samples
 from utils.data.isic import CLASSES
 from utils.data.own import own_data
 from utils.data.splits import Data, classification_data
@@ -65,6 +66,8 @@ class Classification:
             names = ", ".join(self.classes)
             raise UserError(f"--class-weights: {len(weights)} numbers for {count} classes ({names}); give one for each")
         self.config = replace(self.config, class_weights=weights)
+        if config.extra:
+            data["extra"] = extra_samples(self.config, data, masks=False)
         return data, facts
 
     def prepare(self, data: Data) -> dict[str, ImageCache]:
@@ -72,7 +75,7 @@ class Classification:
         return {split: prepare(data[split], size, self.config.cache, masks=False) for split in data if data[split]}
 
     def transforms(self) -> Transforms:
-        return self.kind.build(self.config.size)
+        return self.kind.build(self.config.size, self.config.colour)
 
     def loss(self) -> nn.Module:
         return create_loss(self.config.loss, class_weights=self.config.class_weights)

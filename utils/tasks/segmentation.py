@@ -9,6 +9,7 @@ from torch import nn
 
 from utils.config import Config
 from utils.data.cache import ImageCache, prepare
+from utils.data.extra import extra_samples
 from utils.data.own import own_data
 from utils.data.splits import Data, segmentation_data
 from utils.data.transforms import SegmentationTransforms, cache_size
@@ -32,16 +33,19 @@ class Segmentation:
     def read_data(self) -> tuple[Data, dict[str, Any]]:
         if own := own_data(self.config, masks=True):
             self.config, data = own
-            return data, {}
-        return segmentation_data(self.config.data, keep_copies=self.config.keep_copies), {}
+        else:
+            data = segmentation_data(self.config.data, keep_copies=self.config.keep_copies)
+        if self.config.extra:
+            data["extra"] = extra_samples(self.config, data, masks=True)
+        return data, {}
 
     def prepare(self, data: Data) -> dict[str, ImageCache]:
         size = self.config.size
-        sizes = {"train": cache_size(size), "validation": size, "test": size}
+        sizes = {"train": cache_size(size), "extra": cache_size(size), "validation": size, "test": size}
         return {split: prepare(data[split], sizes[split], self.config.cache) for split in data if data[split]}
 
     def transforms(self) -> SegmentationTransforms:
-        return SegmentationTransforms(self.config.size)
+        return SegmentationTransforms(self.config.size, self.config.colour)
 
     def loss(self) -> nn.Module:
         return create_loss(self.config.loss)
