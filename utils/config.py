@@ -169,6 +169,8 @@ _SMALL = {
     },
 }  # fmt: skip
 
+_SHORT = {"size": (192, 192), "epochs": 8, "patience": 8}
+_RECIPE = {"colour": True, "ema": 0.99}
 
 DEFAULT_NET = {"segmentation": "dense_unet", "classification": "arl50"}  # where neither row nor network is named
 KIND = ("loss", "class_weights", "optimizer", "train_views")  # settings that, with the attention, identify a row
@@ -183,12 +185,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         _row("cls-2-4", "classification", "arl14", False, loss="ce", class_weights=(2.5, 2.5, 0.5)),
         _row("cls-b1", "classification", "mobilenet", True, **_SMALL["classification"]),
         _row("cls-b2", "classification", "arl_mobilenet", True, **_SMALL["classification"]),
+        _row("cls-b3", "classification", "mobilenet", True, **_SMALL["classification"], **_RECIPE),
         _row("seg-1", "segmentation", "unet", False),
         _row("seg-2", "segmentation", "dense_unet", False),
         _row("seg-3", "segmentation", "dense_unet", True),
         _row("seg-4", "segmentation", "res_unet", True),
         _row("seg-5", "segmentation", "arl_unet", True),
         _row("seg-b1", "segmentation", "mobilenet_unet", True, **_SMALL["segmentation"]),
+        _row("seg-b2", "segmentation", "mobilenet_unet", True, **_SMALL["segmentation"] | _SHORT, **_RECIPE),
     )
 }
 
