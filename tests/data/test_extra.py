@@ -1,4 +1,4 @@
-"""Images of other data sets to train on besides: read in their layouts, counted as ISIC 2017's classes, never a leak."""
+"""Images of other data sets to train on besides: read in their layouts, counted as ISIC 2017's classes, no leak."""
 
 import json
 import shutil
