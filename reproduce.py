@@ -8,8 +8,9 @@
 A name is a row (seg-2) or a network (arl18, which leaves the encoder of seg-5). Each run is a process of its own, with
 its output in model/<row>/run<seed>.log; its small files are copied to results/<row>/seed<seed>/. The same command goes
 on where it was stopped and passes over what is in results/. A run that fails is named at the end, and the others go on.
-With GPUs one run is on each at a time; without, --jobs share the cores. seg-5 starts from arl18.pth: where it is not
-there, arl18 is trained first. A signal that asks to stop goes to the runs under way, which write their checkpoints.
+--jobs runs are under way at a time, on each GPU where there are some: one small row alone leaves a GPU idle. seg-5
+starts from arl18.pth: where it is not there, arl18 is trained first. A signal that asks to stop goes to the runs under
+way, which write their checkpoints.
 """
 
 import argparse
@@ -127,12 +128,23 @@ def portable(command: str) -> str:
     return shlex.join(Path(word).name if word.startswith(("/", "~")) else word for word in words)
 
 
-def run_alone(job: Job, environment: dict[str, str]) -> None:
+@dataclass(frozen=True)
+class Place:
+    """Where a run is: a GPU, as CUDA_VISIBLE_DEVICES names it, and processor cores; None and () leave it free."""
+
+    gpu: str | None
+    cores: tuple[int, ...]
+
+
+def run_alone(job: Job, place: Place) -> None:
     """In a process of its own: train with what is printed going to the job's log."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C comes to it once, from the process that started it
     os.chdir(ROOT)
-    os.environ.update(environment)
+    if place.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = place.gpu
+    if place.cores:
+        os.sched_setaffinity(0, place.cores)  # so many threads and loader processes it will have
     with job.output.open("a") as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -148,14 +160,15 @@ def run_alone(job: Job, environment: dict[str, str]) -> None:
 
 
 class Runner:
-    """Runs jobs, one on each device at a time."""
+    """Runs jobs, one on each place at a time."""
 
-    def __init__(self, devices: Sequence[str | None], threads: int | None) -> None:
-        """devices: GPUs' indices, or None for each place on the CPU; threads: of a run, None for PyTorch's choice."""
-        self._count, self._threads = len(devices), threads
-        self._free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        for device in devices:
-            self._free.put(device)
+    def __init__(self, places: Sequence[str | None]) -> None:
+        """places: the GPU of each, or None for one on the CPU. They share the processor's cores evenly."""
+        self._count = len(places)
+        self._free: queue.SimpleQueue[Place] = queue.SimpleQueue()
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        for number, gpu in enumerate(places):
+            self._free.put(Place(gpu, tuple(cores[number % len(cores) :: len(places)]) if cores else ()))
         self._context = multiprocessing.get_context("spawn")
         self._lock, self._stopping = threading.Lock(), False
         self._running: set[multiprocessing.Process] = set()
@@ -174,26 +187,23 @@ class Runner:
                 raise
 
     def _on_a_device(self, job: Job) -> str | None:
-        device = self._free.get()
+        place = self._free.get()
         try:
-            return self._run_job(job, device)
+            return self._run_job(job, place)
         except (UserError, OSError) as error:
             return f"{job.name}: {error}"
         finally:
-            self._free.put(device)
+            self._free.put(place)
 
-    def _run_job(self, job: Job, device: str | None) -> str | None:
+    def _run_job(self, job: Job, place: Place) -> str | None:
         """Run to the end and keep the results; returns what went wrong, or None."""
         if (job.results / "metrics.json").is_file():
             if differ := differences(job):
                 return f"{job.name}: {job.results} is of other settings, {differ}: move it away or choose --results DIR"
             log.info("%s: there already (%s)", job.name, job.results)
             return None
-        environment = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
-        if self._threads is not None and "OMP_NUM_THREADS" not in os.environ:
-            environment["OMP_NUM_THREADS"] = str(self._threads)
         job.output.parent.mkdir(parents=True, exist_ok=True)
-        process = self._context.Process(target=run_alone, args=(job, environment), name=job.name)
+        process = self._context.Process(target=run_alone, args=(job, place), name=job.name)
         with self._lock:
             if self._stopping:
                 return None
@@ -226,19 +236,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(EXPERIMENTS), help="rows or networks (every row)")
     parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], help="of each (0 1 2)")
-    parser.add_argument("--jobs", type=at_least(1), help="runs at a time without a GPU (1)")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="runs at a time, on each GPU if any (1)")
     parser.add_argument("--output", type=Path, default=MODEL, help="where run folders go (model)")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="where results go (results)")
     args = parser.parse_args(ours)
     args.output, args.results = args.output.resolve(), args.results.resolve()  # runs start in the repository's root
     # A row's first seed before any second one: a stopped list holds as many rows as it can.
     jobs = [make_job(name, seed, flags, args.output, args.results) for seed in args.seeds for name in args.names]
-    from utils.data.parallel import cores
-
-    gpus = visible_gpus()
-    devices = gpus or [None] * (args.jobs or 1)
-    threads = None if gpus or args.jobs is None else max(1, cores() // args.jobs)
-    runner, failed = Runner(devices, threads), []
+    runner, failed = Runner((visible_gpus() or [None]) * args.jobs), []
     if any(needs_arl18(job, (args.output, MODEL)) for job in jobs):
         failed = runner.run([make_job("arl18", args.seeds[0], flags, args.output, args.results)])
     failed += runner.run(jobs)

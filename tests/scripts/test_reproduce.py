@@ -1,6 +1,7 @@
 """Rows × seeds unattended: results as the tables read them, passing over, going on, failing apart."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import reproduce
-from reproduce import KEPT, Job, Runner, main, make_job, portable
+from reproduce import KEPT, Job, Place, Runner, main, make_job, portable
 from tests.conftest import ROOT
 from tests.scripts.conftest import QUICK, flags
 from utils import UserError
@@ -79,29 +80,28 @@ def test_a_list_that_is_stopped_stops_its_run_and_starts_no_other(tmp_path, data
     assert not run.with_name("run12.log").exists()
 
 
-def pretend(job: Job, environment: dict[str, str]) -> None:
-    """In place of a training: tells when it was on which device, and fails with seed 2."""
+def pretend(job: Job, place: Place) -> None:
+    """In place of a training: tells when it was where, and fails with seed 2."""
     start = time.monotonic()
     time.sleep(0.3)
     job.config.folder.mkdir(parents=True)
-    facts = {"command": "", "data": "", "device": environment["CUDA_VISIBLE_DEVICES"]}
-    facts |= {"threads": environment.get("OMP_NUM_THREADS"), "time": [start, time.monotonic()]}
+    facts = {"command": "", "data": "", "gpu": place.gpu, "cores": place.cores, "time": [start, time.monotonic()]}
     (job.config.folder / "config.json").write_text(json.dumps(facts))
     if job.config.seed == 2:
         job.output.write_text("out of luck")
         sys.exit(1)
 
 
-def test_each_device_takes_one_run_at_a_time(tmp_path, monkeypatch):
+def test_each_place_takes_one_run_at_a_time_and_has_its_share_of_the_cores(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "run_alone", pretend)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4}, raising=False)
     jobs = [make_job("seg-1", seed, [], tmp_path, tmp_path / "results") for seed in range(5)]
-    failed = Runner(["0", "1"], 3).run(jobs)
+    failed = Runner(["0", "1"]).run(jobs)
     assert failed == [f"seg-1 seed 2: exit code 1, out of luck (see {tmp_path / 'seg-1/run2.log'})"]
     runs = [json.loads((tmp_path / f"seg-1/run{seed}/config.json").read_text()) for seed in range(5)]
-    assert {run["threads"] for run in runs} == {"3"} and {run["device"] for run in runs} == {"0", "1"}
-    for device in "01":
-        times = sorted(run["time"] for run in runs if run["device"] == device)
+    assert {(run["gpu"], *run["cores"]) for run in runs} == {("0", 0, 2, 4), ("1", 1, 3)}
+    for gpu in "01":
+        times = sorted(run["time"] for run in runs if run["gpu"] == gpu)
         assert all(before[1] <= after[0] for before, after in pairwise(times))
     kept = {path.parent.name for path in (tmp_path / "results").rglob("config.json")}
     assert kept == {f"seed{seed}" for seed in (0, 1, 3, 4)}

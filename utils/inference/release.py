@@ -4,7 +4,8 @@
 
 The first folder is the run's, with best.pth; the second is where `reproduce.py` has copied its results. There go
 weights.safetensors, which `predict` takes, likeness.safetensors, by which it warns of photographs unlike the training
-images, and README.md, the card, with the scores of that file: it is read back.
+images, and README.md, the card, with the scores of that file: it is read back. Scores on other data that
+`python -m utils.evaluation.score … --json RESULTS/elsewhere_NAME.json` wrote go into the card too.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from utils.evaluation import classification, segmentation
 from utils.evaluation.rows import deviations
 from utils.evaluation.runs import RunResult, read_run
 from utils.evaluation.tables import format_scores
-from utils.files import written_whole
+from utils.files import load_json, written_whole
 from utils.inference.classification import labels_of
 from utils.inference.likeness import write_likeness
 from utils.inference.segmentation import score
@@ -81,8 +82,17 @@ def model_card(run: RunResult, scores: str, size: int) -> str:
         "file": RELEASED,
         "megabytes": f"{size / 1e6:.1f}",
         "scores": scores,
+        "licence": "; ".join(filter(None, ["ISIC Archive, CC-0 (arXiv:1710.05006)", config.get("licence")])),
+        "elsewhere": "".join(_elsewhere(path) for path in sorted(run.folder.glob("elsewhere_*.json"))),
     }  # fmt: skip
     return Template(CARD.read_text(encoding="utf-8")).substitute(facts)
+
+
+def _elsewhere(path: Path) -> str:
+    """Scores on data that had no part in training or choosing, for the card."""
+    name = path.stem.removeprefix("elsewhere_").upper()
+    texts = [format_scores(what, scores) for what, scores in load_json(path).items()]
+    return f"\nElsewhere, on {name}, by which nothing was chosen:\n\n```\n" + "\n".join(texts) + "\n```\n"
 
 
 def main(argv: list[str] | None = None) -> None:
