@@ -93,10 +93,13 @@ def main(argv: list[str] | None = None) -> None:
     add("photographs", type=Path, nargs="+", help="files, or folders of them")
     add("--output", type=Path, default=Path("predictions"), metavar="DIR", help="where predictions go (predictions)")
     add("--recursive", action="store_true", help="look into the folders in folders too")
+    add(
+        "--uncertainty", action="store_true", help="the mean of all released runs of a row, and by how much they differ"
+    )
     add("--device", help="cuda, cuda:1, mps, cpu … (the first of these that is there)")
     add("--amp", choices=AMP, default="auto", help="mixed precision (auto: where the hardware gains by it)")
     args = parser.parse_args(argv)
-    runs = chosen_runs(args.run)
+    runs = chosen_runs(args.run, ensemble=args.uncertainty)
     record = Record(args.output, {run_label(run): sha256(weights_file(run.folder)) for run in runs})
     photographs, skipped = find_photographs(args.photographs, args.output, args.recursive, record.names)
     waiting = [each for each in photographs if record.waits(each.file)]

@@ -10,7 +10,7 @@ from PIL import Image
 from utils import UserError
 from utils.config import configure
 from utils.data import check
-from utils.data.isic import CLASSES
+from utils.data.isic import CLASSES, COPY_OF
 from utils.data.own import drawn_splits, own_data, read_folder, read_table
 from utils.data.splits import refuse_copies
 
@@ -110,6 +110,13 @@ def test_every_image_is_tested_by_one_fold_and_no_group_is_split(tmp_path):
     assert all(len({(groups[id_], fold[id_]) for id_ in fold}) == 40 for fold in folds)
 
 
+def test_known_copies_are_not_split(tmp_path):
+    pairs = [*COPY_OF.items()][:8]
+    root = own_folder(tmp_path / "mine", "", [id_ for pair in pairs for id_ in pair])
+    drawn = splits_of(root, fold=(1, 4))
+    assert all(drawn[one] == drawn[other] for one, other in pairs) and len(set(drawn.values())) == 3
+
+
 def test_what_a_run_gets(tmp_path):
     table, names = lesions(40)
     root = own_folder(tmp_path / "mine", table, [*names, "unlabelled"])
@@ -143,6 +150,8 @@ def test_what_cannot_be_trained_on(tmp_path, table, names, changes, reason):
 def test_flags_for_own_folders_are_refused_for_the_challenges(tmp_path):
     with pytest.raises(UserError, match=r"--split and --fold are for folders with images/ and masks/ or labels\.csv"):
         own_data(configure("seg-1", data=tmp_path, fold=(1, 3)), masks=True)
+    with pytest.raises(UserError, match=r"-i 2: the run of --fold 1/3 is run1, leave -i away"):
+        own_data(configure("seg-1", data=own_folder(tmp_path / "mine", "", [*"abc"]), fold=(1, 3), id=2), masks=True)
 
 
 def test_the_check_tells_what_it_sees(tmp_path, capsys):

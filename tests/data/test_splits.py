@@ -1,6 +1,7 @@
 """Which images each task uses, what lies there twice, and what the folder's check says of the real ones."""
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from utils import UserError
 from utils.data.cache import prepare
 from utils.data.copies import copies_between
 from utils.data.isic import (
-    COPIES_WITHIN,
+    COPY_OF,
     KNOWN_COPIES,
     LAST_ID,
     LEFT_OUT,
@@ -70,8 +71,10 @@ def test_the_official_ids_are_those_of_the_real_folder(isic2017):
     for split, count in (("validation", 150), ("test", 600)):
         assert OFFICIAL[split] == ids[split] and len(OFFICIAL[split]) == count
     assert max(OFFICIAL["test"]) == f"ISIC_{LAST_ID:07}"
-    assert all({i, j} <= ids[split] and i != j for split, i, j in COPIES_WITHIN) and len(COPIES_WITHIN) == 11
     assert all(i in ids[a] and j in ids[b] for a, i, b, j in KNOWN_COPIES) and len(KNOWN_COPIES) == 33
+    pairs = {(i, j): a for j, i in COPY_OF.items() for a in ids if {i, j} <= ids[a]}
+    assert Counter(pairs.values()) == {"train": 9, "test": 2} and len(COPY_OF) == len(KNOWN_COPIES) + 11
+    assert len({*COPY_OF, *COPY_OF.values()}) == 2 * len(COPY_OF)  # no photograph is in two pairs
 
 
 def search(data: dict, folder: Path, size: tuple[int, int]) -> list:

@@ -60,6 +60,10 @@ def test_probabilities(tmp_path, digits):
     aucs = [roc_auc_score(labels == k, table[name]) for k, name in enumerate(names)]
     assert found["mean_auc"] == pytest.approx(np.mean(aucs), abs=1e-9)
     assert [found[name]["auc"] for name in names] == pytest.approx(aucs) and found["images"] == 12
+    width = np.diff(found["interval_95"]["mole"]["auc"])
+    truth.assign(group=labels + 3 * (np.arange(12) // 6)).to_csv(tmp_path / "labels.csv", index=False)  # two of each
+    grouped = run(tmp_path / "out", tmp_path / "labels.csv")["probabilities"]
+    assert grouped["mole"] == found["mole"] and abs(np.diff(grouped["interval_95"]["mole"]["auc"]) - width) > 0.01
     truth.replace({"wart": "verruca", "scar": "mole 2"}).to_csv(tmp_path / "labels.csv", index=False)
     found = run(tmp_path / "out" / "summary.csv", tmp_path / "labels.csv")["probabilities"]
     assert found.keys() == {"images", "interval_95", "mole"} and found["mole"]["auc"] == pytest.approx(aucs[1])

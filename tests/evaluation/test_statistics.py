@@ -8,6 +8,7 @@ from scipy.stats import norm
 
 from tests.evaluation.test_classification_scores import by_path, draw, scikit_learn_scores
 from utils.evaluation.classification import auc, calibration_error, score_intervals
+from utils.evaluation.segmentation import pooled_intervals
 from utils.evaluation.statistics import bootstrap_interval, delong, delong_test, holm, interval, paired_bootstrap
 
 
@@ -103,6 +104,26 @@ def test_intervals_are_of_drawn_images():
     means = [values[generator.integers(31, size=31)].mean() for _ in range(2000)]
     assert bootstrap_interval(values) == pytest.approx(np.quantile(means, (0.025, 0.975)), abs=1e-12)
     assert bootstrap_interval(values) == bootstrap_interval(list(values))
+
+
+def test_images_of_one_group_are_drawn_together():
+    """Three photographs of each lesion tell no more than one; every lesion by itself is drawn as without groups."""
+    probabilities, labels = draw(20, 3, (0.3, 0.3, 0.4))
+    counts = np.random.default_rng(0).integers(1, 99, (2, 20, 4))
+    groups = [f"lesion {number}" for number in range(20)][::-1]
+    a, b = probabilities.T[:2]
+    for times in (1, 3):
+        p, y, together = np.tile(probabilities, (times, 1)), np.tile(labels, times), groups * times
+        assert bootstrap_interval(p[:, 0], together) == pytest.approx(bootstrap_interval(a), abs=1e-12)
+        found, expected = paired_bootstrap(p[:, 0], p[:, 1], together), paired_bootstrap(a, b)
+        assert [found.p_value, *found.interval] == pytest.approx([expected.p_value, *expected.interval], abs=1e-12)
+        expected = by_path(score_intervals(probabilities, labels, 99))
+        for path, ends in by_path(score_intervals(p, y, 99, groups=together)).items():
+            assert ends == pytest.approx(expected[path], abs=1e-12)
+        found, expected = pooled_intervals(np.tile(counts, (1, times, 1)), 99, together), pooled_intervals(counts, 99)
+        assert found["dice"] == pytest.approx(expected["dice"], abs=1e-12)
+    with pytest.raises(ValueError, match="2 groups for 20 images"):
+        bootstrap_interval(a, ["x", "y"])
 
 
 def test_intervals_at_the_edges():

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from tests.evaluation.test_runs import IDS, classification_run, labels_of, segmentation_run
-from utils.data.isic import CLASSES
+from utils.data.isic import CLASSES, lesions
 from utils.evaluation.classification import score_intervals
 from utils.evaluation.rows import Row, result_rows
 from utils.evaluation.runs import find_runs
@@ -189,7 +189,7 @@ def test_classification_scores_of_groups_are_those_of_their_images(tmp_path):
     files = [pd.read_csv(tmp_path / f"seed{seed}/test_predictions.csv") for seed in (0, 1)]
     probabilities = np.stack([file[list(CLASSES)].to_numpy()[places] for file in files])
     labels = labels_of("test")[places]
-    intervals = score_intervals(probabilities, labels)
+    intervals = score_intervals(probabilities, labels, groups=np.array(lesions(IDS["test"]))[places])
     assert line["images"] == len(places)
     for number, (short, name) in enumerate((("MEL", "melanoma"), ("SK", "seborrheic keratosis"))):
         positive = labels == number

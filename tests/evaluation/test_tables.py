@@ -18,7 +18,7 @@ from tests.evaluation.test_runs import (
 )
 from utils import UserError
 from utils.config import EXPERIMENTS
-from utils.data.isic import CLASSES
+from utils.data.isic import CLASSES, lesions
 from utils.evaluation.classification import TASKS, auc, official_truth, score_intervals
 from utils.evaluation.export import Score
 from utils.evaluation.runs import find_runs
@@ -36,6 +36,7 @@ from utils.evaluation.tables import (
 OURS = ["experiment", "network", "pretrained", "size", "seeds"]
 OFFICIAL = ["accuracy", "sensitivity", "specificity", "jaccard", "dice", "threshold_jaccard"]
 BOTH = "mean of background and lesion: "
+SHOWN = lesions(IDS["test"])
 SHORT = {"MEL": "melanoma", "SK": "seborrheic_keratosis"}
 
 
@@ -67,10 +68,10 @@ def test_segmentation_scores(folder, experiment, seeds):
     files = [scores_of(folder / f"{experiment}/seed{seed}", "test") for seed in seeds]
     counts = np.stack([file[["tp", "fp", "fn", "tn"]] for file in files])
     each, together = [official_scores(one) for one in counts], [pooled_scores(one) for one in counts]
-    ends = pooled_intervals(counts)
+    ends = pooled_intervals(counts, groups=SHOWN)
     for name in OFFICIAL:
         per_image = sum(file[name].to_numpy() for file in files) / len(files)
-        assert_score(official[name], [one[name] for one in each], bootstrap_interval(per_image))
+        assert_score(official[name], [one[name] for one in each], bootstrap_interval(per_image, SHOWN))
     for name in OFFICIAL[:5]:
         assert_score(pooled[name], [one[name] for one in together], ends[name])
     for name in OFFICIAL[3:]:
@@ -82,14 +83,17 @@ def test_segmentation_scores(folder, experiment, seeds):
         assert official["note"] == f"128×128 px, 8 of 150 epochs, {SCORED}"
 
 
-@pytest.mark.parametrize(("experiment", "seeds"), [("arl18-scratch", (4,)), ("cls-2-4", (0, 1, 2))])
-def test_classification_scores(folder, experiment, seeds):
+@pytest.mark.parametrize(
+    ("experiment", "seeds", "split"), [("arl18-scratch", (4,), "validation"), ("cls-2-4", (0, 1, 2), "test")]
+)
+def test_classification_scores(folder, experiment, seeds, split):
     runs = find_runs(folder / experiment)
-    table, points = (make(runs, "validation") for make in (classification_table, operating_points_table))
+    table, points = (make(runs, split) for make in (classification_table, operating_points_table))
     line, point = line_of(table, experiment), line_of(points, experiment)
-    files = [pd.read_csv(folder / f"{experiment}/seed{seed}/validation_predictions.csv") for seed in seeds]
-    ends = score_intervals(np.stack([file[list(CLASSES)] for file in files]), labels_of("validation"))
-    each = [run.metrics["validation"] for run in runs]
+    files = [pd.read_csv(folder / f"{experiment}/seed{seed}/{split}_predictions.csv") for seed in seeds]
+    probabilities = np.stack([file[list(CLASSES)] for file in files])
+    ends = score_intervals(probabilities, labels_of(split), groups=lesions(IDS[split]))
+    each = [run.metrics[split] for run in runs]
     for short, task in SHORT.items():
         for heading, name in (("AUC", "auc"), *((name, name) for name in OFFICIAL[:3])):
             assert_score(line[f"{short} {heading}"], [one[task][name] for one in each], ends[task][name])
@@ -186,7 +190,7 @@ def test_compare_jaccard(folder):
     values["seg-4"] = np.mean([jaccards(folder / f"seg-4/seed{seed}") for seed in (0, 1, 2)], axis=0)
     pairs = [("seg-1", "seg-2"), ("seg-1", "seg-4"), ("seg-2", "seg-4")]
     assert list(zip(table["first"], table["second"], strict=True)) == [(f"{a}*", f"{b}*") for a, b in pairs]
-    results = [paired_bootstrap(values[a], values[b]) for a, b in pairs]
+    results = [paired_bootstrap(values[a], values[b], SHOWN) for a, b in pairs]
     np.testing.assert_allclose(table["difference"], [values[a].mean() - values[b].mean() for a, b in pairs])
     np.testing.assert_allclose(table[["low", "high"]], [result.interval for result in results])
     np.testing.assert_allclose(table["p"], [result.p_value for result in results])

@@ -23,11 +23,13 @@ import seg_main
 from reproduce import KEPT
 from tests.conftest import ROOT
 from tests.scripts.conftest import QUICK, flags
+from tests.small import FLOAT32
 from utils import UserError
 from utils.data.images import read_mask
 from utils.data.isic import CLASSES, read_split
+from utils.evaluation.runs import read_run
 from utils.inference import release
-from utils.inference.findings import NOTICE
+from utils.inference.findings import NOTICE, Reader, examine, load
 from utils.inference.trained import RELEASED, chosen_runs, has_weights
 from utils.visualize.report import Record, write_tables
 
@@ -216,6 +218,8 @@ def test_mistakes_are_named_before_anything_is_written(home, tmp_path):
             r"seg-9: no folder, and no row with released weights \(there are: .*cls-b1.*; or: best",
         ),
         ((run, tmp_path / "absent.jpg"), "absent.jpg: no such file"),
+        ((run, photograph, "--uncertainty"), "--uncertainty compares the runs of a row: give the row's name"),
+        (("best", photograph, "--uncertainty"), "best: --uncertainty compares"),
     ):
         with pytest.raises(UserError, match=reason):
             predict.main([*map(str, arguments), "--output", str(out)])
@@ -244,8 +248,34 @@ def test_the_best_released_run_is_chosen(home, tmp_path):
     best = [tmp_path / row / "seed1" for row in ("seg-b1", "cls-b1")]
     assert [run.folder for run in chosen_runs("best", tmp_path)] == best
     assert [run.folder for run in chosen_runs("cls-b1", tmp_path)] == best[1:]
+    every = [tmp_path / "cls-b1" / f"seed{number}" for number in (0, 1)]
+    assert [run.folder for run in chosen_runs("cls-b1", tmp_path, ensemble=True)] == every
+    (every[0] / RELEASED).unlink()
+    with pytest.raises(UserError, match=r"cls-b1: one run of it has weights, and --uncertainty is how far two"):
+        chosen_runs("cls-b1", tmp_path, ensemble=True)
     with pytest.raises(UserError, match=r"seg-4: no folder.*; train it .*\(python reproduce\.py seg-4\)"):
         chosen_runs("seg-4", tmp_path)
+
+
+@pytest.mark.parametrize("row", ["seg-b1", "cls-b1"])
+def test_several_networks_give_their_mean_and_how_far_they_differ(row, home):
+    photograph = next((home / "data" / TEST).glob("*.jpg"))
+    readers = [Reader(read_run(home / "model" / row / "run0"), FLOAT32) for _ in range(3)]
+    for number, reader in enumerate(readers):
+        for parameter in reader.model.parameters():
+            parameter.requires_grad_(False).mul_(1 + number / 10)
+    each = [examine([reader], load([reader], photograph)) for reader in readers]
+    found = examine(readers, load(readers, photograph))
+    if row == "seg-b1":
+        lesions = np.stack([one.lesion for one in each])
+        assert np.allclose(found.lesion, lesions.mean(0))
+        spread = {"lesion": lesions.std(0, ddof=1)[found.lesion > 0.5].mean()}
+    else:
+        table = pd.DataFrame([one.classes for one in each])
+        assert found.classes == pytest.approx(table.mean().to_dict()) and found.saliency.shape == each[0].saliency.shape
+        spread = table.std().to_dict()
+    assert found.spread == pytest.approx(spread) and min(spread.values()) > 1e-4 and not each[0].spread
+    assert {f"{name}_spread": f"{value:.4f}" for name, value in spread.items()}.items() <= found.row().items()
 
 
 def test_training_ends_with_a_command_that_works(tmp_path, data, undrawn, caplog, monkeypatch):

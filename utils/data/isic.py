@@ -9,7 +9,7 @@ Nothing here is trusted: what a file holds is read right or refused by a UserErr
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ HAM10000 = range(24306, 34321)  # ids of HAM10000, which is ISIC 2018's task 3: 
 # content (`utils.data.check`, and a search for shared keypoints) and each was looked at: one lesion, in most pairs
 # with other colours, contrast and frame, in some turned around.
 KNOWN_COPIES = tuple(tuple(copy) for copy in _FACTS["copies"])
-COPIES_WITHIN = tuple(tuple(copy) for copy in _FACTS["copies_within"])  # of one split: (split, id, id)
+COPY_OF = {copy[-1]: copy[1] for copy in (*KNOWN_COPIES, *_FACTS["copies_within"])}  # the latter: (split, id, id)
 LEFT_OUT = frozenset(copy[1] for copy in KNOWN_COPIES if copy[0] == "train")  # of training
 
 # split: (image folders, mask folders, label files), each in order of preference.
@@ -71,12 +71,13 @@ _MASK = re.compile(r"(ISIC_[0-9]+)(?:_segmentation)?\.png", re.IGNORECASE | re.A
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One photograph and what is known about it; `label` is an index into CLASSES."""
+    """One photograph and what is known about it; `label` is an index into CLASSES, `group` of `utils.data.own`."""
 
     id: str
     image: Path
     mask: Path | None
     label: int | None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,11 @@ def read_split(
         Sample(id_, files.images[id_], files.masks.get(id_), labels.get(id_))
         for id_ in sorted(files.images.keys() - left_out)
     ]
+
+
+def lesions(ids: Iterable[str], groups: Mapping[str, str | None] | None = None) -> list[str]:
+    """What each image shows: its group (by id), without one the same id for both of two known copies, else its own."""
+    return [(groups or {}).get(id_) or COPY_OF.get(id_, id_) for id_ in ids]
 
 
 def read_labels(csv_path: str | Path) -> dict[str, int]:

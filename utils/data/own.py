@@ -17,7 +17,7 @@ from pathlib import Path
 
 from utils import UserError
 from utils.config import Config
-from utils.data.isic import CLASSES, SPLITS, Sample
+from utils.data.isic import CLASSES, SPLITS, Sample, lesions
 from utils.files import check_file, listed, quoted
 from utils.logger import log
 
@@ -145,10 +145,10 @@ def own_data(config: Config, *, masks: bool) -> tuple[Config, dict[str, Sequence
         raise UserError(f"{config.data}: no image with a {what}; see python -m utils.data.check {config.data}")
     if without := sorted(folder.images.keys() - known):
         log.warning("%s: %d images have no %s and are left out: %s", config.data, len(without), what, listed(without))
-    splits = drawn_splits(folder, there, config)
+    splits, labels, groups = drawn_splits(folder, there, config), folder.labels or {}, folder.groups or {}
     data = {
         split: tuple(
-            Sample(id_, folder.images[id_], folder.masks.get(id_), (folder.labels or {}).get(id_))
+            Sample(id_, folder.images[id_], folder.masks.get(id_), labels.get(id_), groups.get(id_))
             for id_ in there
             if splits[id_] == split
         )
@@ -159,7 +159,10 @@ def own_data(config: Config, *, masks: bool) -> tuple[Config, dict[str, Sequence
         raise UserError(f"{config.data}: no {empty[0]} image; choose other shares by --split")
     name = f"{config.data.resolve().name}-{config.name}"
     if config.fold:
-        config = replace(config, id=config.fold[0], name=f"{name}-{config.fold[1]}fold")
+        fold, folds = config.fold
+        if config.id not in (0, fold):
+            raise UserError(f"-i {config.id}: the run of --fold {fold}/{folds} is run{fold}, leave -i away")
+        config = replace(config, id=fold, name=f"{name}-{folds}fold")
     else:
         config = replace(config, name=name, split="given" if folder.given else config.split or SHARES)
     return (config if masks else _with_classes(config, folder, data)), data
@@ -179,17 +182,17 @@ def _with_classes(config: Config, folder: Folder, data: Mapping[str, Sequence[Sa
 def drawn_splits(folder: Folder, ids: Sequence[str], config: Config) -> dict[str, str]:
     """The split of each image: given in labels.csv, of a fold, or drawn by shares.
 
-    Whole groups are drawn, class by class (a group's is that of its first image), in an order that depends on
-    `split_seed` and their names alone: images that are added later move few others. Fold K of N tests on the Kth part,
-    validates on the next, and trains on the others.
+    Whole groups, and known copies together, are drawn, class by class (a group's is that of its first image), in an
+    order that depends on `split_seed` and their names alone: images that are added later move few others. Fold K of N
+    tests on the Kth part, validates on the next, and trains on the others.
     """
     if folder.given and not config.fold:
         if unknown := [id_ for id_ in ids if id_ not in folder.given]:
             raise UserError(f"{folder.root / 'labels.csv'}: no split is given for {listed(unknown)}; add their rows")
         return {id_: folder.given[id_] for id_ in ids}
     groups = defaultdict(list)
-    for id_ in ids:
-        groups[(folder.groups or {}).get(id_) or id_].append(id_)
+    for id_, lesion in zip(ids, lesions(ids, folder.groups), strict=True):
+        groups[lesion].append(id_)
     by_class = defaultdict(list)
     for group, members in groups.items():
         by_class[(folder.labels or {}).get(members[0])].append(group)

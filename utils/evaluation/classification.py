@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from utils.data.isic import CLASSES
-from utils.evaluation.statistics import RESAMPLES, interval, resample, weighted_mean
+from utils.evaluation.statistics import RESAMPLES, Groups, interval, resample, weighted_mean
 
 TASKS = CLASSES[:2]
 SPECIFICITIES = (0.80, 0.90, 0.95)
@@ -120,20 +120,24 @@ def classification_scores(
 
 
 def score_intervals(
-    probabilities: ArrayLike, labels: ArrayLike, resamples: int = RESAMPLES, classes: Sequence[str] = CLASSES
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    resamples: int = RESAMPLES,
+    classes: Sequence[str] = CLASSES,
+    groups: Groups = None,
 ) -> dict[str, Any]:
     """95 % bootstrap intervals [low, high] of `classification_scores`, in its structure, without the confusion matrix.
 
     probabilities: [N, C]; or [S, N, C] of S trainings, and the intervals are of the scores' means over them, every
     resample with the same images for all. A score does without the resamples that leave it undefined (no image of a
     class), and is [None, None] when none is left. The calibration error is larger in resamples than in the sample, on
-    average: its interval can miss the value and tells the spread only.
+    average: its interval can miss the value and tells the spread only. groups: as in `statistics.resample`.
     """
     probabilities = np.asarray(probabilities)
     trainings = probabilities if probabilities.ndim == 3 else [probabilities]
     each = [_as_probabilities(one, len(classes)) for one in trainings]
     labels = _as_labels(labels, *each[0].shape)
-    drawn = [_scores(one, labels, resample(labels.size, resamples), classes) for one in each]
+    drawn = [_scores(one, labels, resample(labels.size, groups, resamples), classes) for one in each]
 
     def ends(*values: np.ndarray) -> list[float | None]:
         return [None if np.isnan(end) else end for end in interval(np.mean(values, axis=0))]
@@ -141,10 +145,12 @@ def score_intervals(
     return _combined(ends, *drawn)
 
 
-def summarize(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str] = CLASSES) -> dict[str, Any]:
-    """Scores with 95 % bootstrap intervals over images, as plain values for JSON."""
+def summarize(
+    probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str] = CLASSES, groups: Groups = None
+) -> dict[str, Any]:
+    """Scores with 95 % bootstrap intervals over images or groups of them, as plain values for JSON."""
     scores = classification_scores(probabilities, labels, classes)
-    intervals = score_intervals(probabilities, labels, classes=classes)
+    intervals = score_intervals(probabilities, labels, classes=classes, groups=groups)
     return {"images": len(labels), **scores, "interval_95": intervals}
 
 

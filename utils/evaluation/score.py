@@ -6,12 +6,13 @@
     python -m utils.evaluation.score probabilities.csv labels.csv
 
 Images are paired by their names. The scores are those of a run: official ones for masks, at the true masks' size; for
-probabilities each class against the rest. Of classes that only one side knows there is no score.
+probabilities each class against the rest. Of classes that only one side knows there is no score. Images of one `group`
+in labels.csv are drawn together for the intervals.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pandas as pd
 
 from utils import UserError
 from utils.data.images import read_mask
-from utils.data.isic import CLASSES, read_labels
+from utils.data.isic import CLASSES, lesions, read_labels
 from utils.data.own import IDS, as_id, files_by_id, read_table
 from utils.evaluation.classification import auc, summarize
 from utils.evaluation.runs import RunResult, find_runs, reading
@@ -42,11 +43,12 @@ def score(predictions: Path, truth: Path) -> Iterator[tuple[str, dict[str, Any]]
     runs = find_runs(predictions) if predictions.is_dir() else []
     masks, table = _of_runs(runs) if runs else _of_files(predictions)
     true_masks = _masks(truth / "masks" if (truth / "masks").is_dir() else truth) if truth.is_dir() else {}
-    labels = truth / "labels.csv" if truth.is_dir() else truth
+    path = truth / "labels.csv" if truth.is_dir() else truth
+    classes, labels, groups = _labels(path) if path.is_file() else ((), {}, None)
     if masks and true_masks:
-        yield "masks", score_masks(masks, true_masks)
-    if table is not None and labels.is_file():
-        yield "probabilities", score_probabilities(table, *_labels(labels))
+        yield "masks", score_masks(masks, true_masks, groups)
+    if table is not None and labels:
+        yield "probabilities", score_probabilities(table, classes, labels, groups)
 
 
 def _of_runs(runs: list[RunResult]) -> tuple[Masks, pd.DataFrame | None]:
@@ -88,15 +90,15 @@ def _masks(folder: Path) -> Masks:
     return {id_: lambda file=file: read_mask(file) for id_, file in (named or files).items()}
 
 
-def _labels(path: Path) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The challenge's label file, or one's own."""
+def _labels(path: Path) -> tuple[tuple[str, ...], dict[str, int], dict[str, str] | None]:
+    """Classes, labels and groups of the challenge's label file, or one's own."""
     columns = pd.read_csv(check_file(path), nrows=0, encoding="utf-8-sig").columns
     if [name.strip() for name in columns] == ["image_id", *CLASSES[:2]]:
-        return CLASSES, read_labels(path)
-    return read_table(path)[:2]
+        return CLASSES, read_labels(path), None
+    return read_table(path)[:3]
 
 
-def score_masks(masks: Masks, truth: Masks) -> dict[str, Any]:
+def score_masks(masks: Masks, truth: Masks, groups: Mapping[str, str] | None = None) -> dict[str, Any]:
     """As `utils.evaluation.segmentation.summarize`. UserError when a pair differs in size."""
     counts = SegmentationCounts()
     for id_ in progress(_common(masks.keys(), truth.keys()), "comparing masks"):
@@ -105,16 +107,18 @@ def score_masks(masks: Masks, truth: Masks) -> dict[str, Any]:
             sizes = "{1}×{0} and {3}×{2}".format(*predicted.shape, *true.shape)
             raise UserError(f"{id_}: the predicted and the true mask differ in size ({sizes}): resize the photographs")
         counts.add_counts(id_, confusion_counts(predicted, true))
-    return summarize_masks(counts)
+    return summarize_masks(counts, groups)
 
 
-def score_probabilities(table: pd.DataFrame, classes: tuple[str, ...], labels: dict[str, int]) -> dict[str, Any]:
+def score_probabilities(
+    table: pd.DataFrame, classes: tuple[str, ...], labels: dict[str, int], groups: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """All scores where both sides know the same classes, else the AUC of each class that both know."""
     table = table.set_index("image_id").loc[_common(table["image_id"], labels.keys())]
-    true = np.array([labels[id_] for id_ in table.index])
+    true, together = np.array([labels[id_] for id_ in table.index]), lesions(table.index, groups)
     if set(classes) <= set(table) and (table[list(classes)].sum(axis=1) - 1).abs().max() < 2e-3:  # four digits
         values = table[list(classes)].to_numpy()
-        return summarize(values / values.sum(axis=1, keepdims=True), true, classes)
+        return summarize(values / values.sum(axis=1, keepdims=True), true, classes, together)
     shared = [name for name in classes if name in table]
     if not shared:
         raise UserError(f"no class in common: {', '.join(classes)} in the truth, {', '.join(table)} predicted")
@@ -124,7 +128,7 @@ def score_probabilities(table: pd.DataFrame, classes: tuple[str, ...], labels: d
         p, positive = table[name].to_numpy(), true == classes.index(name)
         value = auc(p, positive)
         scores[name] = {"auc": None if np.isnan(value) else value}
-        scores["interval_95"][name] = {"auc": interval(auc(p, positive, resample(len(true))))}
+        scores["interval_95"][name] = {"auc": interval(auc(p, positive, resample(len(true), together)))}
     return scores
 
 

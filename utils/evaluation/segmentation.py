@@ -6,14 +6,15 @@
   background, which is usually higher, and no match for the challenge's numbers.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from utils.evaluation.statistics import RESAMPLES, bootstrap_interval, interval, resample, weighted_mean
+from utils.data.isic import lesions
+from utils.evaluation.statistics import RESAMPLES, Groups, bootstrap_interval, interval, resample, weighted_mean
 
 COUNTS = ("tp", "fp", "fn", "tn")
 METRICS = ("accuracy", "sensitivity", "specificity", "jaccard", "threshold_jaccard", "dice")
@@ -127,13 +128,14 @@ def pooled_scores(counts: ArrayLike | pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def pooled_intervals(counts: ArrayLike, resamples: int = RESAMPLES) -> dict[str, Any]:
+def pooled_intervals(counts: ArrayLike, resamples: int = RESAMPLES, groups: Groups = None) -> dict[str, Any]:
     """95 % bootstrap intervals (low, high) over images of `pooled_scores`, in its structure.
 
     counts: integers [S, N, 4] of S trainings on the same images; the intervals are of the scores' means over them.
+    groups: as in `statistics.resample`.
     """
     counts = np.asarray(counts, dtype=np.int64)
-    weights = resample(counts.shape[1], resamples)
+    weights = resample(counts.shape[1], groups, resamples)
     drawn = []
     for one in counts:
         sides = one, one[:, ::-1]
@@ -149,13 +151,17 @@ def pooled_intervals(counts: ArrayLike, resamples: int = RESAMPLES) -> dict[str,
     return {**lesion, "mean_of_background_and_lesion": both}
 
 
-def summarize(counts: SegmentationCounts) -> dict[str, Any]:
-    """Official scores with 95 % bootstrap intervals over images, and pooled ones, as plain values for JSON."""
+def summarize(counts: SegmentationCounts, groups: Mapping[str, str | None] | None = None) -> dict[str, Any]:
+    """Official scores with 95 % bootstrap intervals over images, and pooled ones, as plain values for JSON.
+
+    groups: by image id, what is drawn together (`utils.data.isic.lesions`).
+    """
     per_image = counts.per_image()
+    together = lesions(per_image["image_id"], groups)
     return {
         "images": len(counts),
         "official": counts.official(),
-        "official_interval_95": {name: list(bootstrap_interval(per_image[name])) for name in METRICS},
+        "official_interval_95": {name: list(bootstrap_interval(per_image[name], together)) for name in METRICS},
         "pooled": counts.pooled(),
     }
 

@@ -1,18 +1,22 @@
 """How far scores could change with the choice of images: bootstrap intervals, and paired tests between models.
 
 Every interval of a score is made here, of scores per class by `classification.score_intervals`: 2,000 resamples of
-the images, as many with replacement, and the middle 95 % of what a score is in them (Efron 1979). The draws depend on
-the number of images alone, so that all models are judged by the same ones. None of it knows how much a model changes
-when it is trained again: that is what several seeds are for, and their spread stands beside the intervals.
+the images, as many with replacement, and the middle 95 % of what a score is in them (Efron 1979). Images of one group
+(a lesion, a patient) are drawn together: they are no independent witnesses. The draws depend on the number of images
+or groups alone, so that all models are judged by the same ones. None of it knows how much a model changes when it is
+trained again: that is what several seeds are for, and their spread stands beside the intervals.
 """
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
 RESAMPLES = 2000
+Groups = Sequence[Hashable] | None  # of each image; None: each by itself
 _MIDDLE = (0.025, 0.975)
 _TIE = 1e-12  # differences of means below this are rounding; one pair of images out of 10⁵ × 10⁵ weighs more
 
@@ -26,12 +30,25 @@ class Comparison:
     p_value: float
 
 
+def resample(images: int, groups: Groups = None, resamples: int = RESAMPLES) -> np.ndarray:
+    """float64 [R, N], not to be written to: how often each resample has each of N images.
+
+    Of G groups, G are drawn with replacement, each with all its images. Groups of one image each give the same numbers
+    as none. ValueError for another number of groups than images.
+    """
+    if groups is None:
+        return _draws(images, resamples)
+    number, names = pd.factorize(np.asarray(groups, dtype=object))  # in the order of their first images
+    if len(number) != images:
+        raise ValueError(f"{len(number)} groups for {images} images")
+    return _draws(images, resamples) if len(names) == images else _draws(len(names), resamples)[:, number]
+
+
 @lru_cache(maxsize=2)
-def resample(images: int, resamples: int = RESAMPLES) -> np.ndarray:
-    """float64 [R, N], not to be written to: how often each resample has each of N images."""
+def _draws(units: int, resamples: int) -> np.ndarray:
     generator = np.random.default_rng(0)
-    draws = (generator.integers(images, size=images) for _ in range(resamples))
-    weights = np.array([np.bincount(rows, minlength=images) for rows in draws], dtype=np.float64)
+    draws = (generator.integers(units, size=units) for _ in range(resamples))
+    weights = np.array([np.bincount(rows, minlength=units) for rows in draws], dtype=np.float64)
     weights.flags.writeable = False
     return weights
 
@@ -53,20 +70,20 @@ def interval(drawn: ArrayLike) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bootstrap_interval(values: ArrayLike) -> tuple[float, float]:
-    """The interval of the mean over images of finite values [N], else ValueError."""
+def bootstrap_interval(values: ArrayLike, groups: Groups = None) -> tuple[float, float]:
+    """The interval of the mean over images of finite values [N], else ValueError; groups as in `resample`."""
     values = _as_values(values)
-    return interval(weighted_mean(values, resample(values.size)))
+    return interval(weighted_mean(values, resample(values.size, groups)))
 
 
-def paired_bootstrap(a: ArrayLike, b: ArrayLike) -> Comparison:
+def paired_bootstrap(a: ArrayLike, b: ArrayLike, groups: Groups = None) -> Comparison:
     """Whether the mean of `a` differs from that of `b`, by resampling the images (Efron & Tibshirani 1993).
 
     a, b: [N] finite values of the same images in the same order, else ValueError. p is the smallest 1 − level whose
     interval leaves out 0, never below 2 / (RESAMPLES + 1), and 1 where all values are equal.
     """
     difference = _differences(a, b)
-    means = weighted_mean(difference, resample(difference.size))
+    means = weighted_mean(difference, resample(difference.size, groups))
     fewer = min(np.count_nonzero(means <= _TIE), np.count_nonzero(means >= -_TIE))
     return Comparison(float(difference.mean()), interval(means), min(1.0, 2 * (fewer + 1) / (RESAMPLES + 1)))
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from utils.data.images import read_mask
-from utils.data.isic import CLASSES, Metadata, read_metadata, read_split
+from utils.data.isic import CLASSES, Metadata, lesions, read_metadata, read_split
 from utils.data.parallel import cores
 from utils.evaluation.classification import TASKS, classification_scores, score_intervals
 from utils.evaluation.export import Score
@@ -80,10 +80,11 @@ def segmentation_groups(row: Row, split: str, facts: pd.DataFrame) -> pd.DataFra
     """
     tables = row.per_image(split)
     values = np.stack([table[list(SEGMENTATION)] for table in tables])  # [S, N, 3]
+    shown = np.array(lesions(tables[0]["image_id"]))
 
     def scores(images: np.ndarray) -> dict[str, Score]:
         chosen = values[:, images]
-        intervals = [bootstrap_interval(means) for means in chosen.mean(axis=0).T]
+        intervals = [bootstrap_interval(means, shown[images]) for means in chosen.mean(axis=0).T]
         by_seed = chosen.mean(axis=1).T  # [3, S]
         return {name: Score.over_seeds(*both) for name, *both in zip(SEGMENTATION, by_seed, intervals, strict=True)}
 
@@ -99,10 +100,13 @@ def classification_groups(row: Row, split: str, facts: pd.DataFrame) -> pd.DataF
     interval that say nothing. UserError as `Row.probabilities`.
     """
     probabilities, labels = row.probabilities(split)
+    ids = row.per_image(split)[0]["image_id"]
+    shown = np.array(lesions(ids))
 
     def scores(images: np.ndarray) -> dict[str, Any]:
         chosen, classes = probabilities[:, images], labels[images]  # [S, n, 3], [n]
-        each, intervals = [classification_scores(one, classes) for one in chosen], score_intervals(chosen, classes)
+        each = [classification_scores(one, classes) for one in chosen]
+        intervals = score_intervals(chosen, classes, groups=shown[images])
         counts = np.bincount(classes, minlength=len(CLASSES))
         line: dict[str, Any] = {task.replace("_", " "): int(counts[number]) for number, task in enumerate(TASKS)}
         for number, (short, task) in enumerate(zip(("MEL", "SK"), TASKS, strict=True)):
@@ -112,7 +116,7 @@ def classification_groups(row: Row, split: str, facts: pd.DataFrame) -> pd.DataF
         accuracy = Score.over_seeds([one["accuracy"] for one in each], intervals["accuracy"])
         return {**line, "accuracy": accuracy}
 
-    return _by_group(row.per_image(split)[0]["image_id"], facts, scores)
+    return _by_group(ids, facts, scores)
 
 
 def _mask_facts(path: Path | None) -> tuple[float, bool | None]:

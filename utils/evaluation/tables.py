@@ -23,6 +23,7 @@ import pandas as pd
 
 from utils import UserError
 from utils.config import DEFAULTS
+from utils.data.isic import lesions
 from utils.evaluation.classification import SPECIFICITIES, TASKS, score_intervals
 from utils.evaluation.export import Score, to_markdown
 from utils.evaluation.rows import Row, result_rows, row_names
@@ -133,7 +134,7 @@ def compare(runs: Sequence[RunResult], metric: str, split: str = "test") -> pd.D
         if metric in _AUC:
             result = delong_test((images[0]["label"] == _AUC[metric]).to_numpy(), values[a], values[b])
         else:
-            result = paired_bootstrap(values[a], values[b])
+            result = paired_bootstrap(values[a], values[b], lesions(images[0]["image_id"]))
         lines.append((names[a], names[b], len(images[0]), result.difference, *result.interval, result.p_value))
     table = pd.DataFrame(lines, columns=["first", "second", "images", "difference", "low", "high", "p"])
     table["p (Holm)"] = holm(table["p"])
@@ -175,14 +176,14 @@ def _scores(row: Row, split: str, columns: Mapping[str, tuple[str, ...]]) -> dic
     with reading(row.runs[0].folder / "metrics.json"):
         if row.runs[0].task == "segmentation":
             tables = row.per_image(split)
+            together = lesions(tables[0]["image_id"])
             means = np.mean([table[list(METRICS)] for table in tables], axis=0)  # [N, 6]
-            official = {name: bootstrap_interval(values) for name, values in zip(METRICS, means.T, strict=True)}
-            known = {
-                "official": official,
-                "pooled": pooled_intervals(np.stack([table[list(COUNTS)] for table in tables])),
-            }
+            official = {n: bootstrap_interval(values, together) for n, values in zip(METRICS, means.T, strict=True)}
+            counts = np.stack([table[list(COUNTS)] for table in tables])
+            known = {"official": official, "pooled": pooled_intervals(counts, groups=together)}
         elif len(row.runs) > 1:
-            known = score_intervals(*row.probabilities(split))
+            together = lesions(row.per_image(split)[0]["image_id"])
+            known = score_intervals(*row.probabilities(split), groups=together)
         else:  # which need not keep the truth
             known = row.runs[0].metrics[split]["interval_95"]
         return {

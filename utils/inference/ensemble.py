@@ -21,7 +21,7 @@ import torch
 
 from utils import UserError
 from utils.data.images import read_mask
-from utils.data.isic import CLASSES, read_split
+from utils.data.isic import CLASSES, lesions, read_split
 from utils.evaluation import classification, segmentation
 from utils.evaluation.classification import official_truth, predictions_table
 from utils.evaluation.rows import Row
@@ -104,7 +104,7 @@ def _average(members: Sequence[RunResult], split: str, folder: Path) -> dict[str
         return None
     labels = tables[0]["label"].to_numpy()
     _write_table(folder / f"{split}_truth_official.csv", official_truth(dict(zip(ids, labels.tolist(), strict=True))))
-    return classification.summarize(mean, labels)
+    return classification.summarize(mean, labels, groups=lesions(ids))
 
 
 def _vote(members: Sequence[RunResult], split: str, folder: Path, data: Path) -> SegmentationCounts | None:

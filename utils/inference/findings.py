@@ -1,7 +1,7 @@
 """What trained networks say of one photograph: outline, classes, where they look, and what speaks against it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -50,6 +50,8 @@ class Finding:
         classes: probability by class; they add up to 1.
         saliency: what each place adds to the most probable class, float32 [h, w] (class activation map).
         warnings: what speaks against believing the rest.
+        spread: of several networks, whose mean the above is, the standard deviation: of each class's probability, or
+            of the lesion's, as the mean over the places of the mask.
     """
 
     size: Size
@@ -57,6 +59,7 @@ class Finding:
     classes: dict[str, float]
     saliency: np.ndarray | None
     warnings: tuple[str, ...]
+    spread: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def first(self) -> str:
@@ -82,6 +85,7 @@ class Finding:
             edge = any(side.any() for side in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
             row |= {"lesion_share": f"{mask.mean():.4f}", "touches_border": "yes" if edge else "no"}
             warnings += [] if mask.any() else ["no lesion found"]
+        row |= {f"{name}_spread": f"{value:.4f}" for name, value in self.spread.items()}
         return row | {"warnings": "; ".join(warnings)}
 
 
@@ -106,22 +110,37 @@ class Reader:
 def load(readers: Sequence[Reader], path: Path) -> Loaded:
     """A photograph for `examine`. UserError when it cannot be read."""
     size = image_size(path)
-    stored = tuple(load_image(path, stored_sizes(reader.run, size)) for reader in readers)
+    sizes = [stored_sizes(reader.run, size) for reader in readers]
+    kept = {each: load_image(path, each) for each in dict.fromkeys(sizes)}
+    stored = tuple(kept[each] for each in sizes)
     scale = min(max(NARROWEST / max(size), 1), WIDEST / max(size))
     return Loaded(size, stored, read_image(path, (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))))
 
 
 def examine(readers: Sequence[Reader], loaded: Loaded) -> Finding:
-    """What the readers say of one photograph that they loaded; alone, so that no other one matters."""
-    lesion, classes, saliency, warnings = None, {}, None, []
+    """What the readers say of one photograph that they loaded; alone, so that no other one matters.
+
+    Of several segmenters, or classifiers of the same classes: the mean, and by how much they differ.
+    """
+    lesions, classifiers, warnings, spread = [], [], [], {}
     for reader, pixels in zip(readers, loaded.stored, strict=True):
         (said,) = predict_photographs(reader.run, reader.model, [pixels], reader.precision)
         frame = whole_frame(reader.run, pixels)
         warnings += reader.warnings(frame)
         if reader.run.task == "segmentation":
-            lesion = said
+            lesions.append(said)
         else:
-            image = to_input(torch.from_numpy(frame[None]), reader.precision.device)
-            classes = dict(zip(reader.run.classes, map(float, said), strict=True))
-            saliency = class_activation_maps(reader.model, image, int(said.argmax()))[0].cpu().numpy()
-    return Finding(loaded.size, lesion, classes, saliency, tuple(dict.fromkeys(warnings)))
+            classifiers.append((reader, said, to_input(torch.from_numpy(frame[None]), reader.precision.device)))
+    lesion, classes, saliency = np.mean(lesions, axis=0) if lesions else None, {}, None
+    if len(lesions) > 1:
+        there = np.std(lesions, axis=0, ddof=1)[lesion > 0.5]
+        spread["lesion"] = float(there.mean()) if there.size else 0.0
+    if classifiers:
+        each, names = np.array([said for _, said, _ in classifiers]), classifiers[0][0].run.classes
+        classes = dict(zip(names, map(float, each.mean(axis=0)), strict=True))
+        first = int(each.mean(axis=0).argmax())
+        maps = [class_activation_maps(reader.model, image, first)[0] for reader, _, image in classifiers]
+        saliency = torch.stack(maps).mean(0).cpu().numpy()
+        if len(each) > 1:
+            spread |= zip(names, map(float, each.std(axis=0, ddof=1)), strict=True)
+    return Finding(loaded.size, lesion, classes, saliency, tuple(dict.fromkeys(warnings)), spread)

@@ -26,11 +26,14 @@ RESULTS = ROOT / "results"
 _CHOSEN_BY = {"segmentation": ("official", "jaccard"), "classification": ("mean_auc",)}  # score of validation images
 
 
-def chosen_runs(name: str, results: Path = RESULTS) -> list[RunResult]:
+def chosen_runs(name: str, results: Path = RESULTS, ensemble: bool = False) -> list[RunResult]:
     """The run in the folder `name`; or of a row ("seg-b1") its best released run; or of "best" the best of each task.
 
-    Best by the validation images. UserError when no run is there, or none of the row is released.
+    Best by the validation images. With `ensemble`, all released runs of a row, two or more. UserError when no run is
+    there, or none of the row is released.
     """
+    if ensemble and (name == "best" or Path(name).is_dir()):
+        raise UserError(f"{name}: --uncertainty compares the runs of a row: give the row's name")
     if Path(name).is_dir():
         return [read_run(Path(name))]
     released = [read_run(path.parent) for path in sorted(results.glob(f"*/*/{RELEASED}"))]
@@ -39,6 +42,12 @@ def chosen_runs(name: str, results: Path = RESULTS) -> list[RunResult]:
         rows = ", ".join(dict.fromkeys(run.folder.parent.name for run in released)) or "none"
         train = f"; train it and give its folder (python reproduce.py {name})" if name in EXPERIMENTS else ""
         raise UserError(f"{name}: no folder, and no row with released weights (there are: {rows}; or: best){train}")
+    if ensemble and len(of_name) == 1:
+        raise UserError(
+            f"{name}: one run of it has weights, and --uncertainty is how far two or more differ; leave it away"
+        )
+    if ensemble:
+        return of_name
     best: dict[str, RunResult] = {}
     for run in sorted(of_name, key=lambda run: run.score("validation", _CHOSEN_BY[run.task]) or 0):
         best[run.task] = run

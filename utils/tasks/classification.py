@@ -13,7 +13,7 @@ from utils import UserError
 from utils.config import Config
 from utils.data.cache import ImageCache, prepare
 from utils.data.extra import extra_samples
-from utils.data.isic import CLASSES
+from utils.data.isic import CLASSES, lesions
 from utils.data.own import own_data
 from utils.data.splits import Data, classification_data
 from utils.data.transforms import TEST_PATCHES, TRAIN_TRANSFORMS, Transforms, cache_sizes
@@ -110,7 +110,8 @@ class Classification:
             return None, None
         truth = {sample.id: sample.label for sample in cache.samples}
         run.write_table(f"{split}_truth_official.csv", official_truth(truth, self.classes))
-        summary = summarize(probabilities, labels_of(cache.samples), self.classes)
+        groups = lesions(truth, {sample.id: sample.group for sample in cache.samples})
+        summary = summarize(probabilities, labels_of(cache.samples), self.classes, groups)
         log.info(format_scores(split, summary))
         return summary, probabilities
 

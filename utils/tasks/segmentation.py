@@ -68,7 +68,7 @@ class Segmentation:
         log.info("masks of the %d %s images: %s", len(cache.samples), split, masks)
         if not counts:
             return None, None
-        summary = summarize(counts)
+        summary = summarize(counts, {sample.id: sample.group for sample in cache.samples})
         log.info(format_scores(split, summary))
         return summary, counts
 
