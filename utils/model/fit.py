@@ -48,7 +48,7 @@ class Clock:
             schedule, done = self._trainer.schedule, self._trainer.progress
             left = (schedule.epochs - done.epoch) * self._trainer.steps - done.step
             log.info(
-                "training takes about %s: %d steps (%d epochs) of %.2g s each; validation after each epoch comes on top",
+                "training takes about %s: %d steps (%d epochs) of %.2g s each, and validation after each epoch",
                 readable_time(left * seconds / count), left, schedule.epochs - done.epoch, seconds / count,
             )  # fmt: skip
             self._steps = None

@@ -25,8 +25,9 @@ from utils.visualize.figures import curve_of, draw_chance, draw_confusion, draw_
 def plot_curves(rows: Mapping[str, np.ndarray], labels: np.ndarray, kind: str) -> Figure:
     """Melanoma and seborrheic keratosis against the rest: a line for each row, of several seeds their mean at each x.
 
-    Around it a band, mean ± standard deviation over seeds. The legend has the area under the ROC curve or the average precision, mean ± standard deviation over seeds; "–"
-    without positives, or for "roc" without negatives, where there is no curve.
+    Around it a band, mean ± standard deviation over seeds. The legend has the area under the ROC curve or the average
+    precision, mean ± standard deviation over seeds; "–" without positives, or for "roc" without negatives, where there
+    is no curve.
     rows: probabilities float [S, N, 3] by row label, in the order of `utils.data.isic.CLASSES`, of S ≥ 1 seeds each.
     labels: int [N], indices into CLASSES. kind: "roc" or "precision-recall".
     """

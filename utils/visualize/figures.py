@@ -18,7 +18,6 @@ from utils.data.isic import CLASSES
 from utils.evaluation.classification import auc, calibration_error, scored_classes
 from utils.visualize import style
 
-
 CHOSEN_BY = ("val_jaccard", "val_mean_auc")  # columns of the history; the earlier runs have others before them
 
 
