@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import nets
@@ -17,6 +18,7 @@ NETS = {  # by what --net calls them
     },
 }  # fmt: skip
 LOSSES = {"segmentation": ("dice_ce", "focal", "dice_focal", "ce"), "classification": ("focal", "ce")}
+SCRIPTS = {"segmentation": "seg_main.py", "classification": "cls_main.py"}
 SCORES = {"segmentation": "Jaccard", "classification": "AUC(melanoma) + AUC(seborrheic keratosis)"}
 AMP = ("auto", "off", "bf16", "fp16")
 
@@ -28,12 +30,13 @@ def make_parser(task: str, doc: str) -> argparse.ArgumentParser:
     default = next(flag for flag, net in NETS[task].items() if net == DEFAULT_NET[task])
     add = parser.add_argument
     add("-i", "--id", type=at_least(0), default=0, help="run number (0)")
-    add("-n", "--net", choices=NETS[task], help=f"network (the experiment's, else {default})")
+    add("-n", "--net", type=_meant(task, "-n"), choices=NETS[task], help=f"network (the experiment's, else {default})")
     add("-c", "--checked", type=int, choices=(0, 1), default=1, help="1: resume this run where it stopped, or start "
         "where there is none; 0: start afresh, the old run is kept under another name (1)")  # fmt: skip
     add("-p", "--pretrained", type=int, choices=(0, 1), help="pretrained weights (the experiment's, else 1)")
     add("-m", "--message", default="", help="a note kept with the run")
-    add("--experiment", choices=experiments(task), help="row of the results table; other flags change its settings")
+    add("--experiment", type=_meant(task, "--experiment"), choices=experiments(task), help="row of the results table; "
+        "other flags change its settings")  # fmt: skip
     add("--data", type=Path, default=Config.data, metavar="DIR", help="data folder (Data/ISIC2017)")
     add("--output", type=Path, default=MODEL, metavar="DIR", help="where run folders go (model)")
     add("--cache", type=Path, default=CACHE, metavar="DIR", help="where prepared images go (Data/cache)")
@@ -110,6 +113,21 @@ def to_config(args: argparse.Namespace) -> Config:
         graphs=graphs == "on",
         **flags,
     )
+
+
+def _meant(task: str, flag: str) -> Callable[[str], str]:
+    """An argparse type: a name. The error of one that belongs to another flag or script tells the right command."""
+    kinds = {"-n": ("network", NETS), "--experiment": ("row", {each: experiments(each) for each in NETS})}
+
+    def name(text: str) -> str:
+        places = [(other, each) for each, (_, names) in kinds.items() for other in NETS if text in names[other]]
+        if places and (task, flag) not in places:
+            other, right = min(places, key=lambda place: place[0] != task)
+            command = f"python {SCRIPTS[other]} {right} {text}"
+            raise argparse.ArgumentTypeError(f"{text} is a {other} {kinds[right][0]}: {command}")
+        return text
+
+    return name
 
 
 def at_least(minimum: int):

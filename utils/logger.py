@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -71,6 +72,30 @@ def start_logging() -> None:
     # Of processes that train together one speaks for all.
     log.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
     log.propagate = False
+
+
+class _FileHandler(logging.FileHandler):
+    """Of a file beside what is shown: where it cannot be written any more, that stops nothing and is not told."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+@contextmanager
+def logged_to(path: Path) -> Iterator[None]:
+    """What is logged within goes to the end of this file too, with date and time; and the error that ends it."""
+    handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        name = getattr(error, "name", None) or type(error).__name__
+        handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, f"ended by {name}: {error}", (), None))
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
 
 
 def run_script(main: Callable[[], Any]) -> None:

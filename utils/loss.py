@@ -8,6 +8,7 @@ return a scalar. The softmax is theirs: no activation goes before them.
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -148,3 +149,12 @@ def create_loss(name: str, *, class_weights: Sequence[float] | Tensor | None = N
         raise UserError(f"unknown loss {name!r}: choose one of {', '.join(LOSSES)}")
     other = FocalLoss(gamma, class_weights) if name.endswith("focal") else CrossEntropyLoss(class_weights)
     return DiceWith(other) if name.startswith("dice") else other
+
+
+def loss_of(criterion: nn.Module, probabilities: np.ndarray, target: np.ndarray) -> float:
+    """The loss of probabilities [B, C, ...] in place of logits, as after a softmax; those below 1e-7 count as that.
+
+    target: class indices [B, ...].
+    """
+    logits = torch.tensor(probabilities).clamp_min(1e-7).log()
+    return float(criterion(logits, torch.tensor(target)))

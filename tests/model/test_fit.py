@@ -180,7 +180,9 @@ def test_a_clock_tells_once_by_the_first_steps_and_then_by_the_epochs(monkeypatc
         now[0] += seconds
         trainer.progress.step += 1
         clock.step()
-    assert caplog.messages == ["about 70 s for 70 steps in 4 epochs at 1.00 s a step, validation not counted"]
+    assert caplog.messages == [
+        "training takes about 70 s: 70 steps (4 epochs) of 1 s each, and validation after each epoch"
+    ]
     for epoch, left in ((3, "about 5 min left"), (4, "about 3 min left"), (6, "")):
         trainer.progress.epoch, now[0] = epoch, 100 + 100 * (epoch - 2)
         assert clock.left() == left

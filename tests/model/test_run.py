@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 
 from utils import UserError
 from utils.data.isic import Sample
+from utils.logger import log
 from utils.model import run as run_module
 from utils.model.run import Run, digest, environment
 
@@ -115,7 +117,7 @@ def test_what_differs_of_the_machine_is_told(tmp_path, caplog):
         with caplog.at_level("WARNING", "isic2017"):
             started(tmp_path / "run0", **each).path("last.pth").touch()
         assert bool(caplog.messages) == (number == 3)
-    assert "goes on with other arl_kernel: not to the same bits" in caplog.text
+    assert "was begun with another ARL kernel: from here on its numbers may differ" in caplog.text
 
 
 @pytest.mark.parametrize("names", [["config.json.partial"], []])
@@ -198,10 +200,28 @@ def test_tensorboard_reads_the_events(tmp_path):
     for first, losses in ((1, [0.5, 0.25, 99.0]), (3, [0.125])):
         with started(tmp_path / "run0") as run:
             for epoch, loss in enumerate(losses, start=first):
-                run.write_events({"epoch": epoch, "train_loss": loss, "val_score": float("nan")}, epoch)
+                row = {"epoch": epoch, "lr": 0.1, "train_loss": loss, "val_score": float("nan"), "train_seconds": 9}
+                run.write_events(row | {"images_per_second": 5}, epoch, lambda: np.full((4, 6, 3), 7, np.uint8))
     read = EventAccumulator(str(run.path("tensorboard"))).Reload()
-    assert [(event.step, event.value) for event in read.Scalars("train_loss")] == [(1, 0.5), (2, 0.25), (3, 0.125)]
-    assert read.Tags()["scalars"] == ["train_loss", "val_score"]
+    assert [(event.step, event.value) for event in read.Scalars("train/loss")] == [(1, 0.5), (2, 0.25), (3, 0.125)]
+    tags = ["train/lr", "train/loss", "val/score", "speed/seconds", "speed/images_per_second"]
+    assert read.Tags()["scalars"] == tags and read.Tags()["images"] == ["val/outlines"]
+    shown = read.Images("val/outlines")[-1]
+    assert (shown.step, shown.height, shown.width) == (3, 4, 6)
+    parameters = read.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"res_unet" in parameters and b"lr" in parameters
+
+
+def test_what_is_logged_is_kept_with_the_run(tmp_path, caplog):
+    """Until it ends, and what ended it; a run that goes on adds to it."""
+    caplog.set_level("INFO", "isic2017")
+    with started(tmp_path / "run0") as run:
+        log.info("epoch 1/2")
+    with pytest.raises(UserError), started(tmp_path / "run0"):
+        raise UserError("no room")
+    log.info("afterwards")
+    lines = [line.split(" ", 2)[2] for line in run.path("train.log").read_text().splitlines()]
+    assert lines == ["epoch 1/2", "ended by UserError: no room"]
 
 
 def test_a_broken_tensorboard_stops_nothing(tmp_path, monkeypatch, caplog):

@@ -191,7 +191,10 @@ def test_unfit_images_are_named_before_training_starts(data, tmp_path):
         (cls_main, ["--class-weights", "1", "2", "balanced"], "argument --class-weights: could not convert"),
         (cls_main, ["--views", "center9"], "argument --views: invalid choice"),
         (cls_main, ["--loss", "dice_ce"], "argument --loss: invalid choice: 'dice_ce'"),
-        (cls_main, ["--experiment", "seg-1"], "argument --experiment: invalid choice: 'seg-1'"),
+        (cls_main, ["--experiment", "seg-1"], "seg-1 is a segmentation row: python seg_main.py --experiment seg-1"),
+        (seg_main, ["-n", "arl50"], "arl50 is a classification network: python cls_main.py -n arl50"),
+        (seg_main, ["-n", "seg-2"], "seg-2 is a segmentation row: python seg_main.py --experiment seg-2"),
+        (cls_main, ["--experiment", "arl14"], "arl14 is a classification network: python cls_main.py -n arl14"),
     ],
 )
 def test_values_that_are_out_of_range(script, arguments, message, capsys):

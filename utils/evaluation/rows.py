@@ -37,6 +37,12 @@ class Row:
         return self.runs[0].settings if self.runs else asdict(EXPERIMENTS[self.experiment])
 
     @property
+    def name(self) -> str:
+        """The folder that holds its runs where that says more (cls-b1-scratch, of cls-b1), else the experiment."""
+        folder = self.runs[0].folder.parent.name if self.runs else ""
+        return folder if folder.startswith(f"{self.experiment}-") else self.experiment
+
+    @property
     def label(self) -> str:
         return f"{self.experiment} ({self.note})" if self.note else self.experiment
 
@@ -106,12 +112,10 @@ def result_rows(runs: Sequence[RunResult], task: str, split: str) -> list[Row]:
 
 
 def row_names(rows: Sequence[Row]) -> list[str]:
-    """Short names that tell rows apart: "seg-4"; "seg-4*" where it has a note; the whole label if two share it."""
-    experiments_of = [row.experiment for row in rows]
-    return [
-        row.label if experiments_of.count(row.experiment) > 1 else row.experiment + ("*" if row.note else "")
-        for row in rows
-    ]
+    """Short names that tell rows apart: `Row.name`; of two with one name the second is "seg-4 #2"."""
+    names = [row.name for row in rows]
+    numbers = [names[: place + 1].count(name) for place, name in enumerate(names)]
+    return [name if number == 1 else f"{name} #{number}" for name, number in zip(names, numbers, strict=True)]
 
 
 def deviations(run: RunResult) -> list[str]:

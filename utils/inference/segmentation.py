@@ -3,7 +3,7 @@
 import io
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -85,17 +85,20 @@ def score(
     batch_size: int,
     flips: bool = False,
     masks: TrueMasks | None = None,
+    look: Callable[[int, np.ndarray], object] = lambda *_: None,
 ) -> SegmentationCounts:
     """Compare the predicted with the true masks at the true masks' own size; images without one are passed over.
 
     Only counts are kept; a full-size mask lives as long as its comparison, and few images are ahead of theirs. Of
     several processes each scores its share, and all get all counts. `masks` spares decoding the same masks next time.
+    look: gets index and probability of every image of the share, in threads.
     """
     with_mask = [index for index, sample in enumerate(cache.samples) if sample.mask]
     indices = [with_mask[place] for place in distributed.share(len(with_mask))]
 
     def compare(item: tuple[int, np.ndarray]) -> tuple[str, tuple[int, int, int, int]]:
         index, probability = item
+        look(index, probability)
         sample = cache.samples[index]
         truth = masks.read(sample.mask) if masks else read_mask(sample.mask).astype(bool)
         return sample.id, _compare(probability, truth)

@@ -11,6 +11,7 @@ from torch import nn
 
 import nets
 from utils import UserError
+from utils.command_line import SCRIPTS
 from utils.config import EXPERIMENTS, ROOT
 from utils.data.transforms import FRAME, TEST_PATCHES, TRAIN_TRANSFORMS, Pixels, Size, Sizes, cache_sizes, take
 from utils.device import Precision
@@ -32,15 +33,18 @@ def chosen_runs(name: str, results: Path = RESULTS, ensemble: bool = False) -> l
     Best by the validation images. With `ensemble`, all released runs of a row, two or more. UserError when no run is
     there, or none of the row is released.
     """
-    if ensemble and (name == "best" or Path(name).is_dir()):
+    # The second place is for one who stands in another folder.
+    folder = next((folder for folder in (Path(name), ROOT / name) if folder.is_dir()), None)
+    if ensemble and (name == "best" or folder):
         raise UserError(f"{name}: --uncertainty compares the runs of a row: give the row's name")
-    if Path(name).is_dir():
-        return [read_run(Path(name))]
+    if folder:
+        return [read_run(folder)]
     released = [read_run(path.parent) for path in sorted(results.glob(f"*/*/{RELEASED}"))]
     of_name = [run for run in released if name in ("best", run.folder.parent.name)]
     if not of_name:
         rows = ", ".join(dict.fromkeys(run.folder.parent.name for run in released)) or "none"
-        train = f"; train it and give its folder (python reproduce.py {name})" if name in EXPERIMENTS else ""
+        row = EXPERIMENTS.get(name)
+        train = f"; train it and give its folder (python {SCRIPTS[row.task]} --experiment {name})" if row else ""
         raise UserError(f"{name}: no folder, and no row with released weights (there are: {rows}; or: best){train}")
     if ensemble and len(of_name) == 1:
         raise UserError(
@@ -67,7 +71,10 @@ def has_weights(folder: Path) -> bool:
 def weights_file(folder: Path) -> Path:
     """What `load_network` loads of a run's folder. UserError when it holds no weights."""
     if not has_weights(folder):
-        raise UserError(f"{folder}: no weights (best.pth or {RELEASED}); results hold them for some runs only")
+        raise UserError(
+            f"{folder}: no weights (best.pth or {RELEASED}), as in most folders of results/; python predict.py best "
+            f"takes those that are there, python {' or '.join(SCRIPTS.values())} --experiment trains a row anew"
+        )
     return folder / ("best.pth" if (folder / "best.pth").is_file() else RELEASED)
 
 

@@ -46,7 +46,7 @@ def build_model(config: Config) -> tuple[nn.Module, dict[str, Any] | None]:
         origin = load_pretrained(model, config.net, path)
         weights = asdict(origin)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    log.info("%s, %.1f M parameters, from %s", config.net, parameters / 1e6, origin)
+    log.info("network %s, %.1f million parameters, starts from %s", config.net, parameters / 1e6, origin)
     return model, weights
 
 
@@ -105,5 +105,5 @@ def start_run(
     facts |= environment(precision.device)
     run = Run(config.folder, settings, facts, resume=config.resume)
     together = f", {distributed.processes()} processes" if distributed.processes() > 1 else ""
-    log.info("%s: %s, %d×%d pixels, %s%s", run.folder, config.loss, *config.size, precision, together)
+    log.info("%s: loss %s, %d×%d pixels, on %s%s", run.folder, config.loss, *config.size, precision, together)
     return run

@@ -4,8 +4,10 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -20,6 +22,8 @@ from utils.model.weights import load_file
 from utils.signals import StopRequested, StopSignals, stop_signals
 
 Validate = Callable[[nn.Module], tuple[float, dict[str, float]]]  # → score to select by, columns for the history
+Picture = Callable[[nn.Module], np.ndarray]  # → what a network puts out on a few images, uint8 [H, W, 3]
+PICTURE_EVERY = 5  # epochs
 LEAST_SCALE = 1e-4  # of a float16 loss: it starts at 65536 and is halved at each gradient that is not finite
 MEASURED = (5, 3.0)  # steps after the first, and seconds, before the first estimate of the time
 _LOADER_FAILURES = ("DataLoader worker", "shared memory", "shm_open")  # in torch's messages
@@ -44,7 +48,7 @@ class Clock:
             schedule, done = self._trainer.schedule, self._trainer.progress
             left = (schedule.epochs - done.epoch) * self._trainer.steps - done.step
             log.info(
-                "about %s for %d steps in %d epochs at %.2f s a step, validation not counted",
+                "training takes about %s: %d steps (%d epochs) of %.2g s each, and validation after each epoch",
                 readable_time(left * seconds / count), left, schedule.epochs - done.epoch, seconds / count,
             )  # fmt: skip
             self._steps = None
@@ -56,7 +60,7 @@ class Clock:
         return f"about {readable_time(seconds)} left" if epochs > done else ""
 
 
-def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run) -> None:
+def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run, picture: Picture | None = None) -> None:
     """Train until the schedule ends or the validation score stops rising, continuing from the run's checkpoint.
 
     A signal that asks to stop takes effect after the current step: a checkpoint is written from which the same run
@@ -64,8 +68,9 @@ def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run) -> N
 
     Args:
         loader: of `utils.data.loader.train_loader`.
-        validate: scores the model. The first three columns are printed. In distributed training every process
+        validate: scores the model. The first four columns are printed. In distributed training every process
             calls it and gets the same result.
+        picture: for TensorBoard, of every fifth epoch.
         run: where history, events, `last.pth` (everything) and `best.pth` (weights of the best epoch) go.
 
     Raises:
@@ -90,7 +95,8 @@ def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run) -> N
                 done.best_score, done.best_epoch = score, done.epoch
             history.append(row)
             run.write_history(history)
-            run.write_events(row, done.epoch)
+            shows = picture is not None and done.epoch % PICTURE_EVERY == 1
+            run.write_events(row, done.epoch, partial(picture, trainer.model) if shows else None)
             save_checkpoint(trainer.state(), last)
             _keep_best(trainer, run)
             _tell(trainer, row, clock.left())
@@ -107,7 +113,8 @@ def _continue(trainer: Trainer, run: Run) -> list[dict[str, float]]:
         with read_as_checkpoint(last):
             trainer.load_state(load_file(last))
         done = trainer.progress
-        log.info("continuing %s after epoch %d, step %d", run.folder, done.epoch, done.step)
+        steps = f" and {done.step} steps of the next" if done.step else ""
+        log.info("continuing %s after epoch %d%s", run.folder, done.epoch, steps)
         if done.step == 0:  # killed after last.pth was written and before best.pth
             _keep_best(trainer, run)
     done = trainer.progress
@@ -167,7 +174,7 @@ def _check_finite(trainer: Trainer, run: Run) -> None:
 
 def _tell(trainer: Trainer, row: dict[str, float], left: str) -> None:
     done, epochs = trainer.progress, trainer.schedule.epochs
-    shown = [f"{name.removeprefix('train_')} {value:.4f}" for name, value in [*row.items()][2:6]]
+    shown = [f"{name} {value:.4f}" for name, value in [*row.items()][2:7]]
     shown += [f"{row['train_seconds']:.0f} s", left, "best so far" if done.best_epoch == done.epoch else ""]
     log.info("epoch %d/%d  %s", done.epoch, epochs, "  ".join(filter(None, shown)))
     trainer.note = f", {left}" if left else ""

@@ -11,18 +11,19 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from utils import UserError, distributed
 from utils.config import ROOT
 from utils.data.isic import Sample
 from utils.files import load_json, locked, written_whole
-from utils.logger import log
+from utils.logger import log, logged_to
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,14 +31,18 @@ if TYPE_CHECKING:
 
 OWN = ("config.json", "history.csv", "last.pth", "best.pth")  # tell that a folder is a run's
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "albumentations", "segmentation-models-pytorch")
-TOLD = ("precision", "cpu_threads", "versions", "arl_kernel")  # where these differ, a continuation has other bits
+TOLD = {  # where these facts differ, a continuation has other bits
+    "precision": "precision", "cpu_threads": "number of CPU threads", "versions": "versions of packages",
+    "arl_kernel": "ARL kernel",
+}  # fmt: skip
 
 
 class Run:
-    """A run's folder: config.json, history.csv, metrics.json, per_image.csv, checkpoints, figures/, tensorboard/.
+    """A run's folder: config.json, history.csv, metrics.json, checkpoints, figures/, tensorboard/, train.log …
 
-    As a context manager it ends with the lock on its folder given back; one process at a time may hold it. Of several
-    that train together (`utils.distributed`) the first one writes, and on the others nothing is written.
+    As a context manager it ends with the lock on its folder given back; one process at a time may hold it. While it is
+    open, what the program logs is added to train.log too. Of several processes that train together
+    (`utils.distributed`) the first one writes, and on the others nothing is written.
 
     Args:
         folder: e.g. `model/seg-2/run0`. It is made when absent. A run that lies there is continued when `resume`,
@@ -85,6 +90,7 @@ class Run:
             left.unlink()
         self.write_json("config.json", config)
         (folder / "figures").mkdir(exist_ok=True)
+        self._open.enter_context(logged_to(self.path("train.log")))
 
     def _continued(self, settings: dict[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
         """The config that is there, with the facts of this continuation added. UserError when settings differ."""
@@ -107,8 +113,11 @@ class Run:
                 "another way: put files back that were changed, or start afresh with -c 0 (the old run is kept)"
             )
         last = [config, *config.get("continued", [])][-1]
-        if other := [name for name in TOLD if name in last and last[name] != facts.get(name)]:
-            log.warning("%s goes on with other %s: not to the same bits", self.folder, " and ".join(other))
+        if other := [words for name, words in TOLD.items() if name in last and last[name] != facts.get(name)]:
+            log.warning(
+                "%s was begun with another %s: from here on its numbers may differ in their last digits from those of "
+                "a run that was never stopped", self.folder, " and ".join(other),
+            )  # fmt: skip
         return config | {"continued": [*config.get("continued", []), dict(facts)]}
 
     def path(self, name: str) -> Path:
@@ -152,8 +161,14 @@ class Run:
         with written_whole(self.path(name)) as file:
             file.write(text.encode())
 
-    def write_events(self, row: Mapping[str, float], epoch: int) -> None:
-        """Add an epoch's numbers to the TensorBoard events; where that fails, training does without."""
+    def write_events(
+        self, row: Mapping[str, float], epoch: int, picture: Callable[[], np.ndarray] | None = None
+    ) -> None:
+        """Add an epoch's numbers to the TensorBoard events; where that fails, training does without.
+
+        Tags: train/…, val/… and speed/…; the run's settings stand under HPARAMS, with the scores.
+        picture: makes uint8 [H, W, 3] to show of this epoch.
+        """
         if not distributed.is_main() or self._writer is False:
             return
         try:
@@ -162,9 +177,13 @@ class Run:
 
                 # Of a run that goes on, what was written of this epoch and later ones no longer counts.
                 self._writer = SummaryWriter(self.path("tensorboard"), purge_step=epoch)
+                for summary in _hparams(self.read_json("config.json")["settings"], row):
+                    self._writer.file_writer.add_summary(summary)
             for name, value in row.items():
                 if name != "epoch":
-                    self._writer.add_scalar(name, value, epoch)
+                    self._writer.add_scalar(_tag(name), value, epoch)
+            if picture:
+                self._writer.add_image("val/outlines", picture(), epoch, dataformats="HWC")
             self._writer.flush()
         except Exception as error:  # of a broken installation, or in the writer's thread, anything
             log.warning("no TensorBoard events from epoch %d on (%s)", epoch, error)
@@ -178,15 +197,32 @@ class Run:
         return path
 
     def close(self) -> None:
-        with self._open:
-            if self._writer:
-                self._writer.close()
+        self.__exit__(None, None, None)
 
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, *error: Any) -> None:
+        try:
+            if self._writer:
+                self._writer.close()
+        finally:
+            self._open.__exit__(*error)
+
+
+def _tag(column: str) -> str:
+    """Where TensorBoard shows a column of the history."""
+    if column in ("train_seconds", "images_per_second"):
+        return f"speed/{column.removeprefix('train_')}"
+    return f"val/{column[4:]}" if column.startswith("val_") else f"train/{column.removeprefix('train_')}"
+
+
+def _hparams(settings: Mapping[str, Any], row: Mapping[str, float]) -> tuple[Any, ...]:
+    """The settings and the names of the validation scores, as TensorBoard's HPARAMS page takes them."""
+    from torch.utils.tensorboard.summary import hparams
+
+    plain = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in settings.items()}
+    return hparams(plain, {_tag(name): 0 for name in row if name.startswith("val_")})
 
 
 def read_json(path: Path) -> dict[str, Any]:

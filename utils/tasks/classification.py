@@ -29,7 +29,7 @@ from utils.evaluation.classification import (
 from utils.evaluation.tables import format_scores
 from utils.inference.classification import class_probabilities, labels_of
 from utils.logger import log
-from utils.loss import create_loss
+from utils.loss import create_loss, loss_of
 from utils.model.fit import Validate
 from utils.model.run import Run
 from utils.model.weights import export_arl18
@@ -86,15 +86,18 @@ class Classification:
         def validate(model: nn.Module) -> tuple[float, dict[str, float]]:
             """By the same patches of the same images every epoch, whatever `--views`."""
             patches, flips = self.kind.selection, self.kind.selection_flips
-            scores = classification_scores(
-                class_probabilities(model, cache, precision, size, batch_size, patches, flips), truth, self.classes
-            )
+            probabilities = class_probabilities(model, cache, precision, size, batch_size, patches, flips)
+            scores = classification_scores(probabilities, truth, self.classes)
             aucs = {name: scores[name]["auc"] for name in scored_classes(self.classes)}
-            columns = {"val_mean_auc": scores["mean_auc"]} | {f"val_{name}_auc": value for name, value in aucs.items()}
+            columns = {"val_loss": loss_of(self.loss(), probabilities, truth), "val_mean_auc": scores["mean_auc"]}
+            columns |= {f"val_{name}_auc": value for name, value in aucs.items()}
             more = {f"val_{name}": scores[name] for name in ("balanced_accuracy", "accuracy")}
             return sum(aucs.values()), columns | more
 
         return validate
+
+    def picture(self, cache: ImageCache, precision: Precision) -> None:
+        return None
 
     def score(
         self, model: nn.Module, cache: ImageCache, split: str, precision: Precision, run: Run

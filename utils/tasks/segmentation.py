@@ -1,12 +1,15 @@
 """The segmentation task: the outline of the lesion."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from torch import nn
 
+from utils import distributed
 from utils.config import Config
 from utils.data.cache import ImageCache, prepare
 from utils.data.extra import extra_samples
@@ -18,10 +21,10 @@ from utils.evaluation.segmentation import SegmentationCounts, summarize
 from utils.evaluation.tables import format_scores
 from utils.inference.segmentation import TrueMasks, score, write_masks
 from utils.logger import log
-from utils.loss import create_loss
-from utils.model.fit import Validate
+from utils.loss import create_loss, loss_of
+from utils.model.fit import Picture, Validate
 from utils.model.run import Run
-from utils.visualize.examples import plot_examples
+from utils.visualize.examples import outlined_examples, plot_examples
 
 
 class Segmentation:
@@ -51,14 +54,26 @@ class Segmentation:
         return create_loss(self.config.loss)
 
     def validation(self, cache: ImageCache, precision: Precision) -> Validate:
-        masks = TrueMasks()
+        masks, criterion = TrueMasks(), self.loss()
 
         def validate(model: nn.Module) -> tuple[float, dict[str, float]]:
-            scores = score(model, cache, precision, self.config.batch_size, masks=masks).official()
-            first = {name: scores.pop(name) for name in ("jaccard", "threshold_jaccard", "dice")}
+            """The loss is at the network's size, as in training."""
+            losses: dict[int, float] = {}
+
+            def look(index: int, lesion: np.ndarray) -> None:
+                losses[index] = loss_of(
+                    criterion, np.stack([1 - lesion, lesion])[None], cache.frame(index)[None, ..., 3]
+                )
+
+            scores = score(model, cache, precision, self.config.batch_size, masks=masks, look=look).official()
+            loss = float(np.mean([value for _, value in sorted(distributed.gather([*losses.items()]))]))
+            first = {"loss": loss} | {name: scores.pop(name) for name in ("jaccard", "threshold_jaccard", "dice")}
             return first["jaccard"], {f"val_{name}": value for name, value in (first | scores).items()}
 
         return validate
+
+    def picture(self, cache: ImageCache, precision: Precision) -> Picture:
+        return partial(outlined_examples, cache=cache, precision=precision)
 
     def score(
         self, model: nn.Module, cache: ImageCache, split: str, precision: Precision, run: Run

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils import UserError
@@ -17,15 +18,16 @@ from utils.evaluation.classification import SPECIFICITIES, TASKS, classification
 from utils.evaluation.export import format_number
 from utils.evaluation.segmentation import JACCARD_THRESHOLD
 from utils.visualize import style
-from utils.visualize.figures import draw_chance, draw_confusion, draw_curve, draw_reliability
+from utils.visualize.figures import curve_of, draw_chance, draw_confusion, draw_curve, draw_reliability
 
 
 @style.typeset(style.PAGE)
 def plot_curves(rows: Mapping[str, np.ndarray], labels: np.ndarray, kind: str) -> Figure:
-    """Melanoma and seborrheic keratosis against the rest: a colour for each row, a thin line for each of its seeds.
+    """Melanoma and seborrheic keratosis against the rest: a line for each row, of several seeds their mean at each x.
 
-    The legend has the area under the ROC curve or the average precision, mean ± standard deviation over seeds; "–"
-    without positives, or for "roc" without negatives, where there is no curve.
+    Around it a band, mean ± standard deviation over seeds. The legend has the area under the ROC curve or the average
+    precision, mean ± standard deviation over seeds; "–" without positives, or for "roc" without negatives, where there
+    is no curve.
     rows: probabilities float [S, N, 3] by row label, in the order of `utils.data.isic.CLASSES`, of S ≥ 1 seeds each.
     labels: int [N], indices into CLASSES. kind: "roc" or "precision-recall".
     """
@@ -38,12 +40,11 @@ def plot_curves(rows: Mapping[str, np.ndarray], labels: np.ndarray, kind: str) -
         for line, (seeds, look) in enumerate(zip(rows.values(), style.line_looks(rows), strict=True)):
             scores = [classification_scores(one, labels)[TASKS[number]][score] for one in seeds]
             texts[line] += f"{', ' if number else ''}{task} {_spread(scores)}"
-            for one in seeds[..., number]:
-                draw_curve(axes, kind, one, positive, linewidth=1.2 if len(seeds) == 1 else 0.7, **look)
+            _draw_mean(axes, kind, seeds[..., number], positive, look)
         draw_chance(axes, kind, positive.mean())
         axes.set_title(f"{task.capitalize()}, {positive.sum()} of {labels.size} images")
     chance = "chance" if roc else "chance: the share of positives"
-    note = f"{title}, mean ± standard deviation over seeds"
+    note = f"{title}, mean ± standard deviation over seeds, as the bands"
     style.legend_below(figure, [*texts, chance], [*style.line_looks(rows), style.GREY], note)
     return style.finished(figure)
 
@@ -159,12 +160,14 @@ def plot_jaccards(rows: Mapping[str, np.ndarray]) -> Figure:
 def plot_groups(tables: Mapping[str, pd.DataFrame], score: str) -> Figure:
     """A score within groups of images: a block for each factor, a line for each group, a dot and interval a row.
 
-    The factors and their groups come in the order of the tables. Grey lines: the rows' means of the group "all". A
-    group that no row has a score of says "undefined". tables: by row label, a line for each group; columns factor,
+    The factors and their groups come in the order of the tables; a group that no row has a score of is left out. Grey
+    lines: the rows' means of the group "all". tables: by row label, a line for each group; columns factor,
     group, images (how many), and `score` with `utils.evaluation.export.Score`, whose 95 % interval is drawn.
     """
     lines = {}  # what stands at the left, by factor and group; a heading has no group
-    for factor, group, images in pd.concat(tables)[["factor", "group", "images"]].itertuples(index=False):
+    every = pd.concat(tables)
+    every = every[[not np.isnan(value.mean) for value in every[score]]]
+    for factor, group, images in every[["factor", "group", "images"]].itertuples(index=False):
         if group != "all":
             lines.setdefault((factor, ""), factor)
         lines.setdefault((factor, group), f"{group}, n = {images}")
@@ -175,20 +178,15 @@ def plot_groups(tables: Mapping[str, pd.DataFrame], score: str) -> Figure:
     middles = dict(zip(lines, style.list_lines(axes, [*lines.values()], heights), strict=True))
     for (_, group), text in zip(lines, axes.get_yticklabels(), strict=True):
         text.set_weight("normal" if group else "bold")
-    undefined = {line for line in lines if line[1]}
     looks, places = style.dot_looks(tables), style.offsets(tables, step - 0.06)
     for table, look, place in zip(tables.values(), looks, places, strict=True):
         for factor, group, value in zip(table["factor"], table["group"], table[score], strict=True):
             if not np.isnan(value.mean):
-                undefined.discard((factor, group))
                 axes.plot(value.mean, middles[factor, group] + place, **look)
             if value.interval:
                 axes.hlines(middles[factor, group] + place, *value.interval, color=look["color"])
             if group == "all":
                 axes.axvline(value.mean, color="0.75", linewidth=0.8, zorder=0)
-    for line in undefined:
-        beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": style.PAGE - 1}
-        axes.text(0.01, middles[line], "undefined", color="0.45", **beside)
     axes.set_xlabel(f"{style.words(score)}, 95 % interval")
     style.legend_below(figure, [style.wrapped(label) for label in tables], looks)
     return style.finished(figure)
@@ -220,6 +218,23 @@ def plot_differences(table: pd.DataFrame, metric: str) -> Figure:
         axes.text(1.12, y, "<.001" if p < 0.0005 else format_number(p), va="center", **beside)
     axes.set_xlabel(f"difference of {style.words(metric)}, 95 % interval, {table['images'].iloc[0]} images")
     return style.finished(figure)
+
+
+def _draw_mean(axes: Axes, kind: str, seeds: np.ndarray, positive: np.ndarray, look: Mapping) -> None:
+    """The mean curve of scores [S, N] and its band."""
+    curves = [curve_of(kind, one, positive) for one in seeds]
+    if len(curves) == 1 or not curves[0][0].size:
+        draw_curve(axes, kind, seeds[0], positive, **look)
+        return
+    grid = np.linspace(0, 1, 201)
+    if kind == "roc":
+        values = [np.interp(grid, x, y) for x, y in curves]
+    else:  # the precision where this recall is first reached
+        values = [y[np.searchsorted(x, grid - 1e-9)] for x, y in curves]
+    mean, spread = np.mean(values, axis=0), np.std(values, axis=0, ddof=1)
+    axes.plot(grid, mean, **look)
+    band = np.clip([mean - spread, mean + spread], 0, 1)
+    axes.fill_between(grid, *band, color=look["color"], alpha=0.15, linewidth=0)
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:

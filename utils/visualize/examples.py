@@ -27,6 +27,7 @@ from utils.inference.trained import has_weights, load_network
 from utils.logger import log
 from utils.model.fit import alphas
 from utils.visualize.figures import Panel, best_median_worst, plot_contours, plot_heatmaps
+from utils.visualize.overlay import outlined
 from utils.visualize.style import NAMES
 
 ARL_AND_PLAIN = ((r"arl\d+", r"resnet\d+"), ("arl_mobilenet", "mobilenet"))  # patterns for names of networks
@@ -151,6 +152,19 @@ def plot_examples(
             panels.append(photograph(sample, title, 480, lesion_mask(probability, image_size(sample.image))))
     title = f"Best, median and worst of {len(counts)} images by Jaccard (mean {per_image['jaccard'].mean():.3f})"
     return plot_contours(panels, title, columns=len(panels) // 3 if len(panels) >= 3 else len(panels))
+
+
+def outlined_examples(model: nn.Module, cache: ImageCache, precision: Precision, count: int = 4) -> np.ndarray:
+    """Some images of a cache side by side, as the network gets them, with the true and the predicted outline.
+
+    uint8 [H, W, 3].
+    """
+    indices = range(0, len(cache.samples), max(1, len(cache.samples) // count))[:count]
+    tiles = []
+    for index, probability in predict_lesions(model, cache, precision, count, indices=indices):
+        frame = cache.frame(index)
+        tiles.append(outlined(outlined(frame[..., :3], frame[..., 3], "truth"), probability > 0.5))
+    return np.hstack(tiles)
 
 
 def plot_saliency(

@@ -18,6 +18,8 @@ from utils.data.isic import CLASSES
 from utils.evaluation.classification import auc, calibration_error, scored_classes
 from utils.visualize import style
 
+CHOSEN_BY = ("val_jaccard", "val_mean_auc")  # columns of the history; the earlier runs have others before them
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -29,44 +31,46 @@ class Panel:
     prediction: np.ndarray | None = None
 
 
-@style.typeset(style.SCREEN)
+@style.typeset(style.PAGE)
 def plot_history(
     history: Sequence[Mapping[str, float]], best_epoch: int | None = None, primary: str | None = None
 ) -> Figure:
     """Learning curves from the rows of a run's history, by epoch.
 
     One panel of losses, one of the validation scores (columns `val_…`), and, where the rows have columns `alpha_…`,
-    one of the α of each ARL block (a colour for each stage). primary: the column that is drawn thick, by default the
-    first score, by which the best epoch is chosen.
+    one of the α of each ARL block (a colour for each stage). primary: the column that is drawn first and thick, by
+    default the one by which the best epoch is chosen. What a row lacks, of an epoch that another version trained, is
+    left out.
     """
-    columns = history[0]
+    columns = dict.fromkeys(name for row in history for name in row)
     losses = {"train_loss": "training loss", "val_loss": "validation loss"}
     losses = {name: label for name, label in losses.items() if name in columns}
-    scores = {name: style.words(name[4:]) for name in columns if name.startswith("val_") and name not in losses}
+    names = [name for name in columns if name.startswith("val_") and name not in losses]
+    primary = primary or next((name for name in CHOSEN_BY if name in names), names[0])
+    scores = {name: style.words(name[4:]) for name in dict.fromkeys([primary, *names])}
     alphas = {name: name.removeprefix("alpha_") for name in columns if name.startswith("alpha_")}
     panels = [("Loss", "loss", losses), ("Validation", "score", scores), ("α of each ARL block", "α", alphas)]
     panels = panels if alphas else panels[:2]
     lines = max(len(names) for *_, names in panels) // 2 + 1  # of the legends, in two columns
-    figure = style.page(3.4 + 0.17 * lines, 4.4 * len(panels))
+    figure = style.page(2.5 + 0.13 * lines)
     epochs = [row["epoch"] for row in history]
-    primary = primary or next(iter(scores))
     marker = "o" if len(epochs) < 20 else None
     for axes, (title, unit, names) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         looks = _block_looks(names) if names is alphas else style.line_looks(names)
         for (name, label), look in zip(names.items(), looks, strict=True):
-            look |= {"linewidth": 2.5 if name == primary else 1.2, "marker": marker, "label": label}
-            axes.plot(epochs, [row[name] for row in history], **look)
+            look |= {"linewidth": 2.2 if name == primary else 0.9, "marker": marker, "markersize": 2.5, "label": label}
+            axes.plot(epochs, [row.get(name, np.nan) for row in history], **look)
         if best_epoch:
             axes.axvline(best_epoch, label=f"best epoch, {best_epoch}", **style.GREY)
         axes.set(title=title, xlabel="epoch", ylabel=unit)
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid()
-        axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+        axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2), columnspacing=1, handlelength=1.8)
     return style.finished(figure)
 
 
-@style.typeset(style.SCREEN)
-def plot_contours(panels: Sequence[Panel], title: str = "", columns: int = 4, width: float = 3.2) -> Figure:
+@style.typeset(style.PAGE)
+def plot_contours(panels: Sequence[Panel], title: str = "", columns: int = 4, width: float = 1.8) -> Figure:
     """Photographs in a grid, the true outline and the predicted one drawn over each; width: of a panel, inches."""
     rows = -(-len(panels) // columns)
     lines = max(panel.title.count("\n") + 1 for panel in panels)
@@ -78,7 +82,7 @@ def plot_contours(panels: Sequence[Panel], title: str = "", columns: int = 4, wi
     shown = [name for name in style.OUTLINES if any(getattr(panel, name) is not None for panel in panels)]
     for axes, panel in zip(grid, panels, strict=False):
         axes.imshow(panel.image)
-        axes.set_title(panel.title, fontsize=7 if width < 2.5 else 9)
+        axes.set_title(panel.title)
         for name, colour in style.OUTLINES.items():
             if (mask := getattr(panel, name)) is not None:
                 _outline(axes, mask, colour)
@@ -88,10 +92,10 @@ def plot_contours(panels: Sequence[Panel], title: str = "", columns: int = 4, wi
     return figure
 
 
-@style.typeset(style.SCREEN)
+@style.typeset(style.PAGE)
 def plot_class_balance(labels: Mapping[str, Sequence[int]]) -> Figure:
     """How many images of each class every split has, as bars; labels: indices into CLASSES by split."""
-    figure = style.page(3, 2.2 + 2.6 * len(labels))
+    figure = style.page(2.3)
     for axes, (split, values) in zip(figure.subplots(1, len(labels), squeeze=False)[0], labels.items(), strict=True):
         counts = np.bincount(values, minlength=len(CLASSES))
         bars = axes.bar([name.replace(" ", "\n") for name in style.NAMES], counts, color=style.COLOURS[: len(CLASSES)])
@@ -110,7 +114,7 @@ def best_median_worst(values: np.ndarray, count: int = 4) -> dict[str, np.ndarra
     return groups if len(order) >= 3 else {"best": order}
 
 
-@style.typeset(style.SCREEN)
+@style.typeset(style.PAGE)
 def plot_heatmaps(panels: Sequence[Panel], heats: Mapping[str, np.ndarray], title: str = "") -> Figure:
     """One row an image: the photograph, then each heat map over a grey copy of it; the true outline on all of them.
 
@@ -118,15 +122,15 @@ def plot_heatmaps(panels: Sequence[Panel], heats: Mapping[str, np.ndarray], titl
     heats: by title of the column, float [N, h, w] of any size, a map for each of the N panels.
     """
     height, width = panels[0].image.shape[:2]
-    side = 1.9 if len(heats) > 2 else 2.6  # inches
+    side = max(1.0, min(1.8, 6.2 / (len(heats) + 1)))  # inches
     size = (side * (len(heats) + 1) + 1, (side * height / width + 0.05) * len(panels) + (1.1 if title else 0.8))
     figure = Figure(figsize=size, layout="compressed")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     grid = figure.subplots(len(panels), len(heats) + 1, squeeze=False)
     for axes, name in zip(grid[0], ["photograph", *heats], strict=True):
-        axes.set_title("\n".join(style.wrapped(part, 22) for part in name.split("\n")))
+        axes.set_title("\n".join(style.wrapped(part, round(14 * side)) for part in name.split("\n")))
     for index, (line, panel) in enumerate(zip(grid, panels, strict=True)):
-        line[0].set_ylabel(panel.title, rotation=0, ha="right", va="center", fontsize=style.SCREEN - 1)
+        line[0].set_ylabel(panel.title, rotation=0, ha="right", va="center")
         images = [panel.image, *(heated(panel.image, maps[index]) for maps in heats.values())]
         for axes, image in zip(line, images, strict=True):
             axes.set(xticks=[], yticks=[])
@@ -144,7 +148,7 @@ def plot_heatmaps(panels: Sequence[Panel], heats: Mapping[str, np.ndarray], titl
     return figure
 
 
-@style.typeset(style.SCREEN)
+@style.typeset(style.PAGE)
 def plot_classification(
     probabilities: np.ndarray, labels: np.ndarray, title: str = "", classes: Sequence[str] = CLASSES
 ) -> Figure:
@@ -155,8 +159,8 @@ def plot_classification(
     """
     probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
     error = calibration_error(probabilities, labels)
-    figure = style.page(4.6, 14)
-    left, middle, right = figure.subfigures(1, 3)
+    figure = style.page(2.9)
+    left, middle, right = figure.subfigures(1, 3, width_ratios=(1, 1.25, 1))
     roc, matrix, (curve, histogram) = left.subplots(), middle.subplots(), right.subplots(2, 1, height_ratios=(3, 1))
     looks = style.line_looks(classes)
     for number, name in enumerate(scored_classes(classes)):
@@ -164,14 +168,14 @@ def plot_classification(
         area = auc(scores, positive)
         told = f"no AUC: {positive.sum()} of {labels.size} images" if np.isnan(area) else f"AUC {area:.3f}"
         draw_curve(
-            roc, "roc", scores, positive, linewidth=2, label=f"{name.replace('_', ' ')}, {told}", **looks[number]
+            roc, "roc", scores, positive, linewidth=1.5, label=f"{name.replace('_', ' ')},\n{told}", **looks[number]
         )
     draw_chance(roc, "roc", label="chance")
     roc.set_title("ROC, one class against the rest")
-    draw_confusion(matrix, probabilities[None], labels, fontsize=12 if len(classes) < 5 else 8, classes=classes)
+    draw_confusion(matrix, probabilities[None], labels, fontsize=8 if len(classes) < 5 else 7, classes=classes)
     accuracy = (probabilities.argmax(1) == labels).mean()
-    matrix.set(title=f"Confusion matrix, accuracy {accuracy:.3f}", xlabel="predicted", ylabel="true")
-    draw_reliability(curve, histogram, probabilities[None], labels, label=f"expected calibration error {error:.3f}")
+    matrix.set(title=f"Confusion, accuracy {accuracy:.3f}", xlabel="predicted", ylabel="true")
+    draw_reliability(curve, histogram, probabilities[None], labels, label=f"calibration error {error:.3f}")
     curve.set(title="Reliability of the predicted class", ylabel="share correct")
     histogram.set(xlabel="confidence (highest probability)", ylabel="images")
     for axes in (roc, curve):
@@ -180,19 +184,25 @@ def plot_classification(
     return style.finished(figure)
 
 
-def draw_curve(axes: Axes, kind: str, scores: np.ndarray, positive: np.ndarray, **line) -> None:
+def curve_of(kind: str, scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """An ROC or precision-recall curve (kind: "roc" or "precision-recall") of scores [N] and positive bool [N].
 
-    Empty without positives, and an ROC curve without negatives. line: as `Axes.plot` takes it.
+    x, rising, and y. Empty without positives, and an ROC curve without negatives.
     """
     from sklearn.metrics import precision_recall_curve, roc_curve  # imports slowly
 
-    x = y = ()
+    x = y = np.zeros(0)
     if kind == "roc" and positive.any() and not positive.all():
         x, y, _ = roc_curve(positive, scores)
     elif kind == "precision-recall" and positive.any():
         y, x, _ = precision_recall_curve(positive, scores)
-    axes.plot(x, y, drawstyle="default" if kind == "roc" else "steps-post", **line)
+        x, y = x[::-1], y[::-1]
+    return x, y
+
+
+def draw_curve(axes: Axes, kind: str, scores: np.ndarray, positive: np.ndarray, **line) -> None:
+    """`curve_of` these; line: as `Axes.plot` takes it."""
+    axes.plot(*curve_of(kind, scores, positive), drawstyle="default" if kind == "roc" else "steps-pre", **line)
 
 
 def draw_chance(axes: Axes, kind: str, share: float = 0, **line) -> None:

@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -20,47 +19,69 @@ from utils.data.loader import train_loader
 from utils.data.synthetic import make_synthetic
 from utils.data.transforms import Transforms
 from utils.evaluation.export import Score, as_text, export_table
-from utils.evaluation.tables import main_scores
+from utils.evaluation.rows import Row, row_names
+from utils.evaluation.tables import PUBLISHED
 from utils.logger import log, start_logging
 from utils.model.run import Run
 from utils.visualize.comparison import save_figure
 from utils.visualize.examples import photograph
 from utils.visualize.figures import Panel
 
+WIDTH = 936  # pixels of a figure that is a page wide
 # With SMOKE=1 in the environment a notebook, or the script made of it, runs through in about a minute.
 SMOKE = os.environ.get("SMOKE", "0") not in ("", "0")
-_QUICK = ["-p", "0", "--lr", "1e-3"]
-_SYNTHETIC = {  # counts and size of the synthetic data for each task, and flags that suit them and two cores
+_DIFFERENCE = ["difference", "low", "high"]
+_FRESH = ["-p", "0", "--lr", "1e-3"]
+_TRIAL = {  # flags that end within ten minutes on two cores
+    "classification": ["--size", "96", "96", "--epochs", "6", "--lr", "1e-3", "--output", "model/trial"],
+    "segmentation": ["--size", "96", "72", "--epochs", "5", "--output", "model/trial"],
+}
+_SYNTHETIC = {  # counts and size of the synthetic data for each task, and flags that suit them
     "classification": (
         {"train": 1200, "validation": 200, "test": 200},
         (192, 144),
-        [*_QUICK, "--size", "64", "64", "--epochs", "25", "--output", "model/synthetic"],
+        [*_FRESH, "--size", "64", "64", "--epochs", "10", "--output", "model/synthetic"],
     ),
     "segmentation": (
         {"train": 160, "validation": 40, "test": 40},
         (384, 288),
-        [*_QUICK, "--size", "128", "128", "--epochs", "20", "--output", "model/synthetic"],
+        [*_FRESH, "--size", "96", "72", "--epochs", "20", "--output", "model/synthetic"],
     ),
     "smoke": (
         {"train": 24, "validation": 12, "test": 12},
         (96, 72),
-        [*_QUICK, "--size", "32", "32", "--epochs", "2", "--batch-size", "8", "--output", "model/smoke"],
+        [
+            "-p",
+            "0",
+            "--lr",
+            "1e-3",
+            "--size",
+            "32",
+            "32",
+            "--epochs",
+            "2",
+            "--batch-size",
+            "8",
+            "--output",
+            "model/smoke",
+        ],
     ),
 }
 
 
-def find_data(folder: str | Path, task: str) -> tuple[Path, list[str]]:
+def find_data(folder: str | Path, task: str, full: bool = False) -> tuple[Path, list[str]]:
     """Where to find images, and flags of the task's script that suit them.
 
-    `folder` where the challenge's images lie in it, and no flags; else synthetic data, drawn in Data/ when they are
-    not there yet, and flags for a short run. With SMOKE they are always synthetic, and very few.
+    `folder` where the challenge's images lie in it, and flags for a trial of minutes, none when `full`; else synthetic
+    data, drawn in Data/ when they are not there yet, and flags for them. With SMOKE they are always synthetic, and
+    very few.
 
     task: "segmentation" or "classification".
     """
     start_logging()
     folder = Path(folder)
     if not SMOKE and folder.is_dir() and find_files(folder, "train").images:
-        return folder, []
+        return folder, [] if full else _TRIAL[task]
     kind = "smoke" if SMOKE else task
     counts, size, flags = _SYNTHETIC[kind]
     reason = "SMOKE is set" if SMOKE else f"{folder} holds no training images"
@@ -103,13 +124,43 @@ def settings_table(config: Config) -> pd.DataFrame:
     )
 
 
-def scores_table(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """The main scores of a split of metrics.json, of either task, with their 95 % intervals."""
-    scores = {
-        name: Score() if value is None else Score(value, None, tuple(interval))
-        for name, (value, interval) in main_scores(summary).items()
-    }
-    return pd.DataFrame({"score": scores.keys(), "value [95 % interval]": map(str, scores.values())})
+def ranked(
+    table: pd.DataFrame,
+    names: Sequence[str],
+    by: str,
+    differences: Mapping[str, pd.DataFrame],
+    more: Sequence[str] = (),
+) -> pd.DataFrame:
+    """A results table as it fits a screen: the best row first, and by how much each one differs from it.
+
+    Columns: row, the score `by`; those of `differences` (by score, tables of `utils.evaluation.tables.compare`), each
+    with the difference from the best row that is compared and its 95 % interval; then `more`, and seeds. table: of
+    `utils.evaluation.tables`, whose rows without runs are left out; names: of the others.
+    """
+    table = table[table["seeds"] > 0].assign(row=list(names))
+    table = table.loc[table[by].map(lambda score: -score.mean).sort_values(kind="stable").index]
+    shown = {"row": table["row"], by: table[by]}
+    for score, pairs in differences.items():
+        known = {}  # Score of one row less another, by their names
+        for first, second, value, low, high in pairs[["first", "second", *_DIFFERENCE]].itertuples(index=False):
+            known[first, second] = Score(value, None, (low, high))
+            known[second, first] = Score(-value, None, (-high, -low))
+        best = next((name for name in table["row"] if name in {*pairs["first"], *pairs["second"]}), "none")
+        less = [known.get((name, best), Score()) for name in table["row"]]
+        shown |= {score: table[score], f"{score}: less {best}": pd.Series(less, table.index)}
+    return pd.DataFrame(shown | {name: table[name] for name in (*more, "seeds")})
+
+
+def notes(rows: Sequence[Row]) -> pd.DataFrame:
+    """In what rows differ from the settings of the row that they are named after; those that do not are left out."""
+    told = [(name, row.note) for name, row in zip(row_names(rows), rows, strict=True) if row.note]
+    return pd.DataFrame(told, columns=["row", "its runs differ from the row's settings by"])
+
+
+def published(table: pd.DataFrame) -> pd.DataFrame:
+    """`utils.evaluation.tables.published_table` with short names of columns, the widest known scores first."""
+    short = {name: name.removeprefix(PUBLISHED) for name in table}
+    return table.rename(columns=short).drop(columns=[short[name] for name in table if "accuracy" in name])
 
 
 def network_table(names: Sequence[str]) -> pd.DataFrame:
@@ -127,41 +178,37 @@ def show(content: Figure | pd.DataFrame) -> None:
     """Show a figure or table below the cell; a plain script prints tables and shows no figures."""
     if isinstance(content, Figure):
         png = io.BytesIO()
-        content.savefig(png, dpi=100, bbox_inches="tight")
+        content.savefig(png, dpi=WIDTH / 7.2, bbox_inches="tight")
         _show_png(data=png.getvalue())
-    elif "ipykernel" in sys.modules:
+        return
+    table = as_text(content)
+    if "ipykernel" in sys.modules:
         from IPython.display import HTML, display
 
         with pd.option_context("display.max_colwidth", None):
-            html = content.to_html(index=False).replace("<td>", '<td style="white-space: nowrap">')
-        display(HTML(f'<div style="font-size: 85%">{html}</div>' if len(content.columns) > 8 else html))
+            html = table.to_html(index=False, justify="left").replace("<td>", '<td style="white-space: nowrap">')
+        display(HTML(f'<div style="font-size: 90%">{html}</div>'))
     else:
-        print(content.to_string(index=False))
+        print(table.to_string(index=False))
 
 
-def keep(content: Figure | pd.DataFrame, folder: str | Path, name: str) -> None:
-    """Show a figure or a table, and write it: name.pdf and name.png, or name.csv, name.md and name.tex."""
+def keep(content: Figure | pd.DataFrame, folder: str | Path, name: str, shown: pd.DataFrame | None = None) -> None:
+    """Write a figure or a table, name.pdf and name.png or name.csv, name.md and name.tex, and show it, or `shown`."""
     if isinstance(content, Figure):
-        show(content)
-        paths = save_figure(content, Path(folder), name)
+        save_figure(content, Path(folder), name)
     else:
-        paths = export_table(content, Path(folder), name)
-        table = as_text(content)
-        notes = table.pop("note") if "note" in table else []
-        show(table)
-        for name, note in zip(table.iloc[:, 0], notes, strict=False):
-            if note:
-                print(f"{name}: {note}")
-    log.info("%s: %s", folder, ", ".join(path.name for path in paths))
+        export_table(content, Path(folder), name)
+    show(content if shown is None else shown)
 
 
 def show_saved(run: Run, *names: str) -> None:
-    """Show figures that a run has saved, and say where they lie."""
+    """Show figures that a run has saved."""
     for name in names:
         path = run.path("figures") / name
         if path.is_file():
-            _show_png(filename=str(path), width=1000)
-        log.info("figure: %s%s", path, "" if path.is_file() else " (this network has none)")
+            _show_png(filename=str(path), width=WIDTH)
+        else:
+            print(f"{name}: this network has none")
 
 
 def _show_png(**options) -> None:

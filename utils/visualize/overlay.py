@@ -15,16 +15,17 @@ from utils.visualize.style import OUTLINES
 SMALL, SMALL_BYTES = 160, 6000  # longer side and most bytes of a thumbnail
 
 
-def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The photograph with the lesion's outline: uint8 [H, W, 3], bool [H, W] → uint8 [H, W, 3].
+def outlined(image: np.ndarray, mask: np.ndarray, of: str = "prediction") -> np.ndarray:
+    """The photograph with the lesion's outline: uint8 [H, W, 3], bool or 0/1 [H, W] → uint8 [H, W, 3].
 
-    Black beneath yellow, seen on any skin. Along the frame where that cuts the lesion.
+    Black beneath a bright colour, seen on any skin: yellow, or cyan of a "truth". Along the frame where that cuts the
+    lesion.
     """
     drawn, width = image.copy(), max(2, round(max(image.shape) / 400))
     padded = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     contours, _ = cv2.findContours(padded, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=(-1, -1))
-    yellow = tuple(round(255 * part) for part in to_rgb(OUTLINES["prediction"]))
-    for colour, thickness in (((0, 0, 0), 2 * width), (yellow, width)):
+    bright = tuple(round(255 * part) for part in to_rgb(OUTLINES[of]))
+    for colour, thickness in (((0, 0, 0), 2 * width), (bright, width)):
         cv2.drawContours(drawn, contours, -1, colour, thickness, cv2.LINE_AA)
     return drawn
 

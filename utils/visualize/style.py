@@ -1,7 +1,7 @@
 """How all figures look: colours, sizes of type, lines and markers, legends, panels.
 
-Figures that compare rows of a results table are as wide as a page (7.2 inches) or one of its two columns (3.5), with
-type of 7 and 8 points; those of a single run are larger, for the screen. Nothing here imports `matplotlib.pyplot`.
+Figures are as wide as a page (7.2 inches) or one of its two columns (3.5), with type of 7 and 8 points; only those with
+more columns of photographs than fit are wider. Nothing here imports `matplotlib.pyplot`.
 """
 
 import textwrap
@@ -18,8 +18,9 @@ from matplotlib.lines import Line2D
 from utils.data.isic import CLASSES
 
 WIDE, NARROW = 7.2, 3.5  # inches
-PAGE, SCREEN = 8, 10  # points
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # of Okabe & Ito: the colour-blind tell them apart
+PAGE = 8  # points
+# Of Okabe & Ito, those that differ in lightness too: the colour-blind see their green and pink as one grey.
+COLOURS = ("#0072b2", "#d55e00", "#000000", "#56b4e9", "#e69f00")
 DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
 MARKERS = "osD^vPX<>p"
 GREY = {"color": "0.45", "linestyle": (0, (1, 1.5)), "linewidth": 1}  # chance, thresholds, the best epoch
@@ -44,8 +45,8 @@ def page(height: float, width: float = WIDE) -> Figure:
 
 
 def line_looks(items: Sized) -> list[dict[str, Any]]:
-    """A colour and a dash for the line of each item, such as a row of a table."""
-    return [{"color": COLOURS[i % 5], "linestyle": DASHES[i // 5 % len(DASHES)]} for i in range(len(items))]
+    """A colour and a dash for the line of each item, such as a row of a table: told apart in grey too."""
+    return [{"color": COLOURS[i % 5], "linestyle": DASHES[i % 6]} for i in range(len(items))]
 
 
 def dot_looks(items: Sized) -> list[dict[str, Any]]:
