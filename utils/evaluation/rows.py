@@ -37,6 +37,12 @@ class Row:
         return self.runs[0].settings if self.runs else asdict(EXPERIMENTS[self.experiment])
 
     @property
+    def name(self) -> str:
+        """The folder that holds its runs where that says more (cls-b1-scratch, of cls-b1), else the experiment."""
+        folder = self.runs[0].folder.parent.name if self.runs else ""
+        return folder if folder.startswith(f"{self.experiment}-") else self.experiment
+
+    @property
     def label(self) -> str:
         return f"{self.experiment} ({self.note})" if self.note else self.experiment
 

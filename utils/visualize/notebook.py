@@ -19,8 +19,7 @@ from utils.data.isic import CLASSES, Sample, find_files
 from utils.data.loader import train_loader
 from utils.data.synthetic import make_synthetic
 from utils.data.transforms import Transforms
-from utils.evaluation.export import Score, as_text, export_table
-from utils.evaluation.tables import main_scores
+from utils.evaluation.export import Score, as_text, export_table, main_scores
 from utils.logger import log, start_logging
 from utils.model.run import Run
 from utils.visualize.comparison import save_figure
