@@ -37,8 +37,13 @@ def start(folder, row, seed=0, **changed) -> Run:
     for name in ("views", "flips"):
         del settings[name]
     settings |= {"train_images": TRAIN[row.task], "validation_images": VALIDATION[row.task]}
-    run = Run(folder, settings | changed, {"test_images": "600 images, sha256 6e490b64a6b0f9c5"}, resume=False)
-    run.write_history([{"epoch": n, "lr": 1e-4 / n, "train_loss": 1 / n} for n in (1, 2, 3)])
+    facts = {
+        "test_images": "600 images, sha256 6e490b64a6b0f9c5",
+        "device": "cpu (x86_64)",
+        "cpu_threads": 1 + seed % 2,
+    }
+    run = Run(folder, settings | changed, facts, resume=False)
+    run.write_history([{"epoch": n, "lr": 1e-4 / n, "train_loss": 1 / n, "train_seconds": 60.0} for n in (1, 2, 3)])
     return run
 
 
@@ -243,6 +248,7 @@ def cell(row: int, column: str, value):
         ("history.csv", lambda table: table.drop(columns="epoch")),
         ("per_image.csv", cell(3, "tp", -1)),
         ("per_image.csv", cell(3, "jaccard", "high")),
+        ("per_image.csv", cell(3, "jaccard", 0.999)),  # not that of its counts
         ("per_image.csv", lambda table: table.assign(tp=0, fp=0, fn=0, tn=0)),  # images without pixels
         ("per_image.csv", lambda table: table.drop(columns="dice")),
         ("per_image.csv", lambda table: table[1:]),  # other images than metrics.json has

@@ -146,7 +146,7 @@ def test_pooled_scores_sum_pixels(rows):
 
 
 # Published values of the earlier project: ACC, SE, SP, and the means of background and lesion JSI, DSC, TJI.
-PUBLISHED = {name: tuple(scores.values()) for name, scores in OTHERS["rows"].items() if name.startswith("seg")}
+PUBLISHED = {each["by"]: tuple(each["scores"].values()) for each in OTHERS["segmentation"] if len(each["scores"]) == 6}
 
 
 def pooled_from_rates(accuracy: float, sensitivity: float, specificity: float) -> dict:

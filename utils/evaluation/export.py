@@ -1,7 +1,7 @@
-"""Results tables as text: Markdown, LaTeX, CSV, and files of them."""
+"""Scores as text, and results tables: Markdown, LaTeX, CSV, and files of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from utils import UserError
+from utils.evaluation.runs import lookup
 
 
 @dataclass(frozen=True)
 class Score:
-    """Mean over seeds, standard deviation over seeds (None for one), 95 % interval over images.
+    """Mean over seeds, standard deviation over seeds (None for one), 95 % interval over images (None: not known).
 
     As text ".757 ± .004 [.722, .790]"; NaN, for a row without runs or an undefined score, as "–".
     """
@@ -24,17 +25,19 @@ class Score:
     interval: tuple[float, float] | None = None
 
     @classmethod
-    def over_seeds(cls, values: Sequence[float | None], interval: Sequence[float]) -> "Score":
+    def over_seeds(cls, values: Sequence[float | None], interval: Sequence[float] | None) -> "Score":
         """Undefined where the score of one seed is (None)."""
         if None in values:
             return cls()
-        return cls(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, tuple(interval))
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        return cls(float(np.mean(values)), spread, tuple(interval) if interval else None)
 
     def __str__(self) -> str:
         if math.isnan(self.mean):
             return "–"
         spread = "" if self.std is None else f" ± {format_number(self.std)}"
-        return f"{format_number(self.mean)}{spread} [{', '.join(map(format_number, self.interval))}]"
+        ends = "" if self.interval is None else f" [{', '.join(map(format_number, self.interval))}]"
+        return f"{format_number(self.mean)}{spread}{ends}"
 
 
 def format_number(value: float, digits: int = 3) -> str:
@@ -74,7 +77,7 @@ def to_latex(table: pd.DataFrame) -> str:
 
 
 def to_csv(table: pd.DataFrame) -> str:
-    """Numbers in full; of a column "jaccard" of scores "jaccard", "jaccard std", "jaccard low", "jaccard high".
+    """Numbers of seven digits; of a column "jaccard" of scores "jaccard", "jaccard std", "jaccard low", "jaccard high".
 
     What is undefined is empty.
     """
@@ -88,7 +91,7 @@ def to_csv(table: pd.DataFrame) -> str:
         columns[f"{name} std"] = [score.std for score in values]
         for end, word in enumerate(("low", "high")):
             columns[f"{name} {word}"] = [score.interval[end] if score.interval else None for score in values]
-    return pd.DataFrame(columns).to_csv(index=False, lineterminator="\n")
+    return pd.DataFrame(columns).to_csv(index=False, lineterminator="\n", float_format="%.7g")
 
 
 def export_table(table: pd.DataFrame, folder: Path, name: str) -> list[Path]:
@@ -101,3 +104,30 @@ def export_table(table: pd.DataFrame, folder: Path, name: str) -> list[Path]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
     return [folder / f"{name}{ending}" for ending in texts]
+
+
+def main_scores(summary: Mapping[str, Any]) -> dict[str, tuple[float | None, Sequence[float]]]:
+    """Of what either task's `summarize` says of a split, the main scores by name, and their 95 % intervals."""
+    if "official" in summary:
+        return {name: (value, summary["official_interval_95"][name]) for name, value in summary["official"].items()}
+    overall = {"mean_auc": "mean AUC", "balanced_accuracy": "balanced accuracy"}
+    paths = {title: (key,) for key, title in overall.items() if key in summary}
+    for task in [name for name, scores in summary.items() if isinstance(scores, dict) and "auc" in scores]:
+        names = {"auc": "AUC"} | {
+            name: name for name in ("accuracy", "sensitivity", "specificity") if name in summary[task]
+        }
+        paths |= {f"{task.replace('_', ' ')}: {name}": (task, key) for key, name in names.items()}
+    return {name: (lookup(summary, path), lookup(summary["interval_95"], path)) for name, path in paths.items()}
+
+
+def format_scores(split: str, summary: Mapping[str, Any]) -> str:
+    """The main scores of a split as lines of text."""
+    kind = "by the most probable class" if "accuracy" in summary else "each class against the rest"
+    kind = "official scores (mean over images at mask size)" if "official" in summary else kind
+    lines = [f"{split}, {summary['images']} images: {kind} [95 % interval]"]
+    scores = main_scores(summary)
+    width = max(map(len, scores))
+    for name, (value, interval) in scores.items():
+        known = "undefined: no such image" if value is None else f"{value:.4f}  [{interval[0]:.4f}, {interval[1]:.4f}]"
+        lines.append(f"  {name:<{width}} {known}")
+    return "\n".join(lines)

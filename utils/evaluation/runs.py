@@ -73,6 +73,14 @@ class RunResult:
             value = lookup(self.metrics[split], path)
             return None if value is None else float(value)
 
+    @property
+    def test_scores(self) -> Mapping[str, Any]:
+        """What `test_scores.json`, beside the rows' folders, says of this run; empty where it says nothing."""
+        path = self.folder.parent.parent / "test_scores.json"
+        with reading(path):
+            known = load_json(path)["runs"] if path.is_file() else {}
+            return known.get("/".join(self.folder.parts[-2:]), {}).get(self.task, {})
+
     def history(self) -> list[dict[str, float]]:
         """One row an epoch, for `utils.visualize.figures.plot_history`."""
         path = self.folder / "history.csv"
@@ -102,7 +110,8 @@ class RunResult:
         with reading(path):
             table = pd.read_csv(check_file(path), dtype={"image_id": str})
             table = table[table["split"] == split].reset_index(drop=True).astype(dict.fromkeys(METRICS, float))
-            image_scores(table)  # refuses what are no counts
+            if not np.allclose(table[[*METRICS]], image_scores(table)):  # which refuses what are no counts
+                raise ValueError("scores of an image that are not those of its counts")
             self._check_images(table["image_id"], split)
         return table
 

@@ -21,14 +21,14 @@ import pandas as pd
 
 from utils import UserError
 from utils.data.images import read_mask
-from utils.data.isic import CLASSES, lesions, read_labels
+from utils.data.isic import CLASSES, find_files, lesions, read_labels
 from utils.data.own import IDS, as_id, files_by_id, read_table
 from utils.evaluation.classification import auc, summarize
-from utils.evaluation.runs import RunResult, find_runs, reading
-from utils.evaluation.segmentation import SegmentationCounts, confusion_counts
+from utils.evaluation.export import format_scores
+from utils.evaluation.runs import IMAGES, RunResult, find_runs, reading
+from utils.evaluation.segmentation import COUNTS, SegmentationCounts, confusion_counts
 from utils.evaluation.segmentation import summarize as summarize_masks
 from utils.evaluation.statistics import interval, resample
-from utils.evaluation.tables import format_scores
 from utils.files import check_file, listed, written_whole
 from utils.logger import log, progress, run_script
 
@@ -141,6 +141,44 @@ def _common(predicted: Iterable[str], true: Iterable[str]) -> list[str]:
         if ids:
             log.warning("%d images %s are not scored: %s", len(ids), title, listed(sorted(ids)))
     return sorted(predicted & true)
+
+
+def wrong_scores(run: RunResult, data: Path | None = None) -> Iterator[str]:
+    """Each number of metrics.json that the run's own predictions do not give, in words.
+
+    data: the challenge's folder; predictions are then scored by its masks and labels, not by what the run keeps.
+    """
+    for split in IMAGES:
+        if run.metrics[split]:
+            found = dict(_numbers(_scores_again(run, split, data)))
+            for name, value in _numbers(run.metrics[split]):
+                ours = found.get(name)
+                if value != ours and (None in (value, ours) or abs(value - ours) > 1e-6):
+                    yield f"{run.folder}/metrics.json: {split} {name} is {value}, its predictions give {ours}"
+
+
+def _scores_again(run: RunResult, split: str, data: Path | None) -> dict[str, Any]:
+    files = find_files(data, split) if data else None
+    with reading(f"{run.folder}, {split}"):
+        if run.task == "classification":
+            table = run.predictions(split)
+            labels = table["image_id"].map(read_labels(files.labels)) if files else table["label"]
+            return summarize(table[[*run.classes]].to_numpy(), labels.to_numpy(), run.classes)
+        counts = SegmentationCounts()
+        for id_, *pixels in run.per_image(split)[["image_id", *COUNTS]].itertuples(index=False):
+            if files:
+                pixels = confusion_counts(run.predicted_mask(split, id_), read_mask(files.masks[id_]))
+            counts.add_counts(id_, tuple(pixels))
+        return summarize_masks(counts)
+
+
+def _numbers(nested: Any, name: str = "") -> Iterator[tuple[str, float | None]]:
+    """Every number of nested dictionaries and lists, by the names that lead to it."""
+    if isinstance(nested, dict | list):
+        for key, value in nested.items() if isinstance(nested, dict) else enumerate(nested):
+            yield from _numbers(value, f"{name} {key}".strip())
+    else:
+        yield name, nested
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,22 +1,19 @@
-"""Results tables: our runs with the published numbers beside them, paired tests, and the results section of README.md.
+"""Results tables, the published numbers, paired tests between rows; and the files that show the runs of results/.
 
-    python -m utils.evaluation.tables            write that section from the runs in results/
-    python -m utils.evaluation.tables --check    write nothing; exit code 1 when it is out of date
+    python -m utils.evaluation.tables            write results/TABLES.md and *.csv, and the two tables of each README
+    python -m utils.evaluation.tables --check    write nothing; exit code 2 when one of them is out of date
 
-Every score of ours is a `Score`. Published numbers are plain floats, in columns whose names say so, and none of them
-enters any computation.
+Both first make every score again from the predictions that its run keeps, and stop where another one stands in
+metrics.json. Every score of ours is a `Score`. Published numbers are plain floats, in a table of their own.
 """
 
 import argparse
 import json
-import math
-import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,16 +22,17 @@ from utils import UserError
 from utils.config import DEFAULTS
 from utils.data.isic import lesions
 from utils.evaluation.classification import SPECIFICITIES, TASKS, score_intervals
-from utils.evaluation.export import Score, to_markdown
+from utils.evaluation.export import Score, to_csv, to_markdown
+from utils.evaluation.pages import PRIMARY, WORDS, readme_table
 from utils.evaluation.rows import Row, result_rows, row_names
 from utils.evaluation.runs import RunResult, find_runs, lookup, reading
+from utils.evaluation.score import wrong_scores
 from utils.evaluation.segmentation import COUNTS, METRICS, pooled_intervals
 from utils.evaluation.statistics import bootstrap_interval, delong_test, holm, paired_bootstrap
-from utils.files import check_file, written_whole
-from utils.logger import run_script
+from utils.files import written_whole
+from utils.logger import log, run_script
 
-PUBLISHED_2022 = "published (2022, test) "  # before a metric's name: the earlier project's number for this row
-PUBLISHED = "published (test) "
+PUBLISHED = "published (test) "  # before a metric's name
 
 _OFFICIAL = ("accuracy", "sensitivity", "specificity", "jaccard", "dice", "threshold_jaccard")
 _MEAN = "mean of background and lesion: "
@@ -56,44 +54,54 @@ _OPERATING_POINTS = {
     for short, task in _SHORT.items()
     for specificity in SPECIFICITIES
 }
+_WIDE = {  # columns of the tables of results/, the primary score first
+    "segmentation": {name: ("official", name) for name in (*_OFFICIAL[3:], *_OFFICIAL[:3])}
+    | {f"pooled {name}": path for name, path in _POOLED.items()},
+    "classification": {"mean AUC": ("mean_auc",)} | _CLASSIFICATION | _OPERATING_POINTS,
+}
+_RATES = {"accuracy": "acc", "sensitivity": "se", "specificity": "sp"}
+_OVERALL = {"jaccard": "jaccard", "dice": "dice", "threshold_jaccard": "tji", "mean AUC": "mean_auc"}
+_TEST = {name: (key,) for name, key in (_OVERALL | _RATES).items()}  # of these, where a run's `test_scores` have them
+_BOTH = {f"{_MEAN}jaccard": "jsi2", f"{_MEAN}dice": "dsc2"}
+_TEST |= {f"pooled {name}": ("pooled", key) for name, key in (_RATES | _BOTH).items()}
+for _name, _key in ({"AUC": "auc"} | _RATES).items():
+    _TEST |= {f"{short} {_name}": (task, _key) for short, task in _SHORT.items()}
+_TEST_INTERVALS = {"jaccard": ("jaccard_ci",)} | {f"{short} AUC": (task, "ci") for short, task in _SHORT.items()}
+_SECTIONS = {  # of TABLES.md, by title: a pattern for the start of the columns' names
+    "segmentation": {"mean over images, each at its mask's size": "[a-z_]+$", "all pixels pooled": "pooled"},
+    "classification": {"melanoma (MEL)": "mean|MEL", "seborrheic keratosis (SK)": "mean|SK"},
+}
 _AUC = {f"{task}_auc": number for number, task in enumerate(TASKS)}  # metrics of `compare`
 OTHERS = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
-START, END = "<!-- results -->", "<!-- /results -->"
-_LEGEND = (
-    "Score: mean over seeds ± standard deviation over seeds [95 % bootstrap interval over images]; one seed has no ±. "
-    "–: no such run yet, or undefined. The numbers under seeds lead to the runs. Those under “published” are not ours "
-    "and all of the official test images. Validation images also chose the best epoch, which flatters their scores. "
-    "Intervals tell of other images, not of another training: that is what ± is for.\n"
-)
+_HEAD = """# Results tables
+
+Made by `python -m utils.evaluation.tables`; [docs/scores.md](../docs/scores.md#the-tables) says how to read them.
+"""
 
 
 def segmentation_table(runs: Sequence[RunResult], split: str) -> pd.DataFrame:
-    """Official scores, a line for each of `result_rows`. The published (2022) numbers are no such scores.
+    """Official scores, a line for each of `result_rows` that has runs.
 
     Columns: experiment, network, pretrained, size, seeds (how many), a `Score` for each metric, note (`deviations`).
     An interval is that of the mean over seeds: every resample takes the same images for all of them.
     """
-    return _table(runs, "segmentation", split, {name: ("official", name) for name in _OFFICIAL})
+    columns = {name: ("official", name) for name in _OFFICIAL}
+    return _table(result_rows(runs, "segmentation", split), split, columns)
 
 
 def pooled_table(runs: Sequence[RunResult], split: str) -> pd.DataFrame:
-    """As `segmentation_table`, of all images' pixels together: the lesion, then the means of background and lesion.
-
-    The published (2022) numbers are of this kind and stand beside.
-    """
-    published = {name: (name,) for name in _OFFICIAL[:3]} | {_MEAN + name: (name,) for name in _OFFICIAL[3:]}
-    return _table(runs, "segmentation", split, _POOLED, published)
+    """As `segmentation_table`, of all images' pixels together: the lesion, then the means of background and lesion."""
+    return _table(result_rows(runs, "segmentation", split), split, _POOLED)
 
 
 def classification_table(runs: Sequence[RunResult], split: str) -> pd.DataFrame:
-    """AUC, and the scores of the most probable class; otherwise as `segmentation_table`, published beside."""
-    published = {heading: path for heading, path in _CLASSIFICATION.items() if heading != "mean AUC"}
-    return _table(runs, "classification", split, _CLASSIFICATION, published)
+    """AUC, and the scores of the most probable class; otherwise as `segmentation_table`."""
+    return _table(result_rows(runs, "classification", split), split, _CLASSIFICATION)
 
 
 def operating_points_table(runs: Sequence[RunResult], split: str) -> pd.DataFrame:
     """The highest sensitivity that leaves a specificity of 0.80, 0.90, 0.95; lines as in `classification_table`."""
-    return _table(runs, "classification", split, _OPERATING_POINTS)
+    return _table(result_rows(runs, "classification", split), split, _OPERATING_POINTS)
 
 
 def published_table(task: str) -> pd.DataFrame:
@@ -101,7 +109,7 @@ def published_table(task: str) -> pd.DataFrame:
     lines = [
         {"published by": each["by"], "source": each["source"]}
         | {PUBLISHED + heading: value for heading, value in each["scores"].items()}
-        for each in OTHERS["others"][task]
+        for each in OTHERS[task]
     ]
     return pd.DataFrame(lines)
 
@@ -151,25 +159,16 @@ def readable_tables(runs: Sequence[RunResult], task: str, split: str) -> dict[st
     return {title: table[[name for name in table if other not in name]] for title, other in hidden.items()}
 
 
-def _table(
-    runs: Sequence[RunResult],
-    task: str,
-    split: str,
-    columns: Mapping[str, tuple[str, ...]],
-    published: Mapping[str, tuple[str, ...]] | None = None,
-) -> pd.DataFrame:
-    """columns, published: by heading, where to find the score in a run's metrics, or among the row's published ones."""
+def _table(rows: Sequence[Row], split: str, columns: Mapping[str, tuple[str, ...]]) -> pd.DataFrame:
+    """columns: by heading, where to find the score in a run's metrics."""
     lines = []
-    for row in result_rows(runs, task, split):
-        size, pretrained = row.settings.get("size", ("–",)), row.settings["pretrained"]
-        line: dict[str, Any] = {"experiment": row.experiment, "network": row.settings["net"]}
-        line |= {"pretrained": "yes" if pretrained else "no", "size": "×".join(map(str, size)), "seeds": len(row.runs)}
-        line |= _scores(row, split, columns) if row.runs else dict.fromkeys(columns, Score())
-        others = OTHERS["rows"].get(row.experiment)
-        for heading, path in (published or {}).items():
-            line[PUBLISHED_2022 + heading] = lookup(others, path) if others else math.nan
-        lines.append({**line, "note": row.note})
-    return pd.DataFrame(lines)
+    for row in rows:
+        if row.runs:
+            size = "×".join(map(str, row.settings.get("size", ("–",))))
+            line = {"experiment": row.name, "network": row.settings["net"]}
+            line |= {"pretrained": "yes" if row.settings["pretrained"] else "no", "size": size, "seeds": len(row.runs)}
+            lines.append({**line, **_scores(row, split, columns), "note": row.note})
+    return pd.DataFrame(lines, columns=["experiment", "network", "pretrained", "size", "seeds", *columns, "note"])
 
 
 def _scores(row: Row, split: str, columns: Mapping[str, tuple[str, ...]]) -> dict[str, Score]:
@@ -192,72 +191,77 @@ def _scores(row: Row, split: str, columns: Mapping[str, tuple[str, ...]]) -> dic
         }
 
 
-def main_scores(summary: Mapping[str, Any]) -> dict[str, tuple[float | None, Sequence[float]]]:
-    """Of what either task's `summarize` says of a split, the main scores by name, and their 95 % intervals."""
-    if "official" in summary:
-        return {name: (value, summary["official_interval_95"][name]) for name, value in summary["official"].items()}
-    overall = {"mean_auc": "mean AUC", "balanced_accuracy": "balanced accuracy"}
-    paths = {title: (key,) for key, title in overall.items() if key in summary}
-    for task in [name for name, scores in summary.items() if isinstance(scores, dict) and "auc" in scores]:
-        names = {"auc": "AUC"} | {name: name for name in _OFFICIAL[:3] if name in summary[task]}
-        paths |= {f"{task.replace('_', ' ')}: {name}": (task, key) for key, name in names.items()}
-    return {name: (lookup(summary, path), lookup(summary["interval_95"], path)) for name, path in paths.items()}
+def wide_table(rows: Sequence[Row], task: str) -> pd.DataFrame:
+    """Every validation score of rows that have runs, then as "test …" what `RunResult.test_scores` has of them."""
+    table = _table(rows, "validation", _WIDE[task])
+    for name in (name for name in _WIDE[task] if name in _TEST):
+        cells = []
+        for row in rows:
+            known = [run.test_scores for run in row.runs]
+            values = [lookup(scores, _TEST[name]) if scores else None for scores in known]
+            ends = _TEST_INTERVALS.get(name) if len(known) == 1 and known[0] else None
+            cells.append(Score.over_seeds(values, lookup(known[0], ends) if ends else None))
+        table.insert(len(table.columns) - 1, f"test {name}", cells)
+    return table
 
 
-def format_scores(split: str, summary: Mapping[str, Any]) -> str:
-    """The main scores of a split as lines of text."""
-    kind = "by the most probable class" if "accuracy" in summary else "each class against the rest"
-    kind = "official scores (mean over images at mask size)" if "official" in summary else kind
-    lines = [f"{split}, {summary['images']} images: {kind} [95 % interval]"]
-    scores = main_scores(summary)
-    width = max(map(len, scores))
-    for name, (value, interval) in scores.items():
-        known = "undefined: no such image" if value is None else f"{value:.4f}  [{interval[0]:.4f}, {interval[1]:.4f}]"
-        lines.append(f"  {name:<{width}} {known}")
-    return "\n".join(lines)
+def ranked_rows(runs: Sequence[RunResult], task: str) -> list[Row]:
+    """The rows that have runs with validation scores, the best by the primary one first."""
+    rows = [row for row in result_rows(runs, task, "validation") if row.runs]
+    path = _WIDE[task][PRIMARY[task]]
+    return sorted(rows, key=lambda row: -np.mean([run.score("validation", path) or 0 for run in row.runs]))
 
 
-def results_section(folder: Path, start: Path) -> str:
-    """The generated part of README.md, from the runs below `folder`, with links relative to the folder `start`."""
-
-    def link(path: Path) -> str:
-        return Path(os.path.relpath(path, start)).as_posix()
-
-    runs = find_runs(folder)
-    parts = [_LEGEND] if runs else [f"No runs in `{link(folder)}/` yet.\n"]
+def result_files(folder: Path) -> dict[Path, str]:
+    """TABLES.md and CSV files of the runs below `folder`, and the READMEs beside it with their tables made anew."""
+    runs, files, parts = find_runs(folder), {}, [_HEAD]
+    readmes = {path: path.read_text(encoding="utf-8") for name in WORDS if (path := folder.parent / name).is_file()}
     for task in DEFAULTS:
-        there = [run for run in runs if run.task == task]
-        for split in ("test", "validation"):
-            if any(run.metrics[split] for run in there):
-                rows = result_rows(there, task, split)
-                links = [" ".join(f"[{run.seed}]({link(run.folder)})" for run in row.runs) or "–" for row in rows]
-                for title, table in readable_tables(there, task, split).items():
-                    parts.append(f"### {task.capitalize()}, {split}: {title}\n")
-                    parts.append(to_markdown(table.assign(seeds=links)))
-        if there:
-            parts += [f"### {task.capitalize()}: published by others\n", to_markdown(published_table(task))]
-    return "\n".join(parts)
+        rows = ranked_rows(runs, task)
+        singles = [replace(row, runs=(run,)) for row in rows for run in row.runs]
+        table, each = wide_table(rows, task), wide_table(singles, task)
+        paths = {run.folder: run.folder.relative_to(folder).as_posix() for row in rows for run in row.runs}
+        links = [" ".join(f"[{run.seed}]({paths[run.folder]})" for run in row.runs) for row in (*rows, *singles)]
+        shown = {title: (table.assign(seeds=links[: len(rows)]), names) for title, names in _SECTIONS[task].items()}
+        shown["every run"] = each.assign(seeds=links[len(rows) :]), "jaccard|dice|threshold|mean|.* AUC"
+        for title, (whole, pattern) in shown.items():
+            names = [name for name in _WIDE[task] if re.match(pattern, name)]
+            columns = [column for name in names for column in (name, f"test {name}") if column in whole]
+            text = to_markdown(whole[[*whole.columns[:5], *columns, "note"]])
+            parts.append(f"## {task.capitalize()}: {title}\n\n{text}")
+        parts.append(f"## {task.capitalize()}: published by others\n\n{to_markdown(published_table(task))}")
+        files[folder / f"{task}.csv"] = to_csv(table)
+        files[folder / f"{task}_runs.csv"] = to_csv(
+            each.assign(seeds=[*paths.values()]).rename(columns={"seeds": "run"})
+        )
+        for path, text in readmes.items():
+            start, end = f"<!-- {task} -->", f"<!-- /{task} -->"
+            new = f"{start}\n\n{readme_table(rows, table, task, path)}\n{end}"
+            readmes[path], found = re.subn(f"{start}.*?{end}", lambda _, new=new: new, text, flags=re.DOTALL)
+            if found != 1:
+                raise UserError(f"{path}: expected {start} once and {end} once after it, to write the table between")
+    return {**files, folder / "TABLES.md": "\n".join(parts), **readmes}
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m utils.evaluation.tables", description="Write README.md's results section."
-    )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when it is out of date")
+    parser = argparse.ArgumentParser(prog="python -m utils.evaluation.tables", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when something is out of date")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the runs (results)")
-    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="file with the section (README.md)")
+    parser.add_argument("--data", type=Path, help="score by the challenge's masks and labels in this folder")
     args = parser.parse_args(argv)
-    text = check_file(args.readme).read_text(encoding="utf-8")
-    section = f"{START}\n\n{results_section(args.results, args.readme.parent)}\n{END}"
-    new, found = re.subn(f"{START}.*?{END}", lambda _: section, text, flags=re.DOTALL)
-    if found != 1:
-        raise UserError(f"{args.readme}: expected {START} once and {END} once after it, to write the results between")
-    if new != text and args.check:
-        print(f"{args.readme}: the results section is out of date; python -m utils.evaluation.tables writes it")
-        sys.exit(1)
-    if new != text:
-        with written_whole(args.readme) as file:
-            file.write(new.encode())
+    if not (runs := find_runs(args.results)):
+        raise UserError(f"{args.results}: no finished runs below this folder; reproduce.py puts them there")
+    if wrong := [problem for run in runs for problem in wrong_scores(run, args.data)]:
+        raise UserError("\n  ".join(["scores that the predictions do not give:", *wrong[:10]]))
+    log.info("%d runs: every score in metrics.json is that of the run's predictions", len(runs))
+    files = result_files(args.results)
+    old = {path: text for path, text in files.items() if not path.is_file() or path.read_text(encoding="utf-8") != text}
+    for path, text in {} if args.check else old.items():
+        with written_whole(path) as file:
+            file.write(text.encode())
+    if args.check and old:
+        raise UserError(f"out of date: {', '.join(map(str, old))}; python -m utils.evaluation.tables writes them")
+    log.info("%d files are up to date: %s", len(files), ", ".join(map(str, files)))
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ from utils import UserError
 from utils.data.images import read_mask
 from utils.data.isic import CLASSES, lesions, read_split
 from utils.evaluation import classification, segmentation
-from utils.evaluation.classification import official_truth, predictions_table
+from utils.evaluation.classification import official_predictions, official_truth, predictions_table
+from utils.evaluation.export import format_scores
 from utils.evaluation.rows import Row
 from utils.evaluation.runs import RunResult, find_runs
 from utils.evaluation.segmentation import SegmentationCounts, confusion_counts
-from utils.evaluation.tables import format_scores
 from utils.files import written_whole
 from utils.inference.segmentation import add_mask, mask_png
 from utils.logger import log, run_script
@@ -99,7 +99,9 @@ def _average(members: Sequence[RunResult], split: str, folder: Path) -> dict[str
     tables = Row(members[0].experiment, tuple(members)).per_image(split)
     ids = list(tables[0]["image_id"])
     mean = np.mean([table[list(CLASSES)] for table in tables], axis=0).astype(np.float32)
-    _write_table(folder / f"{split}_predictions.csv", predictions_table(ids, mean))
+    table = predictions_table(ids, mean)
+    _write_table(folder / f"{split}_predictions.csv", table)
+    _write_table(folder / f"{split}_predictions_official.csv", official_predictions(table))
     if "label" not in tables[0]:
         return None
     labels = tables[0]["label"].to_numpy()

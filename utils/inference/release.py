@@ -21,9 +21,9 @@ from utils.data.cache import prepare
 from utils.data.isic import read_split
 from utils.device import find_device, find_precision
 from utils.evaluation import classification, segmentation
+from utils.evaluation.export import format_scores
 from utils.evaluation.rows import deviations
 from utils.evaluation.runs import RunResult, read_run
-from utils.evaluation.tables import format_scores
 from utils.files import load_json, written_whole
 from utils.inference.classification import labels_of
 from utils.inference.likeness import write_likeness

@@ -96,7 +96,7 @@ def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run, pict
             history.append(row)
             run.write_history(history)
             shows = picture is not None and done.epoch % PICTURE_EVERY == 1
-            run.write_events(row, done.epoch, partial(picture, trainer.model) if shows else None)
+            run.write_events(row, done.epoch, partial(picture, trainer.best) if shows else None)
             save_checkpoint(trainer.state(), last)
             _keep_best(trainer, run)
             _tell(trainer, row, clock.left())

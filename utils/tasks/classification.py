@@ -26,7 +26,7 @@ from utils.evaluation.classification import (
     scored_classes,
     summarize,
 )
-from utils.evaluation.tables import format_scores
+from utils.evaluation.export import format_scores
 from utils.inference.classification import class_probabilities, labels_of
 from utils.logger import log
 from utils.loss import create_loss, loss_of

@@ -17,8 +17,8 @@ from utils.data.own import own_data
 from utils.data.splits import Data, segmentation_data
 from utils.data.transforms import SegmentationTransforms, cache_size
 from utils.device import Precision
+from utils.evaluation.export import format_scores
 from utils.evaluation.segmentation import SegmentationCounts, summarize
-from utils.evaluation.tables import format_scores
 from utils.inference.segmentation import TrueMasks, score, write_masks
 from utils.logger import log
 from utils.loss import create_loss, loss_of

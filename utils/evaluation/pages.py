@@ -1,0 +1,78 @@
+"""The two tables of each README: the rows that were run, the best first, each number with a link to its runs."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nets.pretrained import PRETRAINED
+from utils.evaluation.rows import Row
+from utils.evaluation.runs import reading
+from utils.files import load_json
+
+PRIMARY = {"segmentation": "jaccard", "classification": "mean AUC"}  # columns of the tables
+WORDS = {
+    "README.md": {
+        "head": "row | network | starts from | {0}, validation | {0}, test | trained in",
+        "random": "random weights",
+        "time": "{minutes} min, {cores} core{s}",
+        "gpu": "{minutes} min, {device}",
+        "ensemble": "{0} runs together",
+        "epochs": "{0} of {1} epochs",
+    },
+    "README.zh.md": {
+        "head": "行 | 网络 | 初始权重 | {0}，验证集 | {0}，测试集 | 训练用时",
+        "random": "随机权重",
+        "time": "{minutes} 分钟，{cores} 核",
+        "gpu": "{minutes} 分钟，{device}",
+        "ensemble": "{0} 次训练合并",
+        "epochs": "{0}/{1} 轮",
+    },
+}
+
+
+def readme_table(rows: Sequence[Row], table: pd.DataFrame, task: str, readme: Path) -> str:
+    """Markdown of six columns; rows and their line of `utils.evaluation.tables.wide_table`, in one order."""
+    words, score = WORDS[readme.name], PRIMARY[task]
+    lines = [words["head"].format({"jaccard": "Jaccard"}.get(score, score)), " | ".join(["---"] * 6)]
+    for row, (_, line) in zip(rows, table.iterrows(), strict=True):
+        folder = Path(os.path.commonpath([run.folder for run in row.runs]))
+        link = Path(os.path.relpath(folder, readme.parent)).as_posix()
+        scores = [re.sub(r"^[\d.]+", rf"[\g<0>]({link})", str(line[name])) for name in (score, f"test {score}")]
+        network = f"`{line['network']}` {line['size']}"
+        lines.append(" | ".join([row.name, network, _start(row, words), *scores, _training(row, words)]))
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def _start(row: Row, words: dict[str, str]) -> str:
+    weights, source = row.settings.get("weights") or {}, PRETRAINED.get(row.settings["net"])
+    if not row.settings["pretrained"]:
+        return words["random"]
+    imagenet = "ImageNet" in weights.get("source", "") or (
+        source and source.url and weights.get("file") in source.files
+    )
+    return "ImageNet" if imagenet else f"`{weights.get('file')}`"
+
+
+def _training(row: Row, words: dict[str, str]) -> str:
+    """How long training took, without validation, and on what; and how many epochs short of the row's it stopped."""
+    if "ensemble" in row.settings:
+        return words["ensemble"].format(len(row.settings["ensemble"]["seeds"]))
+    minutes = [sum(epoch["train_seconds"] for epoch in run.history()) / 60 for run in row.runs]
+    configs = []
+    for run in row.runs:
+        with reading(run.folder / "config.json"):
+            configs.append(load_json(run.folder / "config.json"))
+    cores, device = _span([config["cpu_threads"] for config in configs]), configs[0]["device"]
+    known = {"minutes": _span(np.round(minutes).astype(int)), "cores": cores, "s": "s" * (cores != "1")}
+    told = words["time" if device.startswith("cpu") else "gpu"].format(**known, device=device)
+    short = re.search(r"(\d+) of (\d+) epochs", row.note)
+    return told + (f"; {words['epochs'].format(*short.groups())}" if short else "")
+
+
+def _span(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low}–{high}"
