@@ -176,7 +176,8 @@ def _words(settings: Mapping[str, Any], row: Experiment) -> dict[str, str]:
 def _other_images(run: RunResult) -> list[str]:
     told = []
     if extra := run.settings.get("extra_images"):
-        told.append(f"with {extra.partition(',')[0]} of {' and '.join(run.settings['extra'])}")
+        licence = f" ({run.licence.partition(':')[0]})" if run.licence else ""
+        told.append(f"with {extra.partition(',')[0]} of {' and '.join(run.settings['extra'])}{licence}")
     for part, known in _KNOWN.items():
         count, _, sha256 = (run.settings.get(f"{part}_images") or "").partition(" images, sha256 ")
         if not count:

@@ -49,6 +49,7 @@ class RunResult:
         settings: of config.json. Older runs lack some of today's.
         metrics: metrics.json; the scores of a split whose truth was not there are None.
         data: the folder of its images, as it was named on the command line; None when config.json does not tell.
+        licence: of training images that are not free to use, such as HAM10000's.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class RunResult:
     settings: Mapping[str, Any]
     metrics: Mapping[str, Any]
     data: Path | None = None
+    licence: str | None = None
 
     @property
     def seed(self) -> int:
@@ -203,4 +205,4 @@ def _read_run(folder: Path) -> RunResult | None:
         task = settings.get("task") or recognised  # the first runs did not say it
         for scores in scored:
             _ = scores["images"], scores[{"segmentation": "official", "classification": "mean_auc"}[task]]
-    return RunResult(folder, settings["name"], task, settings, metrics, data)
+    return RunResult(folder, settings["name"], task, settings, metrics, data, config.get("licence"))

@@ -29,7 +29,7 @@ from utils.evaluation.runs import RunResult, find_runs, lookup, reading
 from utils.evaluation.score import wrong_scores
 from utils.evaluation.segmentation import COUNTS, METRICS, pooled_intervals
 from utils.evaluation.statistics import bootstrap_interval, delong_test, holm, paired_bootstrap
-from utils.files import written_whole
+from utils.files import load_json, written_whole
 from utils.logger import log, run_script
 
 PUBLISHED = "published (test) "  # before a metric's name
@@ -70,6 +70,11 @@ _TEST_INTERVALS = {"jaccard": ("jaccard_ci",)} | {f"{short} AUC": (task, "ci") f
 _SECTIONS = {  # of TABLES.md, by title: a pattern for the start of the columns' names
     "segmentation": {"mean over images, each at its mask's size": "[a-z_]+$", "all pixels pooled": "pooled"},
     "classification": {"melanoma (MEL)": "mean|MEL", "seborrheic keratosis (SK)": "mean|SK"},
+}
+_ELSEWHERE = {  # by column: where `utils.evaluation.score --json` has the score and its interval
+    "jaccard": (("masks", "official", "jaccard"), ("masks", "official_interval_95", "jaccard")),
+    "dice": (("masks", "official", "dice"), ("masks", "official_interval_95", "dice")),
+    "MEL AUC": (("probabilities", "melanoma", "auc"), ("probabilities", "interval_95", "melanoma", "auc")),
 }
 _AUC = {f"{task}_auc": number for number, task in enumerate(TASKS)}  # metrics of `compare`
 OTHERS = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
@@ -205,6 +210,25 @@ def wide_table(rows: Sequence[Row], task: str) -> pd.DataFrame:
     return table
 
 
+def elsewhere_table(runs: Sequence[RunResult]) -> pd.DataFrame:
+    """Scores on other data, in the `elsewhere_NAME.json` that `utils.evaluation.score --json` left in a run's folder.
+
+    Nothing is chosen by them. Columns: experiment, seed, data (NAME), images, a `Score` or "–" for each metric.
+    """
+    lines = []
+    for run in runs:
+        for path in sorted(run.folder.glob("elsewhere_*.json")):
+            line = {"experiment": run.experiment, "seed": run.seed, "data": path.stem.removeprefix("elsewhere_")}
+            with reading(path):
+                scores = load_json(path)
+                line["images"] = max(each["images"] for each in scores.values())
+                for name, (value, ends) in _ELSEWHERE.items():
+                    known = lookup(scores, value) if value[0] in scores else None
+                    line[name] = "–" if known is None else Score.over_seeds([known], lookup(scores, ends))
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+
 def ranked_rows(runs: Sequence[RunResult], task: str) -> list[Row]:
     """The rows that have runs with validation scores, the best by the primary one first."""
     rows = [row for row in result_rows(runs, task, "validation") if row.runs]
@@ -240,6 +264,8 @@ def result_files(folder: Path) -> dict[Path, str]:
             readmes[path], found = re.subn(f"{start}.*?{end}", lambda _, new=new: new, text, flags=re.DOTALL)
             if found != 1:
                 raise UserError(f"{path}: expected {start} once and {end} once after it, to write the table between")
+    if len(elsewhere := elsewhere_table(runs)):
+        parts.append(f"## Trained on ISIC 2017, seen elsewhere\n\n{to_markdown(elsewhere)}")
     return {**files, folder / "TABLES.md": "\n".join(parts), **readmes}
 
 
