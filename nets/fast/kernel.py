@@ -1,8 +1,7 @@
 """Loads what makes an ARL block several times faster: `arl.c` on a CPU, `triton_sum.py` on NVIDIA GPUs.
 
-`arl.c` is compiled once for each number type, by the system's C compiler, into the user's cache folder, with a checksum
-at its end: a file that was damaged is made anew, since running it could end the process. Where that is not possible, or
-ARL_KERNEL=0 is in the environment, everything works without it.
+`arl.c` is compiled once for each number type, by the system's C compiler, into the user's cache folder. Where that is
+not possible, or ARL_KERNEL=0 is in the environment, everything works without it.
 """
 
 import ctypes
@@ -21,7 +20,6 @@ import torch
 
 SOURCE = Path(__file__).with_name("arl.c")
 LANES = 32  # channels come in multiples of it: a cache line of bfloat16, accumulators that fit in vector registers
-CHECKSUM = hashlib.sha256().digest_size  # bytes
 FLAGS = (
     "-O3",
     "-march=native",
@@ -92,21 +90,13 @@ def _compiled(compiler: str, flag: str) -> Path:
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
         # What lies there is run.
         raise RuntimeError(f"{folder} is another user's, or others may write in it: choose another by XDG_CACHE_HOME")
-    if not _is_whole(path):
+    if not path.is_file():
         with tempfile.TemporaryDirectory(dir=folder) as place:  # renamed when whole: others may want it too
             partial = Path(place) / path.name
             subprocess.run(
                 [compiler, *FLAGS, flag, str(SOURCE), "-o", str(partial)], check=True, capture_output=True, text=True
             )
-            checksum = hashlib.sha256(partial.read_bytes()).digest()
-            with partial.open("ab") as file:
-                file.write(checksum)  # after the end of an ELF file nobody looks
-                file.flush()
-                os.fsync(file.fileno())
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())  # what a power cut leaves half written could end the process that loads it
             partial.replace(path)
     return path
-
-
-def _is_whole(path: Path) -> bool:
-    content = path.read_bytes() if path.is_file() else b""
-    return hashlib.sha256(content[:-CHECKSUM]).digest() == content[-CHECKSUM:]

@@ -31,7 +31,13 @@ RELEASED, SEGMENTER = ROOT / "results/cls-b1/seed5", ROOT / "results/seg-b1/seed
 SMALL = (64, 48)  # width, height
 FRAME = {"train_views": "frame", "views": "1", "flips": True}
 NINE = {"train_views": "patches", "views": "9", "flips": False}
-NETWORKS = [(name, over) for name in nets.NETS for over in (nets.ATTENTION[:2] if name in nets.ATTENTIVE else [None])]
+NETWORKS = [
+    ("arl14", "spatial"),
+    ("arl14", "channel"),
+    ("mobilenet", None),
+    ("mobilenet_unet", None),
+    ("dense_unet", None),
+]
 
 
 def run_of(net: str, size: tuple[int, int], scored: dict) -> RunResult:
@@ -127,8 +133,10 @@ def test_resizing_is_that_of_opencv(sides, size):
 
 
 @pytest.mark.parametrize(("name", "attention"), NETWORKS)
-def test_every_network_says_the_same(name, attention, isic2017, isic2017_fullsize):
-    """Random networks answer a level more of one pixel with .01; from these sizes OpenCV's sums are exact."""
+def test_a_network_of_each_kind_says_the_same(name, attention, isic2017, isic2017_fullsize):
+    """All others: docs/onnx.md. Random networks answer a level more of one pixel with .01; from these sizes OpenCV's
+    sums are exact.
+    """
     photographs = [one[:384, :512] for one in real(isic2017, isic2017_fullsize, 2)]
     run = run_of(name, SMALL, FRAME)
     model = network(run, attention, photographs)
@@ -148,18 +156,18 @@ def test_nine_patches_with_and_without_a_finer_center(isic2017, isic2017_fullsiz
 
 
 def test_the_command_writes_the_released_network(isic2017, isic2017_fullsize, tmp_path):
-    """On twenty photographs; the file tells what it is.
+    """The file tells what it is.
 
     Of sizes from which OpenCV's sums are inexact, one pixel in some 10,000 is a level more or less.
     """
     path = tmp_path / "model.onnx"
     assert exit_code(lambda: main([str(RELEASED), str(path)])) == 0
-    photographs, run = real(isic2017, isic2017_fullsize, 10), read_run(RELEASED)
-    assert len({one.shape for one in photographs}) == 11
+    photographs, run = real(isic2017, isic2017_fullsize, 3), read_run(RELEASED)
+    assert len({one.shape for one in photographs}) == 4
     model, found = load_network(run, CPU), exported(path.read_bytes(), photographs)
     assert differ(written_out(run, model, photographs), found) < 1e-4
     theirs = expected(run, model, photographs)
-    assert differ(theirs[:10], found[:10]) < 1e-4 and differ(theirs, found) < 2e-3
+    assert differ(theirs[:3], found[:3]) < 1e-4 and differ(theirs, found) < 2e-3
     told = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
     assert json.loads(told["classes"]) == ["melanoma", "seborrheic_keratosis", "nevus"]
     assert json.loads(told["scores"])["validation"]["interval_95"] == run.metrics["validation"]["interval_95"]

@@ -84,8 +84,14 @@ def test_where_triton_cannot_run_pytorch_computes_the_sum(caplog):
 
 @runs
 @with_and_without_relu
-@pytest.mark.parametrize("dtype,rtol", [(torch.bfloat16, 2**-7), (torch.float16, 2**-10), (torch.float32, 2e-6)])
-@pytest.mark.parametrize("shape", [(2, 5, 3, 7), (1, 100, 11, 13), (1, 64, 1, 1)])
+@pytest.mark.parametrize(
+    "shape,dtype,rtol",
+    [
+        ((2, 5, 3, 7), torch.bfloat16, 2**-7),
+        ((1, 100, 11, 13), torch.float32, 2e-6),
+        ((1, 64, 1, 1), torch.float16, 2**-10),
+    ],
+)
 def test_sum_and_gradients_are_those_of_float64(shape, dtype, rtol, relu):
     """One part of the positions or several, whole tiles or not, fewer channels than a block or several blocks.
 
