@@ -7,7 +7,7 @@ QUICK := --experiment seg-4 -p 0 --lr 1e-3
 QUICK_CLS := -n arl18 -p 0 --lr 1e-3
 ARGS ?=
 
-.PHONY: help train train-cls results test lint lock
+.PHONY: help train train-cls results notebooks test lint lock
 
 help:  # from the lines below
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,16 @@ train-cls: $(VENV)/.train  ## train a classifier and score it, likewise
 
 results: $(VENV)/.train  ## every row for three seeds: days on a GPU; make results ARGS="seg-b1 cls-b1 --jobs 2"
 	$(PY) reproduce.py $(ARGS)
+
+# Of synthetic data and of results/: no photograph gets into git this way. Paths of this machine are cut off.
+notebooks: $(VENV)/.test  ## execute the notebooks, with outputs, into docs/notebooks/*.html: half an hour
+	@mkdir -p docs/notebooks
+	@for name in Segmentation ARL-CNN Evaluation-Seg Evaluation-Cls; do \
+		$(PY) -m papermill $$name.ipynb docs/notebooks/$$name.ipynb -r data "" -r runs results --no-progress-bar && \
+		$(PY) -m nbconvert --to html --stdout docs/notebooks/$$name.ipynb | \
+		sed "s|$(CURDIR)/||g; s|$(abspath $(PY))|python|g" > docs/notebooks/$$name.html && \
+		rm docs/notebooks/$$name.ipynb || exit 1; \
+	done
 
 # A file at a time on each of up to four processes, whose threads would only wait for each other. In the files' order:
 # else those of few tests, which are long ones, come last, and one process waits for the other.

@@ -200,7 +200,7 @@ def test_names_tell_rows_apart(tmp_path):
     for name, size in (("c", (336, 224)), ("d", (128, 128))):
         segmentation_run(tmp_path / name, EXPERIMENTS["seg-4"], splits=("validation",), size=size)
     rows = [row for row in result_rows(find_runs(tmp_path), "segmentation", "validation") if row.runs]
-    assert row_names(rows) == ["seg-1", "seg-2*", "seg-4", "seg-4 (128×128 px)"]
+    assert row_names(rows) == ["seg-1", "seg-2", "seg-4", "seg-4 #2"]
 
 
 def test_seeds_with_other_labels_are_refused(tmp_path):

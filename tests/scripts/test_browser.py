@@ -25,6 +25,7 @@ SETTINGS = {
     # Every cell is in the page, not only those in view.
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none", "scrollPastEnd": False},
 }
+TOO_WIDE = "outputs => outputs.filter(output => output.scrollWidth > output.clientWidth + 1).length"
 BROKEN_IMAGES = "images => images.filter(image => !(image.complete && image.naturalWidth > 0)).length"
 HEIGHT = "panel => panel.querySelector('.jp-WindowedPanel-outer').scrollHeight + 200"
 FAULTS = ("Traceback", "Error displaying widget", "Loading widget", "HBox(children", "Javascript Error")
@@ -58,7 +59,10 @@ def server(chromium, checkout, tmp_path_factory) -> Iterator[dict]:
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_all_cells_run_in_the_browser(name, page, server, checkout, tmp_path):
-    """No error, every figure is there; screenshots go to the folder SCREENSHOTS of the environment."""
+    """No error, every figure is there, no table is wider than its cell.
+
+    Screenshots go to the folder SCREENSHOTS of the environment.
+    """
     cells = sum(cell.cell_type == "code" for cell in nbformat.read(checkout / f"{name}.ipynb", 4).cells)
     page.goto(f"{server['url']}doc/workspaces/{name}/tree/{name}.ipynb?token={server['token']}")
     panel = page.locator(".jp-NotebookPanel")
@@ -83,6 +87,7 @@ def test_all_cells_run_in_the_browser(name, page, server, checkout, tmp_path):
 
     shown = panel.locator(".jp-OutputArea-output img")
     assert shown.count() >= FIGURES.get(name, 4) and shown.evaluate_all(BROKEN_IMAGES) == 0
+    assert panel.locator(".jp-OutputArea-output.jp-RenderedHTMLCommon").evaluate_all(TOO_WIDE) == 0
     for fault in FAULTS:
         assert not panel.locator(".jp-OutputArea-output", has_text=fault).count(), fault
     for kind in ("error", "stderr"):

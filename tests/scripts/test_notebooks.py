@@ -1,6 +1,7 @@
 """The notebooks as they are used: executed with other parameters, converted and run as scripts; and what is in git."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 from jupyter_client.blocking import BlockingKernelClient
@@ -18,11 +20,12 @@ from nbformat import NotebookNode
 
 from tests.conftest import ROOT
 from utils.config import configure
+from utils.evaluation.export import Score, as_text
 from utils.tasks import train
-from utils.visualize.notebook import folders
+from utils.visualize.notebook import folders, ranked
 
 EVALUATION = {
-    "Evaluation-Cls": ("classification", ("melanoma.tex", "roc.pdf", "failures.png", "maps.pdf")),
+    "Evaluation-Cls": ("classification", ("scores.tex", "roc.pdf", "failures.png", "maps.pdf")),
     "Evaluation-Seg": ("segmentation", ("official.md", "jaccards.pdf", "failures.png", "pooled.csv")),
 }
 NOTEBOOKS = ["ARL-CNN", "Segmentation", *EVALUATION]
@@ -100,12 +103,12 @@ def test_a_training_notebook_with_other_parameters(segmentation, checkout):
 
 @pytest.mark.parametrize("name", EVALUATION)
 def test_evaluation_of_other_runs(name, runs, checkout, tmp_path):
-    """It shows runs, published numbers and missing rows, writes tables and figures, and changes no run."""
+    """It shows runs and published numbers, writes tables and figures, and changes no run."""
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
     (tmp_path / "My Drive").symlink_to(runs)
     parameters = {"runs": str(tmp_path / "My Drive"), "split": "test", "output": str(tmp_path / "out")}
     text, figures = execute(checkout, name, parameters)
-    assert "published (2022, test)" in text and "–" in text and figures >= 4
+    assert "ISIC 2017 challenge" in text and ": less " in text and "seg-1" not in text and figures >= 4
     assert all((tmp_path / "out" / file).stat().st_size > 100 for file in EVALUATION[name][1])
     assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
 
@@ -125,6 +128,20 @@ def test_names_of_folders_may_have_spaces(tmp_path, monkeypatch, text, expected)
     assert folders(text) == expected
 
 
+def test_rows_are_ranked_with_their_difference_from_the_best_that_is_compared():
+    """An ensemble may be first, and has none: it is made of another row's runs."""
+    scores = [Score(mean, None, (mean - 0.1, mean + 0.1)) for mean in (0.7, math.nan, 0.9, 0.8)]
+    table = pd.DataFrame({"experiment": list("xyzx"), "seeds": [1, 0, 2, 3], "jaccard": scores, "note": ""})
+    pairs = pd.DataFrame([("a", "b", 150, -0.1, -0.2, 0.05, 0.3)])
+    pairs.columns = ["first", "second", "images", "difference", "low", "high", "p"]
+    shown = as_text(ranked(table, ["a", "c-ensemble", "b"], "jaccard", {"jaccard": pairs}))
+    assert list(shown) == ["row", "jaccard", "jaccard: less b", "seeds"]
+    assert list(shown["row"]) == ["c-ensemble", "b", "a"] and list(shown["seeds"]) == ["2", "3", "1"]
+    assert list(shown["jaccard: less b"]) == ["–", "–", "-.100 [-.200, .050]"]
+    worse = ranked(table.assign(jaccard=scores[::-1]), ["a", "b", "c"], "jaccard", {"jaccard": pairs})
+    assert list(as_text(worse)["jaccard: less a"]) == ["–", "–", ".100 [-.050, .200]"]  # the undefined last
+
+
 @pytest.mark.parametrize("name", EVALUATION)
 def test_evaluation_without_runs_shows_the_tables_and_says_what_to_do(name, converted, tmp_path):
     """As a script; as notebooks they are executed above."""
@@ -132,7 +149,7 @@ def test_evaluation_without_runs_shows_the_tables_and_says_what_to_do(name, conv
         shutil.copytree(converted / folder, tmp_path / folder)
     shutil.copy(converted / f"{name}.py", tmp_path)
     done = run_script(tmp_path, name)
-    assert done.returncode == 1 and "published (2022, test)" in done.stdout
+    assert done.returncode == 1 and "ISIC 2017 challenge" in done.stdout
     assert "no runs to compare below results model: train some first, python" in done.stderr
     assert list((tmp_path / "model" / "evaluation" / EVALUATION[name][0]).glob("published.*"))
 

@@ -9,12 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 import nets
 from tests.evaluation.test_runs import IDS, classification_run, labels_of, own_row, segmentation_run
+from tests.small import FLOAT32, Segmenter
 from utils import UserError
 from utils.config import EXPERIMENTS
+from utils.data.cache import prepare
 from utils.data.images import read_image, read_mask
 from utils.data.isic import CLASSES, Sample, read_split
 from utils.data.loader import to_input
@@ -22,7 +25,7 @@ from utils.data.synthetic import make_synthetic
 from utils.evaluation.rows import Row, result_rows
 from utils.evaluation.runs import find_runs
 from utils.inference.saliency import class_activation_maps
-from utils.visualize import examples
+from utils.visualize import examples, style
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,16 @@ def test_images_are_found_where_asked_or_where_the_run_had_them(tmp_path, place,
     assert f"{tmp_path} does not hold the 25 validation images of these runs" in messages()
     assert examples.find_samples([replace(run, data=place)], "validation", tmp_path / "nowhere") == there
     assert examples.find_samples([], "validation", place) == (place, [])
+    assert examples.find_samples([replace(run, data=place)], "validation", "") == (Path(), [])  # asked for none
+
+
+def test_outlines_during_training(place):
+    """Of four images side by side, as the network gets them; cyan of the truth, yellow of the prediction."""
+    cache = prepare(read_split(place, "validation"), (48, 32), place.parent / "cache")
+    drawn = examples.outlined_examples(Segmenter().eval(), cache, FLOAT32)
+    assert drawn.shape == (32, 4 * 48, 3) and drawn.dtype == np.uint8
+    cyan, yellow = ([round(255 * part) for part in to_rgb(colour)] for colour in style.OUTLINES.values())
+    assert (drawn == cyan).all(-1).any() and (drawn == yellow).all(-1).any()
 
 
 def test_the_worst_segmentations_by_every_row(tmp_path, samples):

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
@@ -40,22 +40,35 @@ def history(epochs: int, *columns: str) -> list[dict[str, float]]:
     return [{"epoch": epoch, "lr": 1e-4, **{n: rng.random() for n in columns}} for epoch in range(1, epochs + 1)]
 
 
-@pytest.mark.parametrize("primary, thick", [(None, 0), ("val_dice", 2)])
-def test_history_of_a_segmentation(primary, thick):
-    rows = history(30, "train_loss", *SEGMENTATION)
-    losses, scores = figures.plot_history(rows, 12, primary).axes
+@pytest.mark.parametrize("primary, first", [(None, "val_jaccard"), ("val_dice", "val_dice")])
+def test_history_of_a_segmentation(primary, first):
+    """Its score is drawn first and thick, wherever its column stands."""
+    rows = history(30, "train_loss", *SEGMENTATION[::-1])
+    figure = figures.plot_history(rows, 12, primary)
+    losses, scores = figure.axes
+    assert figure.get_figwidth() == style.WIDE and all(axes.title.get_fontsize() >= 8 for axes in figure.axes)
     assert [axes.get_title() for axes in (losses, scores)] == ["Loss", "Validation"]
     assert losses.get_xlabel() == scores.get_xlabel() == "epoch"
     assert [losses.get_ylabel(), scores.get_ylabel()] == ["loss", "score"]
     assert entries(losses) == ["training loss", "best epoch, 12"]
-    names = ["Jaccard", "thresholded Jaccard", "Dice", "accuracy", "sensitivity", "specificity"]
-    assert entries(scores) == [*names, "best epoch, 12"]
-    for line, name in zip(scores.lines, SEGMENTATION, strict=False):
+    columns = list(dict.fromkeys([first, *SEGMENTATION[::-1]]))
+    assert entries(scores) == [*(style.words(name[4:]) for name in columns), "best epoch, 12"]
+    for line, name in zip(scores.lines, columns, strict=False):
         assert list(line.get_xdata()) == [row["epoch"] for row in rows]
         assert list(line.get_ydata()) == [row[name] for row in rows]
     assert list(scores.lines[-1].get_xdata()) == [12, 12]
     widths = [line.get_linewidth() for line in scores.lines]
-    assert np.argmax(widths) == thick and widths.count(max(widths)) == 1
+    assert np.argmax(widths) == 0 and widths.count(max(widths)) == 1
+
+
+def test_history_of_a_run_that_an_earlier_version_began():
+    rows = [
+        {name: value for name, value in row.items() if name != "val_loss" or row["epoch"] > 2}
+        for row in history(4, "train_loss", "val_loss", "val_jaccard")
+    ]
+    losses, _ = figures.plot_history(rows, 3).axes
+    assert entries(losses) == ["training loss", "validation loss", "best epoch, 3"]
+    assert list(np.isnan(losses.lines[1].get_ydata())) == [True, True, False, False]
 
 
 @pytest.mark.parametrize("alphas, colours", [(ARL50, 4), (MOBILENET, 2)])
@@ -66,6 +79,7 @@ def test_history_with_alphas_has_a_third_panel(alphas, colours):
     loss, validation, alpha = figure.axes
     assert entries(loss) == ["training loss", "validation loss", "best epoch, 7"]
     assert entries(validation)[:2] == ["mean AUC", "melanoma AUC"] and len(entries(validation)) == 10
+    assert {to_hex(line.get_color()) for line in loss.lines[:2]} == set(style.COLOURS[:2])
     assert entries(alpha) == [name.removeprefix("alpha_") for name in alphas] + ["best epoch, 7"]
     for line, name in zip(alpha.lines, alphas, strict=False):
         assert list(line.get_ydata()) == [row[name] for row in rows]
@@ -75,7 +89,23 @@ def test_history_with_alphas_has_a_third_panel(alphas, colours):
         assert len(looks) == len(axes.lines)
         assert {to_hex(line.get_color()) for line in axes.lines[:-1]} <= set(style.COLOURS)
         assert axes.get_legend().get_window_extent().y1 <= axes.get_window_extent().y0
-    assert all(axes.title.get_fontsize() >= 8 for axes in figure.axes)
+
+
+# Linear RGB as people without the cones for green, for red, see it (Machado et al. 2009); and CIE XYZ of linear RGB.
+DEUTERANOPIA = [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]
+PROTANOPIA = [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]
+XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+@pytest.mark.parametrize("seen", [np.eye(3), DEUTERANOPIA, PROTANOPIA])
+def test_colours_differ_for_everybody(seen):
+    """By 20 or more in CIELAB; the green and pink of Okabe & Ito by 18."""
+    linear = np.array([[c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+                       for colour in style.COLOURS])  # fmt: skip
+    x, y, z = np.cbrt((linear @ np.transpose(seen)).clip(0, 1) @ XYZ.T / XYZ.sum(1)).T
+    lab = np.stack([116 * y, 500 * (x - y), 200 * (y - z)])
+    apart = np.linalg.norm(lab[:, :, None] - lab[:, None], axis=0)
+    assert apart[np.triu_indices(len(style.COLOURS), 1)].min() > 20
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5])
@@ -114,8 +144,8 @@ def test_heatmaps_of_three_by_six():
     figure = figures.plot_heatmaps(shown, dict.fromkeys(columns, np.ones((3, 3, 4))), "Three lesions")
     assert len(figure.axes) == 3 * 6 + 1
     titles = [axes.title for axes in figure.axes[:6]]
-    named = ["photograph", *columns[:-1], "activation map\nof seborrheic\nkeratosis, predicted"]
-    assert [title.get_text() for title in titles] == named
+    assert [title.get_text().split() for title in titles] == [name.split() for name in ("photograph", *columns)]
+    assert figure.get_figwidth() < style.WIDE + 0.01 and all(title.get_fontsize() >= 8 for title in titles)
     assert not overlap(figure, [*titles, figure._suptitle, *(axes.yaxis.label for axes in figure.axes[:18:6])])
     for axes in figure.axes[:18:6]:
         assert axes.yaxis.label.get_window_extent().x1 <= axes.get_window_extent().x0
@@ -153,7 +183,7 @@ def test_classification():
     roc, confusion, _, histogram = figure.axes
     for i, name in enumerate(("melanoma", "seborrheic keratosis")):
         area = roc_auc_score(labels == i, probabilities[:, i])
-        assert entries(roc)[i] == f"{name}, AUC {area:.3f}"
+        assert entries(roc)[i] == f"{name},\nAUC {area:.3f}"
         x, y = roc.lines[i].get_data()
         assert np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2) == pytest.approx(area)
     counts = np.array([int(text.get_text().split()[0]) for text in confusion.texts]).reshape(3, 3)
@@ -173,7 +203,7 @@ def test_reliability_by_hand():
     _, _, reliability, histogram = figures.plot_classification(probabilities, np.array([0, 1, 0, 2, 2, 2])).axes
     line = reliability.lines[1]
     assert np.allclose(line.get_data(), [[0.475, 0.51, 0.95], [0.5, 1, 1]])
-    assert line.get_label() == f"expected calibration error {(2 * 0.025 + 0.49 + 3 * 0.05) / 6:.3f}"
+    assert line.get_label() == f"calibration error {(2 * 0.025 + 0.49 + 3 * 0.05) / 6:.3f}"
     heights = {round(bar.get_x() + bar.get_width() / 2, 2): bar.get_height() for bar in histogram.patches}
     assert [heights[at] for at in (0.45, 0.55, 0.95)] == [2, 1, 3] and sum(heights.values()) == 6
 
@@ -181,7 +211,7 @@ def test_reliability_by_hand():
 @pytest.mark.filterwarnings("error")
 def test_classification_without_images_of_a_class():
     roc, confusion = figures.plot_classification(np.array([[0.2, 0.2, 0.6], [1.0, 0.0, 0.0]]), [2, 2]).axes[:2]
-    assert entries(roc)[:2] == [f"{name}, no AUC: 0 of 2 images" for name in ("melanoma", "seborrheic keratosis")]
+    assert entries(roc)[:2] == [f"{name},\nno AUC: 0 of 2 images" for name in ("melanoma", "seborrheic keratosis")]
     assert [text.get_text() for text in confusion.texts] == ["–"] * 6 + ["1\n50%", "0\n0%", "1\n50%"]
 
 

@@ -57,9 +57,10 @@ def comparable_runs(folders: Sequence[str | Path], task: str, split: str, data: 
 def find_samples(runs: Sequence[RunResult], split: str, data: str | Path) -> tuple[Path, list[Sample]]:
     """Where the images lie that these runs were scored on, and those images, sorted by id.
 
-    Looked for in `data`, then in the folder that a run names as its own; `data` and no images where they are in none.
+    Looked for in `data`, then in the folder that a run names as its own; `data` and no images where they are in none,
+    or where `data` is "".
     """
-    if not runs:
+    if not runs or not str(data):
         return Path(data), []
     wanted = runs[0].image_ids(split)
     for folder in dict.fromkeys([Path(data), *(run.data for run in runs if run.data)]):
@@ -209,7 +210,11 @@ def plot_saliency(
 
 
 def _ids(folder: str | Path, split: str) -> set[str]:
-    return {sample.id for sample in read_split(folder, split, with_labels=False)} if Path(folder).is_dir() else set()
+    return (
+        {sample.id for sample in read_split(folder, split, with_labels=False)}
+        if str(folder) and Path(folder).is_dir()
+        else set()
+    )
 
 
 def _with_weights(rows: Sequence[Row], split: str, net: str) -> Row | None:

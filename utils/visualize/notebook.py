@@ -79,12 +79,11 @@ def find_data(folder: str | Path, task: str, full: bool = False) -> tuple[Path, 
     task: "segmentation" or "classification".
     """
     start_logging()
-    folder = Path(folder)
-    if not SMOKE and folder.is_dir() and find_files(folder, "train").images:
-        return folder, [] if full else _TRIAL[task]
+    if not SMOKE and str(folder) and Path(folder).is_dir() and find_files(folder, "train").images:
+        return Path(folder), [] if full else _TRIAL[task]
     kind = "smoke" if SMOKE else task
     counts, size, flags = _SYNTHETIC[kind]
-    reason = "SMOKE is set" if SMOKE else f"{folder} holds no training images"
+    reason = "SMOKE is set" if SMOKE else f"no training images in {folder!r}"
     log.info("%s: synthetic data instead, drawn and not photographed; scores on them say nothing about skin", reason)
     return make_synthetic(Path("Data") / f"synthetic_{kind}", counts, size), flags
 

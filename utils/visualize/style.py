@@ -19,8 +19,8 @@ from utils.data.isic import CLASSES
 
 WIDE, NARROW = 7.2, 3.5  # inches
 PAGE = 8  # points
-# Of Okabe & Ito, those that differ in lightness too: the colour-blind see their green and pink as one grey.
-COLOURS = ("#0072b2", "#d55e00", "#000000", "#56b4e9", "#e69f00")
+# Of Okabe & Ito, five that nobody takes for each other: green and pink are one grey to some, orange and red one brown.
+COLOURS = ("#0072b2", "#d55e00", "#000000", "#56b4e9", "#cc79a7")
 DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
 MARKERS = "osD^vPX<>p"
 GREY = {"color": "0.45", "linestyle": (0, (1, 1.5)), "linewidth": 1}  # chance, thresholds, the best epoch
