@@ -32,11 +32,12 @@ SMALL = (64, 48)  # width, height
 FRAME = {"train_views": "frame", "views": "1", "flips": True}
 NINE = {"train_views": "patches", "views": "9", "flips": False}
 NETWORKS = [(name, over) for name in nets.NETS for over in (nets.ATTENTION[:2] if name in nets.ATTENTIVE else [None])]
+NETWORKS += [("timm/tf_efficientnet_lite0", None), ("timm_unet/tf_efficientnet_lite0", None)]
 
 
 def run_of(net: str, size: tuple[int, int], scored: dict) -> RunResult:
     """A finished run, but with this network and size, scored so."""
-    run = read_run(RELEASED if net in nets.CLASSIFIERS else SEGMENTER)
+    run = read_run(SEGMENTER if nets.is_segmenter(net) else RELEASED)
     settings = {**run.settings, "net": net, "size": size, "train_views": scored["train_views"]}
     return replace(run, settings=settings, metrics={**run.metrics, **scored})
 
