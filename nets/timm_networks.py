@@ -8,7 +8,8 @@ from difflib import get_close_matches
 
 import timm
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data import IMAGENET_DEFAULT_MEAN as MEAN
+from timm.data import IMAGENET_DEFAULT_STD as STD
 from torch import Tensor, nn
 
 from nets.mobilenet import DROPOUT, SMALL_DECODER
@@ -74,10 +75,7 @@ class TimmNetwork(nn.Module):
         self.channels = tuple(level["num_chs"] for level in levels)
         self.classifier = frozenset(f"{config.classifier}.{kind}" for kind in ("weight", "bias"))
         self.last_layers = tuple(f"backbone.{level['module']}" for level in levels[-2:])
-        mean, std, own_mean, own_std = (
-            torch.tensor(values).view(3, 1, 1)
-            for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, config.mean, config.std)
-        )
+        mean, std, own_mean, own_std = (torch.tensor(x).view(3, 1, 1) for x in (MEAN, STD, config.mean, config.std))
         self.register_buffer("scale", std / own_std, persistent=False)
         self.register_buffer("shift", (mean - own_mean) / own_std, persistent=False)
 

@@ -10,11 +10,8 @@ from nets.arl import ARLAttention
 from nets.resnet import Block
 
 # Of timm's: other mean and deviation, and padding by the size; layers after the pooling; no map at half the size.
-OF_TIMM = [
-    f"{family}/{name}"
-    for name in ("tf_efficientnet_lite0", "mobilenetv3_small_050", "convnext_atto")
-    for family in nets.TIMM
-]
+NAMES = ("tf_efficientnet_lite0", "mobilenetv3_small_050", "convnext_atto")
+OF_TIMM = [f"{family}/{name}" for name in NAMES for family in nets.TIMM]
 
 
 def images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -168,26 +165,15 @@ def test_logits_are_enlarged_over_the_whole_frame():
         ("arl18", {"alpha": 2}, "alpha must be one of learn, fixed, 0"),
         ("res_unet", {"decoder_channels": (64, 32, 16)}, "expected 4 decoder channels"),
         ("resnet18/a", {}, "no network named 'resnet18/a'.*timm/NAME"),
-        (
-            "timm/tf_eficientnet_lite0",
-            {},
-            "has no network named 'tf_eficientnet_lite0'; close to it: tf_effic",
-        ),
+        ("timm/tf_eficientnet_lite0", {}, "has no network named 'tf_eficientnet_lite0'; close to it: tf_effic"),
         ("timm_unet/resnet18.none", {}, "has no network named 'resnet18.none'; close to it: resnet18, "),
         ("timm", {}, "has no network named ''; close to it: resnet"),
-        *(
-            (name, {}, f"{name} does not fit: a network is needed that .* as resnet")
-            for name in (
-                "timm/vit_tiny_patch16_224",  # one size
-                "timm/hrnet_w18_small",
-                "timm/mambaout_femto",  # of multiples of 32; maps with the channels last
-                "timm/dla46_c",
-                "timm/legacy_xception",
-                "timm/iformer_m_distilled",  # other maps; two classifiers
-            )
-        ),
+        *((f"timm/{name}", {}, f"{name} does not fit: a network is needed that .* as resnet") for name in (
+            # One size; multiples of 32; maps with the channels last; other maps; two classifiers.
+            "vit_tiny_patch16_224", "hrnet_w18_small", "mambaout_femto", "legacy_xception", "iformer_m_distilled",
+        )),
     ],
-)
+)  # fmt: skip
 def test_errors_name_the_choice(name, options, message):
     with pytest.raises(ValueError, match=message):
         nets.create_model(name, **options)

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 import nets
-from tests.nets.test_nets import OF_TIMM, images, with_random_statistics
+from tests.nets.test_nets import NAMES, images, with_random_statistics
 from tests.small import CPU, same
 from utils import UserError
 from utils.data.loader import to_input
 from utils.model.weights import load_pretrained
 
 
-@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv3_small_050", "convnext_atto"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_classifier_is_timms_on_images_normalised_as_its_weights_expect(name):
     torch.manual_seed(0)
     theirs = with_random_statistics(timm.create_model(name, num_classes=3)).eval()
@@ -31,11 +31,11 @@ def test_a_classifier_is_timms_on_images_normalised_as_its_weights_expect(name):
         assert torch.equal(own, other)
 
 
-@pytest.mark.parametrize("name", [name for name in OF_TIMM if not nets.is_segmenter(name)])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_first_loss_is_that_of_a_guess(name):
     """Old fault: 13 in place of log 3."""
     torch.manual_seed(0)
-    loss = nn.functional.cross_entropy(nets.create_model(name)(images(24, 3, 64, 64)), torch.arange(24) % 3)
+    loss = nn.functional.cross_entropy(nets.create_model(f"timm/{name}")(images(24, 3, 64, 64)), torch.arange(24) % 3)
     assert abs(float(loss.detach()) - np.log(3)) < 0.2
 
 
