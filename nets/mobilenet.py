@@ -66,11 +66,13 @@ class MobileNetV2(nn.Module):
             start = end
         return levels
 
+    def classify(self, x: Tensor) -> Tensor:
+        """The last map [B, 1280, H/32, W/32] → logits [B, num_classes]."""
+        return self.fc(self.dropout(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1)))
+
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] → logits [B, num_classes]."""
-        x = self.features(x)[-1]  # [B, 1280, H/32, W/32]
-        x = torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1)
-        return self.fc(self.dropout(x))
+        return self.classify(self.features(x)[-1])
 
 
 def mobilenet(num_classes: int = CLASSES) -> MobileNetV2:

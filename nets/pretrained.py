@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from nets import TIMM
+
 TORCHVISION = "https://download.pytorch.org/models/"
 
 
@@ -12,13 +14,15 @@ class Pretrained:
 
     Attributes:
         files: names; torchvision's end in the first eight digits of the file's SHA-256.
-        url: the server's folder; None for a file that is made here.
+        url: the server's folder; None for a file that is made here, or comes from timm's hub.
+        hub: the network's name there, if any.
         classifier: names in the file that are its own network's last layer, which is not taken over.
     """
 
     files: tuple[str, ...]
     url: str | None = TORCHVISION
     classifier: frozenset[str] = frozenset({"fc.weight", "fc.bias"})
+    hub: str | None = None
 
 
 RESNET18 = Pretrained(("resnet18-f37072fd.pth", "resnet18-5c106cde.pth"))
@@ -41,6 +45,21 @@ PRETRAINED: dict[str, Pretrained] = {
     "arl_mobilenet": MOBILENET,
     "mobilenet_unet": MOBILENET,
 }
+
+# Of a network of timm's, what will do in place of the hub's file: of packages of PyPI, see model/README.md.
+LITE = {
+    "tf_efficientnet_lite0": ("efficientnet-lite0-57934424.pth",),
+    "tf_efficientnet_lite1": ("efficientnet-lite1-77cc7160.pth",),
+    "tf_efficientnet_lite2": ("efficientnet-lite2-9656183e.pth",),
+}
+
+
+def find_pretrained(net: str) -> Pretrained | None:
+    """Weights for a network of `nets.create_model`; None where there are none. Not looked up: whether timm has some."""
+    family, _, name = net.partition("/")
+    if name and family in TIMM:
+        return Pretrained((f"{name}.safetensors", *LITE.get(name, ())), url=None, hub=name)
+    return PRETRAINED.get(net)
 
 
 def digest_in(name: str) -> str | None:

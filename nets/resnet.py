@@ -140,13 +140,15 @@ class ResNet(nn.Module):
             levels.append(x)
         return levels
 
+    def classify(self, x: Tensor) -> Tensor:
+        """The last map [B, C, H/32, W/32] → logits [B, num_classes]."""
+        return self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] → logits [B, num_classes]."""
         if self.fc is None:
             raise RuntimeError("this ResNet was built as an encoder (num_classes=None): call .features(x)")
-        x = self.features(x)[-1]  # [B, C, H/32, W/32]
-        x = torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1)  # [B, C]
-        return self.fc(x)
+        return self.classify(self.features(x)[-1])
 
 
 def resnet(layout: str, num_classes: int | None = CLASSES, **options) -> ResNet:

@@ -54,8 +54,11 @@ class Classifier(Segmenter):
         super().__init__(plain=plain)
         self.head, self.fc = nn.Identity(), nn.Linear(8, num_classes)
 
+    def classify(self, features: Tensor) -> Tensor:
+        return self.fc(features.mean((2, 3)))
+
     def forward(self, images: Tensor) -> Tensor:
-        return self.fc(super().forward(images).mean((2, 3)))
+        return self.classify(super().forward(images))
 
 
 class Stopped(Exception):

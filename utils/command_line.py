@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import nets
@@ -17,6 +18,7 @@ NETS = {  # by what --net calls them
         for net in ("arl14", "arl18", "arl50", "resnet14", "resnet18", "resnet50", "mobilenet", "arl_mobilenet")
     },
 }  # fmt: skip
+TIMM = {"segmentation": "timm_unet/", "classification": "timm/"}  # what --net calls timm/, with a name of timm's
 LOSSES = {"segmentation": ("dice_ce", "focal", "dice_focal", "ce"), "classification": ("focal", "ce")}
 SCRIPTS = {"segmentation": "seg_main.py", "classification": "cls_main.py"}
 SCORES = {"segmentation": "Jaccard", "classification": "AUC(melanoma) + AUC(seborrheic keratosis)"}
@@ -30,7 +32,8 @@ def make_parser(task: str, doc: str) -> argparse.ArgumentParser:
     default = next(flag for flag, net in NETS[task].items() if net == DEFAULT_NET[task])
     add = parser.add_argument
     add("-i", "--id", type=at_least(0), default=0, help="run number (0)")
-    add("-n", "--net", type=_meant(task, "-n"), choices=NETS[task], help=f"network (the experiment's, else {default})")
+    add("-n", "--net", type=partial(_network, task), help=f"network: {', '.join(NETS[task])}, or timm/NAME, any of "
+        f"timm's that takes images of any size (the experiment's, else {default})")  # fmt: skip
     add("-c", "--checked", type=int, choices=(0, 1), default=1, help="1: resume this run where it stopped, or start "
         "where there is none; 0: start afresh, the old run is kept under another name (1)")  # fmt: skip
     add("-p", "--pretrained", type=int, choices=(0, 1), help="pretrained weights (the experiment's, else 1)")
@@ -104,7 +107,7 @@ def to_config(args: argparse.Namespace) -> Config:
     net, pretrained = flags.pop("net"), flags.pop("pretrained")
     size, checked, graphs = flags.pop("size"), flags.pop("checked"), flags.pop("graphs")
     return configure(
-        net=net and NETS[args.task][net],
+        net=net,
         pretrained=None if pretrained is None else bool(pretrained),
         size=size and tuple(size),
         split=flags.pop("split") and tuple(args.split),
@@ -128,6 +131,14 @@ def _meant(task: str, flag: str) -> Callable[[str], str]:
         return text
 
     return name
+
+
+def _network(task: str, text: str) -> str:
+    if text.startswith("timm/"):
+        return TIMM[task] + text.removeprefix("timm/")
+    if _meant(task, "-n")(text) not in NETS[task]:
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(NETS[task])}, timm/NAME)")
+    return NETS[task][text]
 
 
 def at_least(minimum: int):

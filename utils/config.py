@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import nets
-from nets.pretrained import PRETRAINED
+from nets.pretrained import find_pretrained
 from utils import UserError
 from utils.logger import log
 
@@ -215,8 +215,8 @@ def configure(
     """The run that a row of the table, or a network, and changes of its settings describe.
 
     Without `experiment` it is the task's row with this network, start and the same loss, class weights, optimizer,
-    training views and attention. Where no row has them, the run is named "<net>-pretrained" or "<net>-scratch"; so is
-    an `experiment` with another network.
+    training views and attention. Where no row has them, the run is named "<net>-pretrained" or "<net>-scratch" (a slash
+    in it as a dash); so is an `experiment` with another network.
 
     Args:
         experiment: a name of EXPERIMENTS.
@@ -253,7 +253,7 @@ def _starts_pretrained(net: str, row: Experiment | None, pretrained: bool | None
         raise UserError("--weights FILE starts from weights, -p 0 does not: use only one of them")
     if pretrained is None:
         pretrained = row.pretrained if row else True
-    if pretrained and not weights and net not in PRETRAINED:
+    if pretrained and not weights and not find_pretrained(net):
         log.info("%s has no pretrained weights: it starts from random ones", net)
         return False
     return pretrained or weights is not None
@@ -290,5 +290,6 @@ def _row_with(task: str, net: str, pretrained: bool, base: Experiment | None, ki
         for row in EXPERIMENTS.values():
             if all(getattr(row, name) == value for name, value in wanted.items()):
                 return row
-    own = {"name": f"{net}-{'pretrained' if pretrained else 'scratch'}", "net": net, "pretrained": pretrained}
+    name = f"{net.replace('/', '-')}-{'pretrained' if pretrained else 'scratch'}"
+    own = {"name": name, "net": net, "pretrained": pretrained}
     return replace(base or default, **default_attention(net) | own | kind)

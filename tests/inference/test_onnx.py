@@ -37,12 +37,13 @@ NETWORKS = [
     ("mobilenet", None),
     ("mobilenet_unet", None),
     ("dense_unet", None),
+    ("timm/tf_efficientnet_lite0", None),
 ]
 
 
 def run_of(net: str, size: tuple[int, int], scored: dict) -> RunResult:
     """A finished run, but with this network and size, scored so."""
-    run = read_run(RELEASED if net in nets.CLASSIFIERS else SEGMENTER)
+    run = read_run(SEGMENTER if nets.is_segmenter(net) else RELEASED)
     settings = {**run.settings, "net": net, "size": size, "train_views": scored["train_views"]}
     return replace(run, settings=settings, metrics={**run.metrics, **scored})
 

@@ -17,7 +17,7 @@ import torch
 import torchvision
 
 import nets
-from nets.pretrained import PRETRAINED
+from nets.pretrained import PRETRAINED, find_pretrained
 from utils import UserError
 from utils.model.weights import export_arl18, find_weights, load_file, load_pretrained
 
@@ -213,6 +213,22 @@ def test_a_download_is_kept_and_a_file_that_is_there_comes_first(tmp_path, serve
     assert find_weights(source(server), runs, model) == runs / "net-old.pth"
 
 
+def test_timms_weights_come_from_its_hub_unless_a_package_of_them_is_there(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", server.removesuffix("/"))
+    hub, model = tmp_path / "timm/tf_efficientnet_lite0.in1k/resolve/main", tmp_path / "model"
+    source = find_pretrained("timm_unet/tf_efficientnet_lite0")
+    with pytest.raises(UserError, match=r"fetch http.*lite0.in1k/resolve/main/model.safetensors .*\(--weights FILE\)"):
+        find_weights(source, model)
+    hub.mkdir(parents=True)
+    (hub / "model.safetensors").write_bytes(b"weights")
+    path = find_weights(source, model)
+    assert path == model / "tf_efficientnet_lite0.safetensors" and path.read_bytes() == b"weights"
+    path.rename(model / "efficientnet-lite0-57934424.pth")
+    assert find_weights(source, model).name == "efficientnet-lite0-57934424.pth"
+    with pytest.raises(UserError, match=r"timm has no weights for lcnet_035: start from a file \(--weights FILE\)"):
+        find_weights(find_pretrained("timm/lcnet_035"), model)
+
+
 @pytest.mark.parametrize("served", [b"other bytes", None, "offline"], ids=["wrong bytes", "404", "offline"])
 def test_a_failed_download_says_what_to_do_and_leaves_nothing(tmp_path, server, served):
     url = "http://127.0.0.1:9/" if served == "offline" else server
@@ -221,7 +237,7 @@ def test_a_failed_download_says_what_to_do_and_leaves_nothing(tmp_path, server, 
         (tmp_path / name).write_bytes(served)
     with pytest.raises(UserError) as caught:
         find_weights(source(url), target)
-    assert f"fetch {url}{name} yourself and put it in {target}, or train without it (-p 0)" in str(caught.value)
+    assert f"fetch {url}{name} yourself as {target / name}, start from another file (--weights" in str(caught.value)
     assert str(caught.value).isprintable() and list(target.iterdir()) == []
 
 

@@ -9,6 +9,10 @@ import nets
 from nets.arl import ARLAttention
 from nets.resnet import Block
 
+# Of timm's: other mean and deviation, and padding by the size; layers after the pooling; no map at half the size.
+NAMES = ("tf_efficientnet_lite0", "mobilenetv3_small_050", "convnext_atto")
+OF_TIMM = [f"{family}/{name}" for name in NAMES for family in nets.TIMM]
+
 
 def images(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -26,7 +30,7 @@ def with_random_statistics(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("name", nets.NETS)
+@pytest.mark.parametrize("name", [*nets.NETS, *OF_TIMM])
 def test_every_network(name):
     """All its parameters learn, from 32×32 pixels on; any size is taken; the state dict is all that it knows."""
     model = nets.create_model(name, num_classes=4)
@@ -41,7 +45,7 @@ def test_every_network(name):
         with torch.no_grad():
             logits = model(x)
             assert torch.equal(other(x), logits)
-        assert logits.shape == ((1, 4, *size) if name in nets.SEGMENTERS else (1, 4)) and logits.isfinite().all()
+        assert logits.shape == ((1, 4, *size) if nets.is_segmenter(name) else (1, 4)) and logits.isfinite().all()
 
 
 @pytest.mark.parametrize("layout", ["18", "34", "50"])
@@ -124,6 +128,8 @@ def test_block_formula():
         ("arl_unet", (64, 64, 128, 256, 512), (2, 4, 8, 16, 32), (512, 256, 128, 64)),
         ("dense_unet", (64, 256, 512, 1024, 1024), (2, 4, 8, 16, 32), (512, 256, 128, 64)),
         ("mobilenet_unet", (16, 24, 32, 96, 1280), (2, 4, 8, 16, 32), (256, 128, 64, 32)),
+        ("timm_unet/tf_efficientnet_lite0", (16, 24, 40, 112, 320), (2, 4, 8, 16, 32), (256, 128, 64, 32)),
+        ("timm_unet/convnext_atto", (40, 80, 160, 320), (4, 8, 16, 32), (256, 128, 64)),
     ],
 )
 def test_encoder_and_decoder(name, channels, strides, decoder):
@@ -133,7 +139,7 @@ def test_encoder_and_decoder(name, channels, strides, decoder):
         shapes = [tuple(level.shape) for level in model.encoder.eval().features(images(1, 3, 64, 32))]
     assert shapes == [(1, c, 64 // s, 32 // s) for c, s in zip(channels, strides, strict=True)]
     assert tuple(block[0].out_channels for block in model.decoder) == decoder
-    small = nets.create_model(name, decoder_channels=(64, 32, 16, 8))
+    small = nets.create_model(name, decoder_channels=(64, 32, 16, 8)[: len(decoder)])
     assert small(images(2, 3, 65, 32)).shape == (2, 2, 65, 32)
 
 
@@ -158,8 +164,16 @@ def test_logits_are_enlarged_over_the_whole_frame():
         ("arl18", {"attention": "temporal"}, "attention must be one of spatial, channel, none"),
         ("arl18", {"alpha": 2}, "alpha must be one of learn, fixed, 0"),
         ("res_unet", {"decoder_channels": (64, 32, 16)}, "expected 4 decoder channels"),
+        ("resnet18/a", {}, "no network named 'resnet18/a'.*timm/NAME"),
+        ("timm/tf_eficientnet_lite0", {}, "has no network named 'tf_eficientnet_lite0'; close to it: tf_effic"),
+        ("timm_unet/resnet18.none", {}, "has no network named 'resnet18.none'; close to it: resnet18, "),
+        ("timm", {}, "has no network named ''; close to it: resnet"),
+        *((f"timm/{name}", {}, f"{name} does not fit: a network is needed that .* as resnet") for name in (
+            # One size; multiples of 32; maps with the channels last; other maps; two classifiers.
+            "vit_tiny_patch16_224", "hrnet_w18_small", "mambaout_femto", "legacy_xception", "iformer_m_distilled",
+        )),
     ],
-)
+)  # fmt: skip
 def test_errors_name_the_choice(name, options, message):
     with pytest.raises(ValueError, match=message):
         nets.create_model(name, **options)

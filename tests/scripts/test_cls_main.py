@@ -192,6 +192,7 @@ def test_a_continued_run_needs_its_pretrained_weights_no_more(folders, tmp_path,
         (["--experiment", "cls-2-4", "-n", "arl18", "-p", "0"], "arl18-scratch", "arl18", "ce", RARE),
         (["--experiment", "cls-1-1", "-n", "resnet50"], "resnet50-pretrained", "resnet50", "focal", (1, 1, 1)),
         (["-n", "arl14", "--weights", "file.pth"], "arl14-pretrained", "arl14", "focal", (1, 1, 1)),
+        (["-n", "timm/a"], "timm-a-pretrained", "timm/a", "focal", (1, 1, 1)),
     ],
 )
 def test_which_experiment_is_meant(arguments, name, net, loss, class_weights):

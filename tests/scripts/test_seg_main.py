@@ -88,7 +88,7 @@ def test_the_same_command_continues_and_c_0_starts_afresh(folders, unscored):
         seg_main.main([*RES, *folders, "--seed", "3"])
 
 
-@pytest.mark.parametrize(("task", "net"), [(task, net) for task in NETS for net in NETS[task]])
+@pytest.mark.parametrize(("task", "net"), [(task, net) for task in NETS for net in (*NETS[task], "timm/lcnet_050")])
 def test_p_0_needs_no_file_for_any_network(task, net, tmp_path):
     """Old fault: -p 0 was ignored for the Res-UNet."""
     config = SCRIPTS[task].parse(["-n", net, "-p", "0", "--output", str(tmp_path)])
@@ -110,6 +110,8 @@ def test_p_0_needs_no_file_for_any_network(task, net, tmp_path):
         (["--experiment", "seg-5", "-n", "res", "-p", "1"], "res_unet-pretrained", "res_unet", True),
         (["-n", "unet", "--weights", "encoder.pth"], "unet-pretrained", "unet", True),
         (["-n", "arl", "--attention", "none"], "arl_unet-pretrained", "arl_unet", True),
+        (["-n", "timm/a.b"], "timm_unet-a.b-pretrained", "timm_unet/a.b", True),
+        (["-n", "timm/a", "-p", "0"], "timm_unet-a-scratch", "timm_unet/a", False),
     ],
 )
 def test_which_experiment_is_meant(arguments, name, net, pretrained):
@@ -154,6 +156,8 @@ def test_every_flag_is_a_field_of_the_config(task):
         (["--weights", "none.pth", "-p", "0"], "--weights FILE starts from weights, -p 0 does not"),
         (["--experiment", "seg-4", "--alpha", "0"], "res_unet has no ARL block"),
         (["-n", "arl", "--attention", "none", "--alpha", "fixed"], "--attention none leaves no α"),
+        (["-n", "timm/lcnet_05"], "no network named 'lcnet_05'; close to it: lcnet_0"),
+        (["-n", "timm/lcnet_050", "--alpha", "0"], "timm_unet/lcnet_050 has no ARL block"),
     ],
 )
 def test_a_mistake_stops_before_anything_is_made(arguments, message, tmp_path, data, monkeypatch):
@@ -185,7 +189,11 @@ def test_unfit_images_are_named_before_training_starts(data, tmp_path):
         (seg_main, ["--epochs", "0"], "argument --epochs: 0 is below 1"),
         (seg_main, ["--seed", "4294967296"], "argument --seed: 4294967296 is not below 2^32"),
         (seg_main, ["--lr", "nan"], "argument --lr: nan is not a positive number"),
-        (seg_main, ["--net", "vnet"], "invalid choice: 'vnet'"),
+        (
+            seg_main,
+            ["--net", "vnet"],
+            "invalid choice: 'vnet' (choose from dense, res, unet, arl, mobilenet, timm",
+        ),
         (seg_main, ["--recompute"], "--recompute is no more: --accumulate N computes a batch in less memory"),
         (cls_main, ["--class-weights", "1", "2", "0"], "argument --class-weights: 0 is not a positive number"),
         (cls_main, ["--class-weights", "1", "2", "balanced"], "argument --class-weights: could not convert"),

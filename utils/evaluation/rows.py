@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nets.pretrained import PRETRAINED
+from nets.pretrained import find_pretrained
 from utils import UserError
 from utils.config import DEFAULTS, EXPERIMENTS, Experiment, default_attention, experiments
 from utils.data.isic import CLASSES
@@ -129,7 +129,7 @@ def deviations(run: RunResult) -> list[str]:
         told = [
             text.format(**settings) for name, text in _words(settings, row).items() if _differs(settings, name, row)
         ]
-        weights, source = settings.get("weights") or {}, PRETRAINED.get(settings["net"])
+        weights, source = settings.get("weights") or {}, find_pretrained(settings["net"])
         if weights and not (settings["pretrained"] and source and weights["file"] in source.files):
             told.append(f"weights {weights['file']}")
         if ensemble := settings.get("ensemble"):

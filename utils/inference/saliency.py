@@ -21,21 +21,23 @@ Classes = int | Sequence[int] | Tensor | None  # one for all images, one an imag
 def class_activation_maps(model: nn.Module, images: Tensor, classes: Classes = None) -> Tensor:
     """Class activation maps, Σ_k w_ck · f_k(x, y): what each position adds to the logit of a class.
 
-    Zhou, Khosla, Lapedriza, Oliva, Torralba, CVPR 2016 (arXiv:1512.04150). The mean of a map over its positions plus
-    the bias of the class is the logit.
+    Zhou, Khosla, Lapedriza, Oliva, Torralba, CVPR 2016 (arXiv:1512.04150). w is h·w times the logit's gradient: the
+    weights of the linear layer where a network ends in average pooling and that alone. Then the mean of a map over its
+    positions plus the bias of the class is the logit; of other networks (some of timm's) that holds at first order.
 
     Returns:
         float32 [B, h, w], positive and negative, at the size of the last feature map (H/32, W/32).
 
     Raises:
-        ValueError: a class that the model does not have, or not one an image; a model without a linear layer `fc`.
+        ValueError: a class that the model does not have, or not one an image.
     """
-    if getattr(model, "fc", None) is None:
-        raise ValueError("class activation maps need a classifier: this model has no linear layer `fc`")
     with _evaluation(model, images):
         features = model.features(images.float())[-1]  # [B, C, h, w]
-        classes = _class_of_each(model.fc(features.mean((2, 3))), classes)
-        return torch.einsum("bc,bchw->bhw", model.fc.weight[classes], features)
+        with torch.enable_grad():
+            logits = model.classify(features.requires_grad_())
+            classes = _class_of_each(logits, classes)
+            (gradients,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), features)
+        return (features * gradients).sum(1).detach() * features[0, 0].numel()
 
 
 def grad_cam(model: nn.Module, images: Tensor, layer: str, classes: Classes = None) -> Tensor:

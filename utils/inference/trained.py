@@ -95,7 +95,7 @@ def load_network(run: RunResult, device: torch.device) -> nn.Module:
 
 def _network(task: str, settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> nn.Module:
     """KeyError or ValueError when config and metrics do not tell how to predict, as this program does it."""
-    if settings["net"] not in (nets.SEGMENTERS if task == "segmentation" else nets.CLASSIFIERS):
+    if nets.is_segmenter(settings["net"]) != (task == "segmentation"):
         raise ValueError(f"no network for {task} is named {settings['net']}")
     if settings["batch_size"] < 1 or min(settings["size"]) < 32:
         raise ValueError("no size of 32 pixels or more")

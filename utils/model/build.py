@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 import nets
 from nets.fast import kernel
-from nets.pretrained import PRETRAINED
+from nets.pretrained import find_pretrained
 from utils import UserError, distributed
 from utils.config import MODEL, Config
 from utils.data.cache import ImageCache, JoinedCache
@@ -31,10 +31,14 @@ def build_model(config: Config) -> tuple[nn.Module, dict[str, Any] | None]:
     """The network with its weights pretrained as asked, and what was loaded (`LoadReport`).
 
     Pretrained weights are looked for among the runs (`output`, where `cls_main.py` leaves arl18.pth) and in model/.
-    A run that will be continued needs them no more: its checkpoint replaces them.
+    A run that will be continued needs them no more: its checkpoint replaces them. UserError when there is no such
+    network or file, or they do not fit each other.
     """
     classes = len(config.classes) or None
-    model = nets.create_model(config.net, classes, attention=config.attention, alpha=config.alpha)
+    try:
+        model = nets.create_model(config.net, classes, attention=config.attention, alpha=config.alpha)
+    except ValueError as error:  # of timm's names
+        raise UserError(str(error)) from error
     weights, origin = None, "random weights"
     if config.weights:
         seen = "if these weights have seen ISIC 2018 (task 1) or 2019, they have seen most test images"
@@ -42,7 +46,7 @@ def build_model(config: Config) -> tuple[nn.Module, dict[str, Any] | None]:
     if config.resume and not config.weights and (config.folder / "last.pth").is_file():
         weights, origin = read_config(config.folder)["settings"].get("weights"), str(config.folder)
     elif config.weights or config.pretrained:
-        path = config.weights or find_weights(PRETRAINED[config.net], config.output, MODEL)
+        path = config.weights or find_weights(find_pretrained(config.net), config.output, MODEL)
         origin = load_pretrained(model, config.net, path)
         weights = asdict(origin)
     parameters = sum(parameter.numel() for parameter in model.parameters())

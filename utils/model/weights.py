@@ -1,10 +1,12 @@
 """Pretrained weights: found or fetched, and loaded strictly by name and shape."""
 
+import os
 import re
 import socket
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ class LoadReport:
 
 
 def find_weights(source: Pretrained, *folders: Path) -> Path:
-    """The first of `source.files` that lies in one of `folders`, else the first one, downloaded to the last of them.
+    """The first of `source.files` that lies in one of `folders`, else the first one, fetched into the last of them.
 
     The SHA-256 of a download must start as its name says; a file that was there before is only warned about.
     Raises UserError naming the file, the URL and the folder when the file cannot be had.
@@ -54,26 +56,38 @@ def find_weights(source: Pretrained, *folders: Path) -> Path:
                 log.warning("%s: its SHA-256 does not start with %s as its name says; going on with it", path, digest)
             return path
     name = source.files[0]
+    if source.hub:
+        return _download(_url_at_hub(source.hub), folders[-1] / name)
     if source.url is None:
         raise UserError(
             f"{name} not found in {' or '.join(map(str, folders))}: python cls_main.py -n arl18 trains it; "
             "or train without it (-p 0), or start from ImageNet's ResNet-18 (--weights model/resnet18-f37072fd.pth)"
         )
-    return _download(source.url + name, folders[-1])
+    return _download(source.url + name, folders[-1] / name)
 
 
-def _download(url: str, folder: Path) -> Path:
-    path = folder / url.rpartition("/")[2]
+def _url_at_hub(name: str) -> str:
+    import timm  # takes seconds, as few networks need it
+    from huggingface_hub import hf_hub_url
+
+    config = timm.get_pretrained_cfg(name)
+    if not config.hf_hub_id:
+        raise UserError(f"timm has no weights for {name}: start from a file (--weights FILE), or without any (-p 0)")
+    file, mirror = config.hf_hub_filename or "model.safetensors", os.environ.get("HF_ENDPOINT")
+    return hf_hub_url(config.hf_hub_id, file, endpoint=mirror)
+
+
+def _download(url: str, path: Path) -> Path:
     log.info("%s: downloading from %s", path, url)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # torch.hub takes none
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=digest_in(path.name))
     except (OSError, RuntimeError) as error:  # RuntimeError: another digest
         raise UserError(
-            f"{path.name} could not be downloaded ({error}): fetch {url} yourself and put it in {folder}, "
-            "or train without it (-p 0)"
+            f"{path.name} could not be downloaded ({error}): fetch {url} yourself as {path}, start from another file "
+            "(--weights FILE), or train without it (-p 0)"
         ) from error
     finally:
         socket.setdefaulttimeout(before)
@@ -85,9 +99,10 @@ def load_pretrained(model: nn.Module, net: str, path: str | Path) -> LoadReport:
 
     Accepted are torchvision's files, a state dict of the encoder alone, and checkpoints that keep one state dict under
     any name, as PyTorch or safetensors write them; also with a prefix before the network's names ("module.", "model."),
-    and the same layers in the same order under other names. What may be missing:
+    and the same layers in the same order under other names (`_in_order`). What may be missing: batch norm's counts,
     the classifier, which always starts from random weights, and the α of all ARL blocks together. What may be left
-    over: the classifier, and α where a variant of an ARL network has none that is learnt.
+    over: the classifier, of one of timm's networks what follows the encoder's last level, and α where a variant of an
+    ARL network has none that is learnt.
 
     Raises UserError, the network unchanged: names or shapes that do not fit, or values that are not finite.
     """
@@ -96,28 +111,33 @@ def load_pretrained(model: nn.Module, net: str, path: str | Path) -> LoadReport:
     state = _with_current_names(_state_dict_in(content, path))
     encoder = getattr(model, "encoder", model)
     target = getattr(encoder, "backbone", encoder)
-    classifier = PRETRAINED[net].classifier | Pretrained.classifier if net in PRETRAINED else Pretrained.classifier
+    classifier = PRETRAINED[net].classifier if net in PRETRAINED else getattr(encoder, "classifier", frozenset())
+    classifier |= Pretrained.classifier
     learnt = dict(target.named_parameters())
     wanted = {
         name: tensor
-        for name, tensor in target.state_dict().items()
+        for name, tensor in getattr(encoder, "whole", target.state_dict()).items()
         if name not in classifier and (name in learnt or not _is_alpha(name))
     }
-    state = _named_alike(_without_prefix(state, wanted), wanted, classifier)
+    state, misfit = _without_prefix(state, wanted), ""
+    if 2 * len(state.keys() & wanted.keys()) < len(wanted):
+        state, classifier, misfit = _in_order(state, wanted, classifier)
     for name in wanted:
         if _is_count(name):  # torchvision's older files have none
-            state.setdefault(name, torch.zeros_like(wanted[name]))
-    if misfit := _misfit(state, wanted, net, classifier):
+            state.setdefault(name, torch.tensor(0))
+    own = target.state_dict().keys()
+    needed = {name: tensor for name, tensor in wanted.items() if name in own or name in state}
+    if misfit := misfit or _misfit(state, needed, net, classifier):
         whose = f"{net}'s encoder" if hasattr(model, "encoder") else net
         raise UserError(f"{path}: not the weights of {whose}, {misfit}")
-    loaded = {name: state[name] for name in wanted if name in state}
+    loaded = {name: state[name] for name in wanted if name in state and name in own}
     if broken := [name for name, tensor in loaded.items() if not bool(tensor.isfinite().all())]:
         raise UserError(
             f"{path}: NaN or infinite values in {listed(broken)}; training would go on from them, take others"
         )
     nn.Module.load_state_dict(target, loaded, strict=False)  # some encoders' own looks for a classifier
-    missing = (wanted.keys() - state.keys()) | (target.state_dict().keys() & classifier)
-    left_over = state.keys() - wanted.keys()
+    missing = (needed.keys() - state.keys()) | (own & classifier)
+    left_over = state.keys() - loaded.keys()
     return LoadReport(
         path.name, sha256(path), len(loaded), tuple(sorted(missing)), tuple(sorted(left_over)), _source_in(content)
     )
@@ -143,18 +163,34 @@ def _misfit(state: dict[str, Tensor], wanted: dict[str, Tensor], net: str, class
     return ""
 
 
-def _named_alike(state: dict[str, Tensor], wanted: dict[str, Tensor], classifier: frozenset[str]) -> dict[str, Tensor]:
-    """A file's tensors under the network's names, where it holds the same layers in the same order under other names.
+def _in_order(
+    state: dict[str, Tensor], wanted: dict[str, Tensor], classifier: frozenset[str]
+) -> tuple[dict[str, Tensor], frozenset[str], str]:
+    """A file's tensors under the network's names, where it has the same layers in the same order under other names.
 
     They are the same when their kinds (weight, bias, running_mean, …) and shapes follow each other alike; α and batch
-    norm's counts are left aside.
+    norm's counts are left aside. What cannot be seen: two neighbours of the same kinds and shapes in swapped places.
+    Files that keep no order, as safetensors, hardly ever fit. A linear layer at the file's end is its classifier.
+
+    Returns: the tensors, the names of the file's classifier, and in words the first tensor that does not fit, or "".
     """
-    own = {name: tensor for name, tensor in wanted.items() if not _is_alpha(name) and not _is_count(name)}
-    theirs = {name: tensor for name, tensor in state.items() if name not in classifier and not _is_count(name)}
-    kinds = [[(name.rpartition(".")[2], tensor.shape) for name, tensor in side.items()] for side in (own, theirs)]
-    if own.keys() <= theirs.keys() or kinds[0] != kinds[1]:
-        return state
-    return dict(zip(own, theirs.values(), strict=True))
+
+    def described(side: dict[str, Tensor], name: str | None) -> str:
+        return "no more" if name is None else f"{quoted(name)} {tuple(side[name].shape)}"
+
+    own = [name for name in wanted if not _is_alpha(name) and not _is_count(name)]
+    theirs = [name for name in state if name not in classifier and not _is_count(name)]
+    kinds = [(name.rpartition(".")[2], state[name].ndim) for name in theirs[len(own) :]]
+    if kinds == [("weight", 2), ("bias", 1)]:
+        classifier |= {*theirs[len(own) :]}
+        theirs = theirs[: len(own)]
+    for number, (one, other) in enumerate(zip_longest(own, theirs), start=1):
+        ends = [name and (name.rpartition(".")[2], side[name].shape) for name, side in ((one, wanted), (other, state))]
+        if ends[0] != ends[1]:
+            found, expected = described(state, other), described(wanted, one)
+            return state, classifier, f"under other names and in order its tensor {number} is {found}, not {expected}"
+    left = {name: state[name] for name in classifier if name in state}
+    return dict(zip(own, map(state.get, theirs), strict=True)) | left, classifier, ""
 
 
 def _is_alpha(name: str) -> bool:
