@@ -39,6 +39,9 @@ def written(tmp_path_factory) -> Path:
     for seed, value in enumerate((0.81, 0.82, 0.86)):
         known = {"melanoma": of_class, "seborrheic_keratosis": of_class, "mean_auc": value}
         scores[f"cls-2-4/seed{seed}"] = {"classification": known}
+    edit(folder / "seg-2/seed0/config.json", lambda config: config.update(device="NVIDIA H100 80GB HBM3"))
+    for path in (folder / "seg-4").glob("*/config.json"):
+        edit(path, lambda config: config["settings"].update(weights={"file": "resnet18-5c106cde.pth"}))
     (folder / "test_scores.json").write_text(json.dumps({"what": "", "runs": scores}))
     with pytest.raises(UserError, match=r"out of date: .*TABLES.md"):
         call(folder, "--check")
@@ -73,16 +76,17 @@ def test_the_tables_of_a_readme(written):
     by_name = {row[0]: row[1:] for row in rows}
     mean, rest = value["seg-4"].split(" ", 1)
     assert by_name["seg-4"] == [
-        "`res_unet` 336×224", "`None`", f"[{mean}](results/seg-4) {rest}", "–", "3 min, 1–2 cores",
+        "`res_unet` 336×224", "ImageNet", f"[{mean}](results/seg-4) {rest}", "–", "3 min, 1–2 cores",
     ]  # fmt: skip
     assert by_name["seg-2"][1:] == [
         "random weights", f"[{value['seg-2'][:4]}](results/seg-2/seed0){value['seg-2'][4:]}", "–",
-        "3 min, 1 core; 8 of 150 epochs",
+        "3 min, NVIDIA H100 80GB HBM3; 8 of 150 epochs",
     ]  # fmt: skip
     of_classes = {row[0]: row for row in lines_of(path, "classification")}
     assert of_classes["cls-2-4"][4] == "[.830](results/cls-2-4) ± .026" and of_classes["arl18-scratch"][4] == "–"
+    assert of_classes["arl18-scratch"][5] == "3 min, 1 core"
     chinese = {row[0]: row for row in lines_of(written.parent / "README.zh.md", "segmentation")}
-    assert chinese["seg-2"][2] == "随机权重" and chinese["seg-2"][5] == "3 分钟，1 核; 8/150 轮"
+    assert chinese["seg-2"][2] == "随机权重" and chinese["seg-2"][5] == "3 分钟，NVIDIA H100 80GB HBM3; 8/150 轮"
     assert [row[3:5] for row in chinese.values()][2:] == [row[3:5] for row in rows]
 
 

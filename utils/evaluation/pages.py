@@ -17,6 +17,8 @@ PRIMARY = {"segmentation": "jaccard", "classification": "mean AUC"}  # columns o
 WORDS = {
     "README.md": {
         "head": "row | network | starts from | {0}, validation | {0}, test | trained in",
+        "jaccard": "Jaccard",
+        "mean AUC": "mean AUC",
         "random": "random weights",
         "time": "{minutes} min, {cores} core{s}",
         "gpu": "{minutes} min, {device}",
@@ -25,6 +27,8 @@ WORDS = {
     },
     "README.zh.md": {
         "head": "行 | 网络 | 初始权重 | {0}，验证集 | {0}，测试集 | 训练用时",
+        "jaccard": "Jaccard",
+        "mean AUC": "平均 AUC",
         "random": "随机权重",
         "time": "{minutes} 分钟，{cores} 核",
         "gpu": "{minutes} 分钟，{device}",
@@ -37,7 +41,7 @@ WORDS = {
 def readme_table(rows: Sequence[Row], table: pd.DataFrame, task: str, readme: Path) -> str:
     """Markdown of six columns; rows and their line of `utils.evaluation.tables.wide_table`, in one order."""
     words, score = WORDS[readme.name], PRIMARY[task]
-    lines = [words["head"].format({"jaccard": "Jaccard"}.get(score, score)), " | ".join(["---"] * 6)]
+    lines = [words["head"].format(words[score]), " | ".join(["---"] * 6)]
     for row, (_, line) in zip(rows, table.iterrows(), strict=True):
         folder = Path(os.path.commonpath([run.folder for run in row.runs]))
         link = Path(os.path.relpath(folder, readme.parent)).as_posix()
