@@ -53,10 +53,7 @@ def readable_size(count: int) -> str:
 
 def load_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. OSError or ValueError when there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError("no JSON object")
     return content

@@ -1,6 +1,5 @@
 """Bad images and masks: each is read rightly, refused with one line that names the file, or warned about."""
 
-import os
 import shutil
 import struct
 import sys
@@ -12,7 +11,6 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from tests.data.bad_folder import (
     HEIGHT,
@@ -95,13 +93,6 @@ def lower_case(root: Path) -> None:
     labels(root).rename(labels(root).with_name(labels(root).name.upper()))
 
 
-def long_text(megabytes: int) -> PngInfo:
-    """In a file of as many kB."""
-    info = PngInfo()
-    info.add_text("a", "\0" * (megabytes << 20), zip=True)
-    return info
-
-
 def as_tiff(path: Path, picture: np.ndarray | Image.Image, **options: Any) -> None:
     """Under the name that is there."""
     save(path, picture, "TIFF", **options)
@@ -109,13 +100,6 @@ def as_tiff(path: Path, picture: np.ndarray | Image.Image, **options: Any) -> No
 
 def pages(path: Path, kind: str) -> None:
     save(path, original(), kind, save_all=True, append_images=[Image.new("RGB", (WIDTH, HEIGHT))])
-
-
-def bits_12(path: Path) -> None:
-    """A JPEG whose header tells 12 bits."""
-    content = path.read_bytes()
-    frame = content.index(b"\xff\xc0") + 4
-    path.write_bytes(content[:frame] + b"\x0c" + content[frame + 1 :])
 
 
 def mask_of(*values: int, kind: str = "PNG", dtype: type = np.uint8) -> Callable[[Path], None]:
@@ -175,8 +159,6 @@ IMAGES = [
     Case("BMP with a palette", lambda r: save(image(r), picture().quantize(256), "BMP"), close, "read"),
     Case("TIFF, first half", lambda r: (as_tiff(image(r), original()), cut(image(r))),
         JPG + BROKEN + ", or save it as PNG if it is a rare kind of TIFF", "read"),
-    Case("JPEG of 12 bits", lambda r: bits_12(image(r)), JPG + BROKEN + ", or save it as PNG if it is a rare kind of J",
-        "read"),
     Case("grey JPEG", lambda r: save(image(r), picture().convert("L"), quality=95), grey, "prepare"),
     Case("16-bit grey PNG", lambda r: as_png(image(r), GREY.astype(np.uint16) << 8 | 7), grey, "prepare"),
     Case("16-bit RGB PNG",
@@ -204,12 +186,8 @@ IMAGES = [
     Case("PNG 1 pixel wide", lambda r: as_png(image(r), original()[:, :1]), PNG + ": too few pixels", "cls"),
     Case("30,000×30,000 by its header", lambda r: claim_size(image(r), 30000, 30000),
         JPG + ": too many pixels (30000x30000)", "prepare"),
-    Case("65,535×1,300 by its header", lambda r: claim_size(image(r), 65535, 1300), JPG + BROKEN, "read"),
     Case("PNG of 20 kB with 144 MP", lambda r: save(as_png(image(r)), Image.new("1", (12000, 12000))),
         PNG + ": too many pixels (12000x12000); shrink it or take it away", "inspect"),
-    Case("PNG with a text of 60 MB", lambda r: save(as_png(image(r)), original(), pnginfo=long_text(60)), same, "read"),
-    Case("PNG with a text of 65 MB", lambda r: save(as_png(image(r)), original(), pnginfo=long_text(65)),
-        PNG + ": more than 64 MB of text or colour profile in it; save it without", "read"),
     Case("PNG with a colour profile of 3 MB",
         lambda r: save(as_png(image(r)), original(), icc_profile=bytes(3 << 20)), same, "read"),
     Case("PNG of 30,000×10", lambda r: as_png(image(r), np.tile(original()[:10], (1, 320, 1))[:, :30000]),
@@ -219,21 +197,12 @@ IMAGES = [
 ]  # fmt: skip
 
 LINKS = [
-    Case("image that is a link to itself", lambda r: replace(image(r), lambda p: p.symlink_to(p.name)),
-        JPG + ": …Too many levels of symbolic links", "prepare inspect"),
     Case("link to nothing", lambda r: replace(image(r), lambda p: p.symlink_to("gone")), JPG + ": no such file", "seg"),
-    Case("link to /dev/zero", lambda r: replace(image(r), lambda p: p.symlink_to("/dev/zero")),
-        JPG + ": not readable (no regular file)", "prepare"),
-    Case("a pipe", lambda r: replace(image(r), os.mkfifo), JPG + ": not readable (no regular file)", "cls"),
     Case("link to a file elsewhere", lambda r: replace(image(r), lambda p: p.symlink_to(image(good_folder()))), same,
         "read"),
     Case("folder that holds a link to itself", lambda r: (images(r) / images(r).name).symlink_to("."), everything,
         "read"),
     Case("folder that holds a link to the data folder", lambda r: (r / "more").symlink_to(r), begins, "seg"),
-    Case("data folder that is a link to itself", lambda r: (shutil.rmtree(r), r.symlink_to(r.name)),
-        "data: no such folder", "seg"),
-    Case("label file that is a link to itself", lambda r: replace(labels(r), lambda p: p.symlink_to(p.name)),
-        "Part3_GroundTruth.csv: not readable (Too many levels", "cls"),
 ]  # fmt: skip
 
 NAMES = [
@@ -288,9 +257,9 @@ def test_images(case, entry, root, lines, recwarn):
     assert not [warning for warning in recwarn if issubclass(warning.category, (UserWarning, RuntimeWarning))]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such links and pipes")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such links")
 @each(*LINKS)
-def test_links_and_pipes(case, entry, root, lines):
+def test_links(case, entry, root, lines):
     check_case(case, entry, root, lines)
 
 

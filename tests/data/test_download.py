@@ -7,7 +7,6 @@ import shutil
 import signal
 import stat
 import threading
-import time
 import zipfile
 from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -163,14 +162,6 @@ def test_what_stays_ends_with_one_line(server, tmp_path, faults, message, reques
     assert not (tmp_path / TEST_LABELS).exists()
 
 
-def test_the_pause_is_the_one_that_the_server_asks_for_or_doubles(server, tmp_path, monkeypatch):
-    pauses = []
-    monkeypatch.setattr(time, "sleep", pauses.append)
-    server.faults[TEST_LABELS] = [(503, "7"), (503, ""), (503, "")]
-    main(["--data", str(tmp_path), "--url", server.url, *FETCH])
-    assert pauses == [7, 2, 4]
-
-
 @pytest.mark.parametrize(("change", "with_etag"), [(lambda b: b[:-1] + b"!", True), (lambda b: b + b"!", False)])
 def test_another_version_on_the_server_is_begun_again(server, tmp_path, change, with_etag):
     """Without ETag and date the length tells."""
@@ -230,12 +221,6 @@ def test_other_md5_is_told_and_can_be_overridden(server, tmp_path):
     assert not (tmp_path / TEST_FOLDER).exists()
     assert run(server, tmp_path, "--splits", "test", "--no-verify") == [TEST_IMAGES]
     assert len(read_split(tmp_path, "test")) == 2
-
-
-def test_another_archive_under_the_name(server, tmp_path):
-    server.files[TEST_IMAGES] = zipped({"ISIC-2017_Test_v2_Data/ISIC_0000020.jpg": b""})
-    with pytest.raises(UserError, match=r"\.partial: no readable file of ISIC_0000030, ISIC_0000031; delete it"):
-        run(server, tmp_path, "--splits", "test", "--no-verify")
 
 
 @pytest.mark.parametrize("theirs", [True, False])

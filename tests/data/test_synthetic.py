@@ -1,4 +1,4 @@
-"""Synthetic data: the official layout, reproducible to the byte, harder than a threshold or a mean colour."""
+"""Synthetic data: the official layout, reproducible to the byte, masks that fit what is drawn."""
 
 import hashlib
 import json
@@ -8,12 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
 
 from utils import UserError
 from utils.data import synthetic
 from utils.data.dermoscopy import SPLIT_STRIDE, draw_label, draw_lesion
-from utils.data.isic import CLASSES, SPLITS, read_split
+from utils.data.isic import SPLITS, read_split
 from utils.data.synthetic import main, make_synthetic
 from utils.logger import run_script, start_logging
 
@@ -33,8 +32,8 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def draws() -> list[tuple[np.ndarray, np.ndarray, int]]:
-    """144 lesions, the first 48 of three seeds: 36 melanomas, 36 keratoses, 72 nevi."""
-    return [draw_lesion(seed, index, (256, 192)) for seed in (11, 12, 13) for index in range(48)]
+    """The first 48 lesions of a seed: 12 melanomas, 12 keratoses, 24 nevi."""
+    return [draw_lesion(11, index, (256, 192)) for index in range(48)]
 
 
 def test_the_folder_is_read_as_what_was_drawn(folder):
@@ -146,38 +145,3 @@ def test_mask_edge_is_where_the_image_changes(draws):
         across, outside = [*across, np.abs(inner - near).mean()], [*outside, np.abs(near - far).mean()]
     assert np.median(across) > 4 * np.median(outside)
     assert np.mean(np.array(across) > 6) > 0.9  # visible nearly always, if faint
-
-
-def test_threshold_does_not_find_the_lesions(draws):
-    jaccards = []
-    for image, mask, _ in draws:
-        grey = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (0, 0), 2)
-        found = cv2.threshold(grey, 0, 255, cv2.THRESH_BINARY_INV + cv2.THRESH_OTSU)[1] > 0
-        jaccards.append((found & (mask > 0)).sum() / (found | (mask > 0)).sum())
-    # On the real photographs it is 0.47, with as wide a spread.
-    assert 0.3 < np.mean(jaccards) < 0.6
-    assert np.mean(np.array(jaccards) > 0.85) > 0.05  # and some are plain
-
-
-def test_mean_colour_does_not_tell_the_classes_but_what_doctors_look_at_does(draws):
-    truth = np.array([label for *_, label in draws])
-    signs = {"red": [], "green": [], "blue": [], "colours": [], "milia": [], "asymmetry": []}
-    for image, mask, _ in draws:
-        core = cv2.erode(mask, np.ones((13, 13))) > 0
-        core = core if core.any() else mask > 0
-        bright = cv2.morphologyEx(image.min(axis=2), cv2.MORPH_TOPHAT, np.ones((9, 9)))
-        hull = cv2.convexHull(np.argwhere(mask)[:, None].astype(np.int32))
-        values = (
-            *image.mean(axis=(0, 1)),
-            cv2.GaussianBlur(image, (0, 0), 3)[core].std(axis=0).mean(),
-            (bright[core] > 30).mean(),
-            1 - (mask > 0).sum() / cv2.contourArea(hull),
-        )
-        for sign, value in zip(signs.values(), values, strict=True):
-            sign.append(value)
-    areas = {sign: [roc_auc_score(truth == k, values) for k in range(3)] for sign, values in signs.items()}
-    for colour in ("red", "green", "blue"):
-        assert all(0.2 < area < 0.8 for area in areas[colour]), areas
-    assert areas["colours"][CLASSES.index("melanoma")] > 0.7 < areas["asymmetry"][CLASSES.index("melanoma")]
-    assert areas["milia"][CLASSES.index("seborrheic_keratosis")] > 0.7
-    assert all(max(area) < 0.97 for area in areas.values())  # no single one is the answer

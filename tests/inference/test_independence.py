@@ -33,7 +33,7 @@ def photographs(tmp_path) -> dict[str, Sample]:
 
 
 @pytest.mark.parametrize(
-    ("row", "changes"), [("cls-1-1", {}), ("cls-1-1", {"train_views": "frame"}), ("seg-1", {}), ("seg-5", {})]
+    ("row", "changes"), [("cls-2-1", {}), ("cls-2-1", {"train_views": "frame"}), ("seg-4", {}), ("seg-5", {})]
 )
 def test_alone_as_among_others_in_any_order(row, changes, photographs, tmp_path):
     """To the bit on a CPU: training images and predictions. Old fault: all were stored as large as the largest."""

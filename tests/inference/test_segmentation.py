@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-import seg_main
+import utils.tasks
+from utils.config import configure
 from utils.data.cache import prepare
 from utils.data.images import read_mask
 from utils.data.loader import to_input
@@ -19,6 +20,7 @@ from utils.data.transforms import FLIPS
 from utils.device import Precision
 from utils.evaluation.segmentation import SegmentationCounts, confusion_counts
 from utils.inference.segmentation import TrueMasks, lesion_mask, predict_lesions, score, write_masks
+from utils.tasks.segmentation import Segmentation
 
 FLOAT32 = Precision(torch.device("cpu"), None)
 SIZE = (48, 32)
@@ -90,32 +92,23 @@ def test_true_masks_are_kept_to_the_pixel_and_decoded_once(tmp_path, shape, shar
     assert np.array_equal(masks.read(path), mask) and masks.read(path).dtype == bool
 
 
-@pytest.fixture
-def command(tmp_path):
+def test_epochs_are_chosen_by_the_mean_jaccard_at_mask_size(samples, tmp_path):
+    """Not at the network's size, where it is another."""
+    cache, model = prepare(samples, SIZE, tmp_path / "cache"), uneven()
+    value, columns = Segmentation(configure("seg-1", size=SIZE)).validation(cache, FLOAT32)(model)
+    expected = score(model, cache, FLOAT32, 16).official()
+    assert value == columns["val_jaccard"] == expected["jaccard"] > 0 and columns["val_dice"] == expected["dice"]
+
+
+def test_the_loss_and_the_seed_that_are_asked_for_are_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils.tasks, "evaluate", lambda *_: None)
     make_synthetic(tmp_path / "data", {"train": 8, "validation": 3}, (80, 64))
-    folders = ["--data", tmp_path / "data", "--output", tmp_path / "model", "--cache", tmp_path / "cache"]
-    quick = ["-n", "mobilenet", "-p", "0", "--size", "32", "32", "--batch-size", "4", "--device", "cpu"]
-    return [*quick, *map(str, folders)]
-
-
-def test_the_best_epoch_is_that_of_the_best_jaccard(command, monkeypatch):
-    jaccards, dices = iter([0.2, 0.5, 0.4, 0.3]), iter([0.9, 0.1, 0.2, 0.3])
-
-    class Scores:
-        def official(self):
-            others = dict.fromkeys(("accuracy", "sensitivity", "specificity", "threshold_jaccard"), 0.5)
-            return {"jaccard": next(jaccards), "dice": next(dices), **others}
-
-    monkeypatch.setattr("utils.tasks.segmentation.score", lambda *args, **options: Scores())
-    run = seg_main.main([*command, "--epochs", "4"])
-    assert run.read_json("metrics.json")["best_epoch"] == 2
-
-
-def test_the_loss_and_the_seed_that_are_asked_for_are_used(command):
-    losses = [
-        seg_main.main([*command, "--epochs", "1", "-i", str(number), "--seed", seed]).history()[0]["train_loss"]
-        for number, seed in enumerate("112")
-    ]
-    assert losses[0] == losses[1] != losses[2]
-    focal = seg_main.main([*command, "--epochs", "1", "--seed", "1", "-i", "3", "--loss", "focal"])
-    assert focal.history()[0]["train_loss"] < 0.5 * losses[0]  # without Dice, which starts near 1
+    folders = {name: tmp_path / name for name in ("data", "output", "cache")}
+    losses = []
+    for number, changes in enumerate(({"seed": 1}, {"seed": 2}, {"seed": 1, "loss": "focal"})):
+        config = configure(
+            task="segmentation", net="mobilenet_unet", pretrained=False, size=(32, 32), epochs=1, batch_size=4,
+            device="cpu", id=number, **folders, **changes,
+        )  # fmt: skip
+        losses.append(utils.tasks.train(config).history()[0]["train_loss"])
+    assert losses[0] != losses[1] and losses[2] < 0.5 * losses[0]  # without Dice, which starts near 1

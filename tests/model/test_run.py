@@ -1,7 +1,5 @@
 """The run folder: what it keeps, and that it destroys nothing."""
 
-import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -134,10 +132,7 @@ def test_what_a_kill_left_of_a_start_is_no_run_yet(tmp_path, names):
     [
         (None, "cannot be read"),
         ('{"settings": {}', "cannot be read"),
-        ("[]", "cannot be read"),
-        ("{}", "holds no settings"),
         ('{"settings": 3}', "holds no settings"),
-        ('{"settings": {}, "message": ' + "[" * 100_000 + "]" * 100_000 + "}", r"cannot be read \(nested too deeply\)"),
     ],
 )
 def test_a_damaged_config_is_named_and_the_run_can_be_moved_aside(tmp_path, text, message):
@@ -150,9 +145,7 @@ def test_a_damaged_config_is_named_and_the_run_can_be_moved_aside(tmp_path, text
     assert (tmp_path / "run0.old1/last.pth").is_file()
 
 
-@pytest.mark.parametrize(
-    "text", ["epoch,lr\n1,\n", "epoch,lr\n1,0.1\n3,0.1\n", "lr\n0.1\n", "epoch,lr\n1\n", "epoch,lr\n1e400,0.1\n"]
-)
+@pytest.mark.parametrize("text", ["epoch,lr\n1,\n", "epoch,lr\n1,0.1\n3,0.1\n", "lr\n0.1\n"])
 def test_a_damaged_history_is_named(tmp_path, text):
     run = started(tmp_path / "run0")
     run.path("history.csv").write_text(text)
@@ -170,11 +163,6 @@ def test_a_history_is_kept_to_the_last_digit_with_the_columns_of_other_versions(
     assert first.keys() == second.keys() == {"epoch", "old", "lr", "new"}
     run.save_figure(Figure(), "empty.png")
     assert run.path("figures/empty.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_folder_whose_name_is_not_utf8_is_a_folder(tmp_path):
-    run = started(Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xe9/run0")))
-    assert run.read_json("config.json")["settings"]["net"] == "res_unet"
 
 
 @pytest.mark.parametrize("name", ["real/run0", "link", "linked/run0"])
@@ -233,22 +221,6 @@ def test_a_broken_tensorboard_stops_nothing(tmp_path, monkeypatch, caplog):
             run.write_events({"epoch": epoch, "train_loss": 0.5}, epoch)
     assert len(caplog.messages) == 1 and "no TensorBoard events from epoch 1 on" in caplog.text
     assert not run.path("tensorboard").exists()
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_disk_full_of_events_stops_nothing(tmp_path, caplog):
-    run = started(tmp_path / "run0")
-    run.write_events({"epoch": 1, "train_loss": 0.5}, 1)
-    (events,) = run.path("tensorboard").iterdir()
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (events.stat().st_size + 10, before[1]))
-        with caplog.at_level("WARNING", "isic2017"):
-            for epoch in range(2, 9):  # TensorBoard writes in a thread, and tells at the next one
-                run.write_events({"epoch": epoch, "train_loss": 0.25}, epoch)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert len(caplog.messages) == 1 and "File too large" in caplog.text
 
 
 def test_digest_tells_other_images():

@@ -1,6 +1,7 @@
 """A folder of one's own from training to scores."""
 
 import json
+import shutil
 
 import pytest
 
@@ -28,6 +29,6 @@ def test_folds_are_put_together(tmp_path, undrawn, script):
         assert {"a", "b", "c", "mean_auc"} <= found.keys() and made.read_json("metrics.json")["test"]["images"] < 20
         settings = made.read_json("config.json")["settings"]
         assert settings["classes"] == ["a", "b", "c"] and settings["fold"] == [3, 3]
+    shutil.copytree(made.folder, tmp_path / "model" / "again")
     with pytest.raises(UserError, match=r"give (the )?folds of one split"):
-        script.main([*flags, "--split", "0.5", "0.2", "0.3"])
         score.main([str(tmp_path / "model"), str(root)])

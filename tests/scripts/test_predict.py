@@ -2,12 +2,10 @@
 
 import base64
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -21,7 +19,6 @@ import cls_main
 import predict
 import seg_main
 from reproduce import KEPT
-from tests.conftest import ROOT
 from tests.scripts.conftest import QUICK, flags
 from tests.small import FLOAT32
 from utils import UserError
@@ -99,13 +96,10 @@ def test_masks_are_those_of_the_run(home, tmp_path, caplog):
             assert "trained on drawn images" in table[name]["warnings"]
 
 
-def test_probabilities_are_those_of_the_run(home, tmp_path):
-    """As a command, from another folder, to the folder that it takes by itself."""
-    command = [sys.executable, str(ROOT / "predict.py"), str(home / "model/cls-b1/run0"), str(home / "data" / TEST)]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+def test_probabilities_are_those_of_the_run(home, tmp_path, monkeypatch):
+    """From another folder, to the folder that it takes by itself."""
+    monkeypatch.chdir(tmp_path)
+    predict.main([str(home / "model/cls-b1/run0"), str(home / "data" / TEST)])
     out = tmp_path / "predictions"
     got = pd.read_csv(out / "predictions.csv")
     kept = pd.read_csv(home / "model/cls-b1/run0/test_predictions.csv")

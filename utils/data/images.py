@@ -209,8 +209,6 @@ def _opened(
         reason = quoted(" ".join(str(error).split())) or type(error).__name__
         if isinstance(error, Image.DecompressionBombError):
             raise UserError(f"{path}: too many pixels ({reason}); shrink it or take it away") from error
-        if "MAX_TEXT_" in reason:
-            raise UserError(f"{path}: more than 64 MB of text or colour profile in it; save it without") from error
         common = kind.format in ("JPEG", "PNG") and not reason.startswith("cannot handle")
         rare = "" if common else f", or save it as PNG if it is a rare kind of {kind.format}"
         raise UserError(f"{path}: truncated or not an image ({reason}); fetch this file again{rare}") from error
