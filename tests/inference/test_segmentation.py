@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 import seg_main
+from utils.config import configure
 from utils.data.cache import prepare
 from utils.data.images import read_mask
 from utils.data.loader import to_input
@@ -19,6 +20,7 @@ from utils.data.transforms import FLIPS
 from utils.device import Precision
 from utils.evaluation.segmentation import SegmentationCounts, confusion_counts
 from utils.inference.segmentation import TrueMasks, lesion_mask, predict_lesions, score, write_masks
+from utils.tasks.segmentation import Segmentation
 
 FLOAT32 = Precision(torch.device("cpu"), None)
 SIZE = (48, 32)
@@ -106,7 +108,11 @@ def test_the_best_epoch_is_that_of_the_best_jaccard(command, monkeypatch):
             others = dict.fromkeys(("accuracy", "sensitivity", "specificity", "threshold_jaccard"), 0.5)
             return {"jaccard": next(jaccards), "dice": next(dices), **others}
 
-    monkeypatch.setattr("utils.tasks.segmentation.score", lambda *args, **options: Scores())
+    def pretend(_, cache, *args, look, **options):
+        look(0, np.full(cache.frame(0).shape[:2], 0.5, np.float32))
+        return Scores()
+
+    monkeypatch.setattr("utils.tasks.segmentation.score", pretend)
     run = seg_main.main([*command, "--epochs", "4"])
     assert run.read_json("metrics.json")["best_epoch"] == 2
 
@@ -119,3 +125,15 @@ def test_the_loss_and_the_seed_that_are_asked_for_are_used(command):
     assert losses[0] == losses[1] != losses[2]
     focal = seg_main.main([*command, "--epochs", "1", "--seed", "1", "-i", "3", "--loss", "focal"])
     assert focal.history()[0]["train_loss"] < 0.5 * losses[0]  # without Dice, which starts near 1
+
+
+def test_the_loss_of_validation_is_that_of_the_images_together(samples, tmp_path):
+    """At the network's size, as in training; images without a true mask do not count."""
+    cache = prepare([*samples[:3], replace(samples[3], mask=None)], SIZE, tmp_path / "cache")
+    model, frames = uneven().eval(), np.stack([cache.frame(index) for index in range(3)])
+    with torch.inference_mode():
+        logits = model(to_input(torch.from_numpy(frames[..., :3].copy()), FLOAT32.device))
+    task = Segmentation(configure("seg-1", loss="dice_focal"))
+    score, columns = task.validation(cache, FLOAT32)(model)
+    assert columns["val_loss"] == pytest.approx(float(task.loss()(logits, torch.from_numpy(frames[..., 3]))), rel=1e-4)
+    assert score == columns["val_jaccard"] and list(columns)[:2] == ["val_loss", "val_jaccard"]

@@ -186,7 +186,7 @@ def test_unfit_images_are_named_before_training_starts(data, tmp_path):
         (seg_main, ["--seed", "4294967296"], "argument --seed: 4294967296 is not below 2^32"),
         (seg_main, ["--lr", "nan"], "argument --lr: nan is not a positive number"),
         (seg_main, ["--net", "vnet"], "invalid choice: 'vnet'"),
-        (seg_main, ["--recompute"], "--recompute is no more: --accumulate N computes a batch in less memory"),
+        (seg_main, ["--recompute"], "--recompute was removed: --accumulate N computes a batch in less memory"),
         (cls_main, ["--class-weights", "1", "2", "0"], "argument --class-weights: 0 is not a positive number"),
         (cls_main, ["--class-weights", "1", "2", "balanced"], "argument --class-weights: could not convert"),
         (cls_main, ["--views", "center9"], "argument --views: invalid choice"),

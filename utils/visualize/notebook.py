@@ -38,33 +38,19 @@ _TRIAL = {  # flags that end within ten minutes on two cores
 }
 _SYNTHETIC = {  # counts and size of the synthetic data for each task, and flags that suit them
     "classification": (
-        {"train": 1200, "validation": 200, "test": 200},
+        {"train": 600, "validation": 120, "test": 120},
         (192, 144),
-        [*_FRESH, "--size", "64", "64", "--epochs", "10", "--output", "model/synthetic"],
+        [*_FRESH, "--size", "64", "64", "--epochs", "8", "--output", "model/synthetic"],
     ),
     "segmentation": (
         {"train": 160, "validation": 40, "test": 40},
         (384, 288),
-        [*_FRESH, "--size", "96", "72", "--epochs", "20", "--output", "model/synthetic"],
+        [*_FRESH, "--size", "96", "72", "--epochs", "10", "--output", "model/synthetic"],
     ),
     "smoke": (
         {"train": 24, "validation": 12, "test": 12},
         (96, 72),
-        [
-            "-p",
-            "0",
-            "--lr",
-            "1e-3",
-            "--size",
-            "32",
-            "32",
-            "--epochs",
-            "2",
-            "--batch-size",
-            "8",
-            "--output",
-            "model/smoke",
-        ],
+        [*_FRESH, "--size", "32", "32", "--epochs", "2", "--batch-size", "8", "--output", "model/smoke"],
     ),
 }
 
