@@ -173,7 +173,7 @@ def show(content: Figure | pd.DataFrame) -> None:
         from IPython.display import HTML, display
 
         with pd.option_context("display.max_colwidth", None):
-            html = table.to_html(index=False, justify="left")
+            html = table.to_html(index=False)
         html = html.replace("<td>", '<td style="white-space: nowrap; text-align: left">').replace("<th>", _LEFT)
         display(HTML(f'<div style="font-size: 90%">{html}</div>'))
     else:
