@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils import UserError
-from utils.loss import LOSSES, CrossEntropyLoss, DiceLoss, FocalLoss, create_loss
+from utils.loss import LOSSES, CrossEntropyLoss, DiceLoss, FocalLoss, create_loss, loss_of
 
 relaxed = settings(max_examples=25, deadline=None)  # timing is no property, and torch's first call is slow
 LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)
@@ -211,3 +211,16 @@ def test_any_integer_target(name):
     logits, target = ONE_OF_FOUR
     for dtype in (torch.uint8, torch.int32, torch.bool):
         assert create_loss(name)(logits, target.to(dtype)) == create_loss(name)(logits, target)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_of_probabilities_it_is_that_of_their_logits(name):
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(3, 2, 5, 4, generator=generator), torch.randint(2, (3, 5, 4), generator=generator)
+    criterion = create_loss(name, class_weights=(1.0, 3.0))
+    assert loss_of(criterion, logits.softmax(1).numpy(), target.numpy()) == pytest.approx(
+        float(criterion(logits, target))
+    )
+    sure = torch.stack([1 - target, target], 1).float()  # of which one is wrong
+    sure[0, :, 0, 0] = sure[0, :, 0, 0].flip(0)
+    assert 0 < loss_of(criterion, sure.numpy(), target.numpy()) < 2

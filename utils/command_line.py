@@ -98,7 +98,7 @@ def _add_computation(parser: argparse.ArgumentParser) -> None:
 
 class _Gone(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parser.error(f"{self.option_strings[0]} is no more: --accumulate N computes a batch in less memory")
+        parser.error(f"{self.option_strings[0]} was removed: --accumulate N computes a batch in less memory")
 
 
 def to_config(args: argparse.Namespace) -> Config:

@@ -112,3 +112,15 @@ def test_the_loss_and_the_seed_that_are_asked_for_are_used(tmp_path, monkeypatch
         )  # fmt: skip
         losses.append(utils.tasks.train(config).history()[0]["train_loss"])
     assert losses[0] != losses[1] and losses[2] < 0.5 * losses[0]  # without Dice, which starts near 1
+
+
+def test_the_loss_of_validation_is_that_of_the_images_together(samples, tmp_path):
+    """At the network's size, as in training; images without a true mask do not count."""
+    cache = prepare([*samples[:3], replace(samples[3], mask=None)], SIZE, tmp_path / "cache")
+    model, frames = uneven().eval(), np.stack([cache.frame(index) for index in range(3)])
+    with torch.inference_mode():
+        logits = model(to_input(torch.from_numpy(frames[..., :3].copy()), FLOAT32.device))
+    task = Segmentation(configure("seg-1", loss="dice_focal"))
+    score, columns = task.validation(cache, FLOAT32)(model)
+    assert columns["val_loss"] == pytest.approx(float(task.loss()(logits, torch.from_numpy(frames[..., 3]))), rel=1e-4)
+    assert score == columns["val_jaccard"] and list(columns)[:2] == ["val_loss", "val_jaccard"]

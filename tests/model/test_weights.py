@@ -181,7 +181,7 @@ def test_arl18_is_left_once_and_says_where_it_comes_from(tmp_path, caplog):
     caplog.set_level("INFO", logger="isic2017")
     export_arl18(network("arl18"), tmp_path, {"run": "a\n\x1b[2J", "seed": 1})
     export_arl18(nets.create_model("arl18"), tmp_path, {"run": "b", "seed": 2})
-    assert caplog.messages[-1].startswith(f"{tmp_path / 'arl18.pth'} stays as it is (")
+    assert caplog.messages[-1].startswith(f"{tmp_path / 'arl18.pth'} is kept as it was (")
     report = load_pretrained(network("arl_unet"), "arl_unet", find_weights(PRETRAINED["arl_unet"], tmp_path))
     assert torch.equal(network("arl_unet").encoder.conv1.weight, network("arl18").conv1.weight)
     assert str(report).startswith(r"arl18.pth ('run a\n\x1b[2J, seed 1')") and str(report).isprintable()

@@ -135,11 +135,11 @@ def test_rows_are_ranked_with_their_difference_from_the_best_that_is_compared():
     pairs = pd.DataFrame([("a", "b", 150, -0.1, -0.2, 0.05, 0.3)])
     pairs.columns = ["first", "second", "images", "difference", "low", "high", "p"]
     shown = as_text(ranked(table, ["a", "c-ensemble", "b"], "jaccard", {"jaccard": pairs}))
-    assert list(shown) == ["row", "jaccard", "jaccard: less b", "seeds"]
+    assert list(shown) == ["row", "Jaccard", "Jaccard: less b", "seeds"]
     assert list(shown["row"]) == ["c-ensemble", "b", "a"] and list(shown["seeds"]) == ["2", "3", "1"]
-    assert list(shown["jaccard: less b"]) == ["–", "–", "-.100 [-.200, .050]"]
+    assert list(shown["Jaccard: less b"]) == ["–", "–", "-.100 [-.200, .050]"]
     worse = ranked(table.assign(jaccard=scores[::-1]), ["a", "b", "c"], "jaccard", {"jaccard": pairs})
-    assert list(as_text(worse)["jaccard: less a"]) == ["–", "–", ".100 [-.050, .200]"]  # the undefined last
+    assert list(as_text(worse)["Jaccard: less a"]) == ["–", "–", ".100 [-.050, .200]"]  # the undefined last
 
 
 @pytest.mark.parametrize("name", EVALUATION)

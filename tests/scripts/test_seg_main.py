@@ -194,7 +194,7 @@ def test_unfit_images_are_named_before_training_starts(data, tmp_path):
             ["--net", "vnet"],
             "invalid choice: 'vnet' (choose from dense, res, unet, arl, mobilenet, timm",
         ),
-        (seg_main, ["--recompute"], "--recompute is no more: --accumulate N computes a batch in less memory"),
+        (seg_main, ["--recompute"], "--recompute was removed: --accumulate N computes a batch in less memory"),
         (cls_main, ["--class-weights", "1", "2", "0"], "argument --class-weights: 0 is not a positive number"),
         (cls_main, ["--class-weights", "1", "2", "balanced"], "argument --class-weights: could not convert"),
         (cls_main, ["--views", "center9"], "argument --views: invalid choice"),
@@ -202,7 +202,7 @@ def test_unfit_images_are_named_before_training_starts(data, tmp_path):
         (cls_main, ["--experiment", "seg-1"], "seg-1 is a segmentation row: python seg_main.py --experiment seg-1"),
         (seg_main, ["-n", "arl50"], "arl50 is a classification network: python cls_main.py -n arl50"),
         (seg_main, ["-n", "seg-2"], "seg-2 is a segmentation row: python seg_main.py --experiment seg-2"),
-        (cls_main, ["--experiment", "arl14"], "arl14 is a classification network: python cls_main.py -n arl14"),
+        (cls_main, ["--experiment", "mobilenet"], "a classification network: python cls_main.py -n mobilenet"),
     ],
 )
 def test_values_that_are_out_of_range(script, arguments, message, capsys):

@@ -232,7 +232,7 @@ def export_arl18(model: nn.Module, folder: Path, source: Mapping[str, Any]) -> N
         log.info("weights for the ARL-UNet's encoder (seg-5): %s", path)
     elif (there := _source_in(load_file(path))) != _source_in(content):
         there = there or "of unknown origin"
-        log.info("%s stays as it is (%s); --weights FILE takes this run's best.pth instead", path, there)
+        log.info("%s is kept as it was (%s); to start from this run, give its best.pth to --weights", path, there)
 
 
 def _source_in(content: Any) -> str:

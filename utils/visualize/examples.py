@@ -60,13 +60,14 @@ def find_samples(runs: Sequence[RunResult], split: str, data: str | Path) -> tup
     Looked for in `data`, then in the folder that a run names as its own; `data` and no images where they are in none,
     or where `data` is "".
     """
-    if not runs or not str(data):
+    if not runs:
         return Path(data), []
     wanted = runs[0].image_ids(split)
-    for folder in dict.fromkeys([Path(data), *(run.data for run in runs if run.data)]):
+    for folder in dict.fromkeys([Path(data), *(run.data for run in runs if run.data)]) if str(data) else ():
         if wanted <= _ids(folder, split):
             return folder, [sample for sample in read_split(folder, split) if sample.id in wanted]
-    log.info("%s does not hold the %d %s images of these runs: no photographs are shown", data, len(wanted), split)
+    where = f"{data} does not hold" if str(data) else "no folder is given that holds"
+    log.info("%s the %d %s images of these runs: no photographs are shown", where, len(wanted), split)
     return Path(data), []
 
 

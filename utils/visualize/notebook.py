@@ -26,45 +26,33 @@ from utils.model.run import Run
 from utils.visualize.comparison import save_figure
 from utils.visualize.examples import photograph
 from utils.visualize.figures import Panel
+from utils.visualize.style import words
 
 WIDTH = 936  # pixels of a figure that is a page wide
 # With SMOKE=1 in the environment a notebook, or the script made of it, runs through in about a minute.
 SMOKE = os.environ.get("SMOKE", "0") not in ("", "0")
+_LEFT = '<th style="text-align: left">'
 _DIFFERENCE = ["difference", "low", "high"]
 _FRESH = ["-p", "0", "--lr", "1e-3"]
 _TRIAL = {  # flags that end within ten minutes on two cores
-    "classification": ["--size", "96", "96", "--epochs", "6", "--lr", "1e-3", "--output", "model/trial"],
-    "segmentation": ["--size", "96", "72", "--epochs", "5", "--output", "model/trial"],
+    "classification": ["--size", "96", "96", "--epochs", "5", "--lr", "1e-3", "--output", "model/trial"],
+    "segmentation": ["--size", "96", "72", "--epochs", "4", "--output", "model/trial"],
 }
 _SYNTHETIC = {  # counts and size of the synthetic data for each task, and flags that suit them
     "classification": (
-        {"train": 1200, "validation": 200, "test": 200},
+        {"train": 600, "validation": 120, "test": 120},
         (192, 144),
-        [*_FRESH, "--size", "64", "64", "--epochs", "10", "--output", "model/synthetic"],
+        [*_FRESH, "--size", "64", "64", "--epochs", "8", "--output", "model/synthetic"],
     ),
     "segmentation": (
         {"train": 160, "validation": 40, "test": 40},
         (384, 288),
-        [*_FRESH, "--size", "96", "72", "--epochs", "20", "--output", "model/synthetic"],
+        [*_FRESH, "--size", "96", "72", "--epochs", "10", "--output", "model/synthetic"],
     ),
     "smoke": (
         {"train": 24, "validation": 12, "test": 12},
         (96, 72),
-        [
-            "-p",
-            "0",
-            "--lr",
-            "1e-3",
-            "--size",
-            "32",
-            "32",
-            "--epochs",
-            "2",
-            "--batch-size",
-            "8",
-            "--output",
-            "model/smoke",
-        ],
+        [*_FRESH, "--size", "32", "32", "--epochs", "2", "--batch-size", "8", "--output", "model/smoke"],
     ),
 }
 
@@ -138,7 +126,7 @@ def ranked(
     """
     table = table[table["seeds"] > 0].assign(row=list(names))
     table = table.loc[table[by].map(lambda score: -score.mean).sort_values(kind="stable").index]
-    shown = {"row": table["row"], by: table[by]}
+    shown = {"row": table["row"], words(by): table[by]}
     for score, pairs in differences.items():
         known = {}  # Score of one row less another, by their names
         for first, second, value, low, high in pairs[["first", "second", *_DIFFERENCE]].itertuples(index=False):
@@ -146,8 +134,8 @@ def ranked(
             known[second, first] = Score(-value, None, (-high, -low))
         best = next((name for name in table["row"] if name in {*pairs["first"], *pairs["second"]}), "none")
         less = [known.get((name, best), Score()) for name in table["row"]]
-        shown |= {score: table[score], f"{score}: less {best}": pd.Series(less, table.index)}
-    return pd.DataFrame(shown | {name: table[name] for name in (*more, "seeds")})
+        shown |= {words(score): table[score], f"{words(score)}: less {best}": pd.Series(less, table.index)}
+    return pd.DataFrame(shown | {words(name): table[name] for name in (*more, "seeds")})
 
 
 def notes(rows: Sequence[Row]) -> pd.DataFrame:
@@ -185,7 +173,8 @@ def show(content: Figure | pd.DataFrame) -> None:
         from IPython.display import HTML, display
 
         with pd.option_context("display.max_colwidth", None):
-            html = table.to_html(index=False, justify="left").replace("<td>", '<td style="white-space: nowrap">')
+            html = table.to_html(index=False)
+        html = html.replace("<td>", '<td style="white-space: nowrap; text-align: left">').replace("<th>", _LEFT)
         display(HTML(f'<div style="font-size: 90%">{html}</div>'))
     else:
         print(table.to_string(index=False))
