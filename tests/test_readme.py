@@ -37,7 +37,7 @@ def prose(page: str) -> str:
 
 def commands(page: str) -> list[str]:
     """Of indented blocks, without comments."""
-    lines = re.findall(r"^ {4}(?! )(.*)$", read(page), flags=re.MULTILINE)
+    lines = re.findall(r"^ {4}(?! )(.*)$", re.sub(r"\\\n +", "", read(page)), flags=re.MULTILINE)
     return [re.sub(r"\s+# .*", "", line).strip() for line in lines]
 
 
@@ -118,7 +118,7 @@ def test_both_languages_say_the_same():
     assert [line.split()[0] for line in headings(english)] == [line.split()[0] for line in headings(chinese)]
     assert commands(english) == commands(chinese)
     blocks = [re.findall(r"```.*?```", read(page), flags=re.DOTALL) for page in READMES]
-    assert [re.sub("  # .*", "", block) for block in blocks[0]] == [re.sub("  # .*", "", block) for block in blocks[1]]
+    assert [re.sub("# .*", "", block) for block in blocks[0]] == [re.sub("# .*", "", block) for block in blocks[1]]
     assert len({frozenset(Counter(re.findall(r"`[^`\n]+`", read(page))).items()) for page in READMES}) == 1
     targets = [Counter(target for _, target in links(page) if not target.startswith("#")) for page in READMES]
     assert targets[0] - Counter([chinese]) == targets[1] - Counter([english])

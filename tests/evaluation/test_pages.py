@@ -86,7 +86,7 @@ def test_the_tables_of_a_readme(written):
     assert of_classes["cls-2-4"][4] == "[.830](results/cls-2-4) ± .026" and of_classes["arl18-scratch"][4] == "–"
     assert of_classes["arl18-scratch"][5] == "3 min, 1 core"
     chinese = {row[0]: row for row in lines_of(written.parent / "README.zh.md", "segmentation")}
-    assert chinese["seg-2"][2] == "随机权重" and chinese["seg-2"][5] == "3 分钟，NVIDIA H100 80GB HBM3; 8/150 轮"
+    assert chinese["seg-2"][2] == "随机权重" and chinese["seg-2"][5] == "3 分钟，NVIDIA H100 80GB HBM3；8/150 轮"
     assert [row[3:5] for row in chinese.values()][2:] == [row[3:5] for row in rows]
 
 

@@ -156,7 +156,7 @@ def test_reads_what_a_segmenter_wrote(tmp_path):
         assert table["tp"].dtype == np.int64 and run.image_ids(split) == set(ids)
     assert run.score("test", ("official", "dice")) == run.metrics["test"]["official"]["dice"]
     assert [row["epoch"] for row in run.history()] == [1, 2, 3]
-    assert run.history()[2] == {"epoch": 3, "lr": 1e-4 / 3, "train_loss": 1 / 3}
+    assert run.history()[2] == {"epoch": 3, "lr": 1e-4 / 3, "train_loss": 1 / 3, "train_seconds": 60}
     assert run.mask_ids("test") == [] and run.predicted_mask("test", IDS["test"][0]) is None
 
 

@@ -135,7 +135,7 @@ def test_a_split_that_nobody_predicted_is_left_out(masks, tmp_path):
     with pytest.raises(UserError, match=r"seed1/validation_predictions.csv: damaged, or of another version"):
         ensemble.main(["cls-2-4", "--results", str(results)])
     assert before == {path: path.read_bytes() for path in (results / "cls-2-4-ensemble/seed0").iterdir()}
-    assert len(before) == 4
+    assert len(before) == 5
 
 
 def test_an_ensemble_that_fails_leaves_the_older_one(masks):

@@ -23,7 +23,7 @@ WORDS = {
         "time": "{minutes} min, {cores} core{s}",
         "gpu": "{minutes} min, {device}",
         "ensemble": "{0} runs together",
-        "epochs": "{0} of {1} epochs",
+        "epochs": "; {0} of {1} epochs",
     },
     "README.zh.md": {
         "head": "行 | 网络 | 初始权重 | {0}，验证集 | {0}，测试集 | 训练用时",
@@ -33,7 +33,7 @@ WORDS = {
         "time": "{minutes} 分钟，{cores} 核",
         "gpu": "{minutes} 分钟，{device}",
         "ensemble": "{0} 次训练合并",
-        "epochs": "{0}/{1} 轮",
+        "epochs": "；{0}/{1} 轮",
     },
 }
 
@@ -74,7 +74,7 @@ def _training(row: Row, words: dict[str, str]) -> str:
     known = {"minutes": _span(np.round(minutes).astype(int)), "cores": cores, "s": "s" * (cores != "1")}
     told = words["time" if device.startswith("cpu") else "gpu"].format(**known, device=device)
     short = re.search(r"(\d+) of (\d+) epochs", row.note)
-    return told + (f"; {words['epochs'].format(*short.groups())}" if short else "")
+    return told + (words["epochs"].format(*short.groups()) if short else "")
 
 
 def _span(values: Sequence[int]) -> str:
