@@ -57,6 +57,17 @@ def checkout(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def undrawn():
+    """Without the figures, which take most of a small run's time; one test of each script looks at them."""
+    from utils.tasks import TASKS
+
+    with pytest.MonkeyPatch.context() as patch:
+        for task in TASKS.values():
+            patch.setattr(task, "figures", lambda *_: iter(()))
+        yield
+
+
 @pytest.fixture
 def samples(tmp_path) -> list[Sample]:
     """Ten dark photographs of 96×64 with a bright square at a different place in each, and its mask."""

@@ -86,7 +86,7 @@ def config(folder: Path, output: str, **changes: Any):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, undrawn):
     folder = tmp_path_factory.mktemp("distributed")
     make_synthetic(folder / "data", {"train": 16, "validation": 5, "test": 1}, (72, 64), seed=2)
     shutil.rmtree(folder / "data/ISIC-2017_Test_v2_Part1_GroundTruth")  # without scores there are fewer figures

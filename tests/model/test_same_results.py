@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-import nets
+from nets.arl_unet import arl_unet
 from tests.small import CPU, SIZE, Segmenter, same
 from utils.data.images import read_image, read_mask
 from utils.data.loader import train_loader
@@ -48,6 +48,6 @@ def test_bfloat16_and_the_compiled_function_learn_as_float32_does(cache):
     losses = []
     for dtype in (None, torch.bfloat16):
         torch.manual_seed(0)
-        losses.append(trained(cache, nets.create_model("arl_unet"), dtype)[1])
+        losses.append(trained(cache, arl_unet(decoder_channels=(64, 32, 16, 16)), dtype)[1])
     plain, fast = losses
-    assert fast == pytest.approx(plain, rel=0.1) and fast != plain and plain[-1] < 0.8 * plain[0]
+    assert fast == pytest.approx(plain, rel=0.1) and fast != plain and plain[-1] < 0.9 * plain[0]

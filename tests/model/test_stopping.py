@@ -50,7 +50,7 @@ def signals_arrive():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, undrawn):
     """Data without the truth of the test images, and small networks under two names of the table."""
     folder = tmp_path_factory.mktemp("stopping")
     make_synthetic(folder / "data", {"train": 12, "validation": 6, "test": 3}, (72, 64), seed=4)

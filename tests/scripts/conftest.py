@@ -33,17 +33,6 @@ def folders(tmp_path, data) -> list[str]:
     return flags(data, tmp_path)
 
 
-@pytest.fixture(scope="module")
-def undrawn():
-    """Without the figures, which take most of a small run's time; one test of each script looks at them."""
-    from utils.tasks import TASKS
-
-    with pytest.MonkeyPatch.context() as patch:
-        for task in TASKS.values():
-            patch.setattr(task, "figures", lambda *_: iter(()))
-        yield
-
-
 @pytest.fixture
 def unscored(monkeypatch):
     """Training alone, for tests that look at nothing else."""
