@@ -47,7 +47,7 @@ def execute(checkout: Path, name: str, parameters: dict) -> tuple[str, int]:
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not any(output.get("name") == "stderr" and "Warning" in output["text"] for output in outputs)
     text = "".join(output.get("text", "") + output.get("data", {}).get("text/html", "") for output in outputs)
-    return text, sum("image/png" in output.get("data", {}) for output in outputs)
+    return text, sum({"image/png", "image/jpeg"} & {*output.get("data", {})} != set() for output in outputs)
 
 
 def run_script(folder: Path, name: str) -> subprocess.CompletedProcess:
