@@ -3,13 +3,16 @@
 import json
 import shutil
 
+import pandas as pd
 import pytest
 
 import cls_main
 import seg_main
 from tests.data.test_own import lesions, own_folder
 from utils import UserError
+from utils.data.own import read_folder
 from utils.evaluation import score
+from utils.evaluation.statistics import bootstrap_interval
 
 
 @pytest.mark.parametrize("script", [seg_main, cls_main])
@@ -25,6 +28,18 @@ def test_folds_are_put_together(tmp_path, undrawn, script):
     score.main([str(made.folder.parent), str(root), "--json", str(tmp_path / "scores.json")])
     found = json.loads((tmp_path / "scores.json").read_text())["masks" if script is seg_main else "probabilities"]
     assert found["images"] == len(names)
+    if script is seg_main:
+        values = pd.read_csv(made.path("per_image.csv")).query("split == 'test'").set_index("image_id")["jaccard"]
+        told = made.read_json("metrics.json")["test"]["official_interval_95"]["jaccard"]
+    else:
+        tables = [
+            pd.read_csv(made.path(f"test_{kind}_official.csv")).set_index("image") for kind in ("predictions", "truth")
+        ]
+        values = (tables[0].idxmax(axis=1) == tables[1].idxmax(axis=1)).astype(float)
+        told = made.read_json("metrics.json")["test"]["interval_95"]["accuracy"]
+    groups = read_folder(root).groups
+    assert told == pytest.approx(bootstrap_interval(values, [groups[id_] for id_ in values.index]))
+    assert told != pytest.approx(bootstrap_interval(values))
     if script is cls_main:
         assert {"a", "b", "c", "mean_auc"} <= found.keys() and made.read_json("metrics.json")["test"]["images"] < 20
         settings = made.read_json("config.json")["settings"]
