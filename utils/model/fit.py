@@ -68,7 +68,7 @@ def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run, pict
 
     Args:
         loader: of `utils.data.loader.train_loader`.
-        validate: scores the model. The first four columns are printed. In distributed training every process
+        validate: scores the model. The first three columns are printed. In distributed training every process
             calls it and gets the same result.
         picture: for TensorBoard, of every fifth epoch.
         run: where history, events, `last.pth` (everything) and `best.pth` (weights of the best epoch) go.
@@ -174,7 +174,7 @@ def _check_finite(trainer: Trainer, run: Run) -> None:
 
 def _tell(trainer: Trainer, row: dict[str, float], left: str) -> None:
     done, epochs = trainer.progress, trainer.schedule.epochs
-    shown = [f"{name} {value:.4f}" for name, value in [*row.items()][2:7]]
+    shown = [f"{name} {value:.4f}" for name, value in [*row.items()][2:6]]
     shown += [f"{row['train_seconds']:.0f} s", left, "best so far" if done.best_epoch == done.epoch else ""]
     log.info("epoch %d/%d  %s", done.epoch, epochs, "  ".join(filter(None, shown)))
     trainer.note = f", {left}" if left else ""

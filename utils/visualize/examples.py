@@ -150,7 +150,7 @@ def plot_examples(
         predicted = predict_lesions(model, cache, precision, 4, flips, indices)
         for row, (index, probability) in zip(rows, predicted, strict=True):
             sample = cache.samples[index]
-            title = f"{group}: {sample.id}, Jaccard {per_image['jaccard'][row]:.3f}"
+            title = f"{group}: {sample.id}\nJaccard {per_image['jaccard'][row]:.3f}"
             panels.append(photograph(sample, title, 480, lesion_mask(probability, image_size(sample.image))))
     title = f"Best, median and worst of {len(counts)} images by Jaccard (mean {per_image['jaccard'].mean():.3f})"
     return plot_contours(panels, title, columns=len(panels) // 3 if len(panels) >= 3 else len(panels))

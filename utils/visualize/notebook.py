@@ -89,7 +89,7 @@ def folders(text: str) -> list[str]:
 
 def photographs(samples: Sequence[Sample]) -> list[Panel]:
     """Panels for `plot_contours`: id and class as title, the true outline where there is a mask."""
-    titles = [s.id if s.label is None else f"{s.id}: {CLASSES[s.label].replace('_', ' ')}" for s in samples]
+    titles = [s.id if s.label is None else f"{s.id}\n{CLASSES[s.label].replace('_', ' ')}" for s in samples]
     return [photograph(sample, title) for sample, title in zip(samples, titles, strict=True)]
 
 
