@@ -183,7 +183,7 @@ def test_classification():
     roc, confusion, _, histogram = figure.axes
     for i, name in enumerate(("melanoma", "seborrheic keratosis")):
         area = roc_auc_score(labels == i, probabilities[:, i])
-        assert entries(roc)[i] == f"{name},\nAUC {area:.3f}"
+        assert entries(roc)[i] == f"{name}, AUC {area:.3f}"
         x, y = roc.lines[i].get_data()
         assert np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2) == pytest.approx(area)
     counts = np.array([int(text.get_text().split()[0]) for text in confusion.texts]).reshape(3, 3)
@@ -211,7 +211,7 @@ def test_reliability_by_hand():
 @pytest.mark.filterwarnings("error")
 def test_classification_without_images_of_a_class():
     roc, confusion = figures.plot_classification(np.array([[0.2, 0.2, 0.6], [1.0, 0.0, 0.0]]), [2, 2]).axes[:2]
-    assert entries(roc)[:2] == [f"{name},\nno AUC: 0 of 2 images" for name in ("melanoma", "seborrheic keratosis")]
+    assert entries(roc)[:2] == [f"{name}, no AUC: 0 of 2 images" for name in ("melanoma", "seborrheic keratosis")]
     assert [text.get_text() for text in confusion.texts] == ["–"] * 6 + ["1\n50%", "0\n0%", "1\n50%"]
 
 

@@ -159,7 +159,7 @@ def plot_classification(
     """
     probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
     error = calibration_error(probabilities, labels)
-    figure = style.page(2.9)
+    figure = style.page(3.4)
     left, middle, right = figure.subfigures(1, 3, width_ratios=(1, 1.25, 1))
     roc, matrix, (curve, histogram) = left.subplots(), middle.subplots(), right.subplots(2, 1, height_ratios=(3, 1))
     looks = style.line_looks(classes)
@@ -168,7 +168,7 @@ def plot_classification(
         area = auc(scores, positive)
         told = f"no AUC: {positive.sum()} of {labels.size} images" if np.isnan(area) else f"AUC {area:.3f}"
         draw_curve(
-            roc, "roc", scores, positive, linewidth=1.5, label=f"{name.replace('_', ' ')},\n{told}", **looks[number]
+            roc, "roc", scores, positive, linewidth=1.5, label=f"{name.replace('_', ' ')}, {told}", **looks[number]
         )
     draw_chance(roc, "roc", label="chance")
     roc.set_title("ROC, one class against the rest")
@@ -178,8 +178,8 @@ def plot_classification(
     draw_reliability(curve, histogram, probabilities[None], labels, label=f"calibration error {error:.3f}")
     curve.set(title="Reliability of the predicted class", ylabel="share correct")
     histogram.set(xlabel="confidence (highest probability)", ylabel="images")
-    for axes in (roc, curve):
-        axes.legend(loc="lower right")
+    roc.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22))  # beside the curves it would cover poor ones
+    curve.legend(loc="lower right")
     figure.suptitle(title)
     return style.finished(figure)
 
