@@ -205,6 +205,8 @@ def test_groups():
     intervals = [segment.get_segments()[0][:, 0].tolist() for segment in axes.collections[1:4]]
     assert intervals == [[0.6, 0.8], [0.5, 0.7], [0.5, 0.7]]
     assert axes.get_xlabel() == "Jaccard, 95 % interval"
+    none = comparison.plot_groups({name: table[3:] for name, table in group_tables(2).items()}, "jaccard")
+    assert [text.get_text() for text in none.texts] == ["Jaccard: undefined in every group"] and not none.axes
     assert legend(figure) == labels_of(10)
 
 

@@ -167,6 +167,8 @@ def plot_groups(tables: Mapping[str, pd.DataFrame], score: str) -> Figure:
     lines = {}  # what stands at the left, by factor and group; a heading has no group
     every = pd.concat(tables)
     every = every[[not np.isnan(value.mean) for value in every[score]]]
+    if every.empty:
+        return _nothing(f"{style.words(score)}: undefined in every group")
     for factor, group, images in every[["factor", "group", "images"]].itertuples(index=False):
         if group != "all":
             lines.setdefault((factor, ""), factor)
@@ -199,10 +201,7 @@ def plot_differences(table: pd.DataFrame, metric: str) -> Figure:
     table: of `utils.evaluation.tables.compare` for the metric; without pairs the figure says so.
     """
     if table.empty:
-        figure = style.page(0.8, style.NARROW)
-        text = f"{style.words(metric)}: nothing to compare,\nfewer than two rows have runs"
-        figure.text(0.5, 0.5, text, ha="center", va="center")
-        return figure
+        return _nothing(f"{style.words(metric)}: nothing to compare,\nfewer than two rows have runs")
     pairs = zip(table["first"], table["second"], strict=True)
     names = [style.wrapped(f"{first} − {second}") for first, second in pairs]
     heights = [(name.count("\n") + 1) * style.LINE + 0.08 for name in names]
@@ -218,6 +217,12 @@ def plot_differences(table: pd.DataFrame, metric: str) -> Figure:
         axes.text(1.12, y, "<.001" if p < 0.0005 else format_number(p), va="center", **beside)
     axes.set_xlabel(f"difference of {style.words(metric)}, 95 % interval, {table['images'].iloc[0]} images")
     return style.finished(figure)
+
+
+def _nothing(text: str) -> Figure:
+    figure = style.page(0.8, style.NARROW)
+    figure.text(0.5, 0.5, text, ha="center", va="center")
+    return figure
 
 
 def _draw_mean(axes: Axes, kind: str, seeds: np.ndarray, positive: np.ndarray, look: Mapping) -> None:
