@@ -38,8 +38,8 @@ _LEFT = '<th style="text-align: left">'
 _DIFFERENCE = ["difference", "low", "high"]
 _FRESH = ["-p", "0", "--lr", "1e-3"]
 _TRIAL = {  # flags that end within ten minutes on two cores
-    "classification": ["--size", "96", "96", "--epochs", "5", "--lr", "1e-3", "--output", "model/trial"],
-    "segmentation": ["--size", "96", "72", "--epochs", "4", "--output", "model/trial"],
+    "classification": ["--size", "80", "80", "--epochs", "4", "--lr", "1e-3", "--output", "model/trial"],
+    "segmentation": ["--size", "80", "60", "--epochs", "3", "--output", "model/trial"],
 }
 _SYNTHETIC = {  # counts and size of the synthetic data for each task, and flags that suit them
     "classification": (
