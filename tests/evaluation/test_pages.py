@@ -111,6 +111,24 @@ def test_the_files_of_results(written):
     assert one["jaccard low"] == pytest.approx(metrics["official_interval_95"]["jaccard"][0], rel=1e-6)
 
 
+def test_scores_on_other_data_have_a_table_of_their_own(results):
+    masks = {
+        "images": 200,
+        "official": {"jaccard": 0.8554, "dice": 0.9},
+        "official_interval_95": {"jaccard": [0.8, 0.9], "dice": [0.85, 0.95]},
+    }
+    classes = {"images": 199, "melanoma": {"auc": 0.96}, "interval_95": {"melanoma": {"auc": [0.92, 0.99]}}}
+    (results / KEY / "elsewhere_ph2.json").write_text(json.dumps({"masks": masks}))
+    (results / "cls-2-4/seed1/elsewhere_ph2.json").write_text(json.dumps({"probabilities": classes}))
+    call(results)
+    *_, section = (results / "TABLES.md").read_text().split("## ")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
+    assert section.startswith("Trained on ISIC 2017, seen elsewhere")
+    assert lines[0] == ["experiment", "seed", "data", "images", "jaccard", "dice", "MEL AUC"]
+    assert ["cls-2-4", "1", "ph2", "199", "–", "–", ".960 [.920, .990]"] in lines
+    assert ["seg-4", "0", "ph2", "200", ".855 [.800, .900]", ".900 [.850, .950]", "–"] in lines
+
+
 def test_check_tells_what_is_out_of_date(results):
     before = {path: path.read_bytes() for folder in (results, results.parent) for path in folder.glob("*.*")}
     changes = {"README.zh.md": ("[.830]", "[.930]"), "results/classification_runs.csv": ("0.81", "0.91")}

@@ -25,12 +25,13 @@ from utils import UserError
 from utils.data.images import read_mask
 from utils.data.isic import CLASSES, read_split
 from utils.evaluation.runs import read_run
+from utils.evaluation.score import main as score
 from utils.inference import release
 from utils.inference.findings import NOTICE, Reader, examine, load
 from utils.inference.trained import RELEASED, chosen_runs, has_weights
 from utils.visualize.report import Record, write_tables
 
-TEST = "ISIC-2017_Test_v2_Data"
+TEST, LABELS = "ISIC-2017_Test_v2_Data", "ISIC-2017_Validation_Part3_GroundTruth.csv"
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +190,11 @@ def test_weights_that_are_passed_on_score_as_their_card_says(row, home, tmp_path
         name, got = "mean AUC", pd.read_csv(out / "predictions.csv")
         aucs = [roc_auc_score([sample.label == n for sample in samples], got[CLASSES[n]]) for n in (0, 1)]
         value = np.mean(aucs)
-    card = (results / "README.md").read_text()
+    truth = home / "data" / ("ISIC-2017_Validation_Part1_GroundTruth" if row == "seg-b1" else LABELS)
+    score([str(out), str(truth), "--json", str(results / "elsewhere_mine.json")])
+    release.main([str(run), str(results), "--data", str(home / "data"), "--cache", str(home / "cache")])
+    card, _, elsewhere = (results / "README.md").read_text().partition("Elsewhere, on MINE")
+    assert "ISIC Archive, CC-0" in card and f"{name} " in elsewhere
     assert f"python predict.py results/{row}/seed0 photo.jpg" in card and "Not a medical device" in card
     assert "starts from | random weights" in card and "12 images" in card
     (line,) = (line for line in card.splitlines() if line.strip().startswith(f"{name} "))
@@ -228,14 +233,14 @@ def test_mistakes_are_named_before_anything_is_written(home, tmp_path):
 
 def test_the_best_released_run_is_chosen(home, tmp_path):
     """Of a row, and of each task; runs without weights do not count."""
-    for row, score in (("seg-b1", "jaccard"), ("cls-b1", "mean_auc")):
+    for row, name in (("seg-b1", "jaccard"), ("cls-b1", "mean_auc")):
         for number, value in enumerate((0.3, 0.6, 0.9)):
             folder = tmp_path / row / f"seed{number}"
             folder.mkdir(parents=True)
             shutil.copy(home / "results" / row / "seed0" / "config.json", folder)
             metrics = json.loads((home / "results" / row / "seed0" / "metrics.json").read_text())
             scores = metrics["validation"]
-            (scores["official"] if row == "seg-b1" else scores)[score] = value
+            (scores["official"] if row == "seg-b1" else scores)[name] = value
             (folder / "metrics.json").write_text(json.dumps(metrics))
             if value < 0.9:
                 (folder / RELEASED).touch()

@@ -163,7 +163,8 @@ def _scores_again(run: RunResult, split: str, data: Path | None) -> dict[str, An
         if run.task == "classification":
             table = run.predictions(split)
             labels = table["image_id"].map(read_labels(files.labels)) if files else table["label"]
-            return summarize(table[[*run.classes]].to_numpy(), labels.to_numpy(), run.classes)
+            together = lesions(table["image_id"])
+            return summarize(table[[*run.classes]].to_numpy(), labels.to_numpy(), run.classes, together)
         counts = SegmentationCounts()
         for id_, *pixels in run.per_image(split)[["image_id", *COUNTS]].itertuples(index=False):
             if files:
