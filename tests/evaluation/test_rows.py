@@ -143,13 +143,14 @@ def test_rows_are_those_of_the_table_then_own_names(tmp_path):
         ("seg-4", "128×128 px", ["run3"]),
         ("seg-5", "", []),
         ("seg-b1", "", []),
+        ("seg-b2", "", []),
         ("unet-scratch", "ce loss", ["run8"]),
     ]
     assert rows[4].label == "seg-4 (128×128 px)" and rows[1].label == "seg-2"
     assert rows[0].settings["net"] == "unet" and rows[4].settings["size"] == [128, 128]
     assert told(result_rows(runs[::-1], "segmentation", "validation")) == told(rows)
     on_test = told(result_rows(runs, "segmentation", "test"))
-    assert [row[0] for row in on_test] == ["seg-1", "seg-2", "seg-3", "seg-4", "seg-4", "seg-5", "seg-b1"]  # not run8
+    assert [row[0] for row in on_test] == [row.experiment for row in rows[:-1]]  # not run8
     assert on_test[3] == ("seg-4", SCORED, ["run2", "run0"]) and on_test[4][1] == f"128×128 px, {SCORED}"
     assert told(result_rows(runs, "classification", "test")) == [
         (name, "", []) for name in experiments("classification")

@@ -252,7 +252,7 @@ def test_the_best_released_run_is_chosen(home, tmp_path):
     (every[0] / RELEASED).unlink()
     with pytest.raises(UserError, match=r"cls-b1: one run of it has weights, and --uncertainty is how far two"):
         chosen_runs("cls-b1", tmp_path, ensemble=True)
-    with pytest.raises(UserError, match=r"seg-4: no folder.*; train it .*\(python reproduce\.py seg-4\)"):
+    with pytest.raises(UserError, match=r"seg-4: no folder.*; train it .*\(python seg_main\.py --experiment seg-4\)"):
         chosen_runs("seg-4", tmp_path)
 
 
