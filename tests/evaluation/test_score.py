@@ -32,10 +32,13 @@ def run(*arguments: Path) -> dict:
 def test_masks(tmp_path, caplog):
     predicted = write_masks(tmp_path / "out", 0, "_segmentation.png")
     Image.new("RGB", (14, 20)).save(tmp_path / "out" / f"{IDS[1]}_overlay.jpg")  # as predict.py leaves beside them
+    pd.DataFrame({"file": IDS, "lesion_share": 0.5}).to_csv(tmp_path / "out" / "summary.csv")
     true = write_masks(tmp_path / "truth" / "masks", 1, ".bmp")
+    labels = pd.DataFrame({"image_id": IDS, "label": ["melanoma", "nevus"] * 6})  # which a segmenter says nothing of
+    labels.to_csv(tmp_path / "truth" / "labels.csv", index=False)
     (tmp_path / "truth" / "masks" / f"{IDS[0]}.bmp").unlink()
     for truth in (tmp_path / "truth", tmp_path / "truth" / "masks"):
-        found = run(tmp_path / "out", truth)["masks"]
+        (found,) = run(tmp_path / "out", truth).values()
         expected = np.mean([jaccard_score(true[id_].ravel(), predicted[id_].ravel()) for id_ in IDS[1:]])
         assert found["images"] == 11 and found["official"]["jaccard"] == pytest.approx(expected)
         low, high = found["official_interval_95"]["jaccard"]

@@ -47,7 +47,8 @@ def score(predictions: Path, truth: Path) -> Iterator[tuple[str, dict[str, Any]]
     classes, labels, groups = _labels(path) if path.is_file() else ((), {}, None)
     if masks and true_masks:
         yield "masks", score_masks(masks, true_masks, groups)
-    if table is not None and labels:
+    only_masks = masks and table is not None and not set(classes) & set(table)  # the summary of a segmenter
+    if table is not None and labels and not only_masks:
         yield "probabilities", score_probabilities(table, classes, labels, groups)
 
 
