@@ -26,34 +26,6 @@ alone, helped = a_loader(cache), a_loader(cache, workers=2)
 print(*(equal(batches(alone, epoch), batches(helped, epoch)) for epoch in (0, 1)), __spec__, __file__)
 """
 
-# Images that take time to make, signals to the whole group meanwhile, as from a terminal that closes or `torchrun`.
-SIGNALS = """
-import os, pathlib, signal, sys, time
-from utils.data.loader import TrainLoader, _start_worker
-from utils.signals import NAMES, stop_signals
-import slow
-with stop_signals() as stop:
-    loader = TrainLoader(slow.Images(), num_workers=1, worker_init_fn=_start_worker, multiprocessing_context="spawn")
-    batches = iter(loader)
-    for started in False, True:  # the worker
-        while started and not pathlib.Path("0").exists():
-            time.sleep(0.01)
-        for name in NAMES:
-            os.killpg(0, getattr(signal, name))
-            assert stop.number == getattr(signal, name)
-    print(len(list(batches)))
-"""
-SLOW = """
-import pathlib, time
-class Images:
-    def __len__(self):
-        return 2
-    def __getitem__(self, index):
-        pathlib.Path(str(index)).touch()
-        time.sleep(1)
-        return index
-"""
-
 
 @pytest.fixture
 def cache(samples, tmp_path):
@@ -104,15 +76,6 @@ def test_loader_processes_draw_the_same_and_do_not_run_the_main_script(cache, tm
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("True True None ") and done.stdout.endswith("converted.py\n"), done.stderr
     assert (tmp_path / "ran.txt").read_text() == "once "
-
-
-def test_signals_to_the_whole_group_spare_the_loader_processes(tmp_path):
-    (tmp_path / "slow.py").write_text(SLOW)
-    command, variables = [sys.executable, "-c", SIGNALS], os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120, start_new_session=True
-    )
-    assert (done.stdout, done.stderr) == ("2\n", "")
 
 
 def test_every_image_once_an_epoch_in_another_order():
