@@ -154,16 +154,6 @@ def compare(runs: Sequence[RunResult], metric: str, split: str = "test") -> pd.D
     return table
 
 
-def readable_tables(runs: Sequence[RunResult], task: str, split: str) -> dict[str, pd.DataFrame]:
-    """By title; that of classification in two, which are narrow enough to be read."""
-    if task == "segmentation":
-        official = {"official scores (mean over images at mask size)": segmentation_table(runs, split)}
-        return {**official, "all pixels pooled": pooled_table(runs, split)}
-    table = classification_table(runs, split)
-    hidden = {"melanoma (MEL)": "SK ", "seborrheic keratosis (SK)": "MEL "}
-    return {title: table[[name for name in table if other not in name]] for title, other in hidden.items()}
-
-
 def _table(rows: Sequence[Row], split: str, columns: Mapping[str, tuple[str, ...]]) -> pd.DataFrame:
     """columns: by heading, where to find the score in a run's metrics."""
     lines = []
@@ -271,7 +261,7 @@ def result_files(folder: Path) -> dict[Path, str]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m utils.evaluation.tables", description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when something is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 2 when something is out of date")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the runs (results)")
     parser.add_argument("--data", type=Path, help="score by the challenge's masks and labels in this folder")
     args = parser.parse_args(argv)
