@@ -12,11 +12,12 @@ from timm.data import IMAGENET_DEFAULT_MEAN as MEAN
 from timm.data import IMAGENET_DEFAULT_STD as STD
 from torch import Tensor, nn
 
-from nets.mobilenet import DROPOUT, SMALL_DECODER
+from nets.mobilenet import DROPOUT
 from nets.resnet import CLASSES
 from nets.unet import CLASSES as MASK_CLASSES
 from nets.unet import UNet
 
+DECODER_CHANNELS = (128, 64, 32, 16)
 FITTING = "resnet, efficientnet, mobilenetv3, regnet, densenet or convnext"
 STRIDES = ([2, 4, 8, 16, 32], [4, 8, 16, 32])  # of the maps
 
@@ -128,6 +129,6 @@ class TimmEncoder(TimmNetwork):
 
 
 def timm_unet(name: str, num_classes: int = MASK_CLASSES, decoder_channels: tuple[int, ...] | None = None) -> UNet:
-    """The U-Net decoder over one of timm's networks; by default as wide as that over MobileNetV2."""
+    """The U-Net decoder over one of timm's networks; by default of 128 channels at 1/16 of the size, then ever half."""
     encoder = TimmEncoder(name)
-    return UNet(encoder, num_classes, decoder_channels or SMALL_DECODER[: len(encoder.channels) - 1])
+    return UNet(encoder, num_classes, decoder_channels or DECODER_CHANNELS[: len(encoder.channels) - 1])

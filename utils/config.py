@@ -170,7 +170,9 @@ _SMALL = {
 }  # fmt: skip
 
 _SHORT = {"size": (192, 192), "epochs": 8, "patience": 8}
+_SQUARE = {"size": (192, 192), "epochs": 12, "patience": 12}
 _RECIPE = {"colour": True, "ema": 0.99}
+_LITE = "tf_efficientnet_lite1"
 
 DEFAULT_NET = {"segmentation": "dense_unet", "classification": "arl50"}  # where neither row nor network is named
 KIND = ("loss", "class_weights", "optimizer", "train_views")  # settings that, with the attention, identify a row
@@ -186,6 +188,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         _row("cls-b1", "classification", "mobilenet", True, **_SMALL["classification"]),
         _row("cls-b2", "classification", "arl_mobilenet", True, **_SMALL["classification"]),
         _row("cls-b3", "classification", "mobilenet", True, **_SMALL["classification"], **_RECIPE),
+        _row("cls-b4", "classification", f"timm/{_LITE}", True, **_SMALL["classification"], **_RECIPE),
         _row("seg-1", "segmentation", "unet", False),
         _row("seg-2", "segmentation", "dense_unet", False),
         _row("seg-3", "segmentation", "dense_unet", True),
@@ -193,6 +196,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         _row("seg-5", "segmentation", "arl_unet", True),
         _row("seg-b1", "segmentation", "mobilenet_unet", True, **_SMALL["segmentation"]),
         _row("seg-b2", "segmentation", "mobilenet_unet", True, **_SMALL["segmentation"] | _SHORT, **_RECIPE),
+        _row("seg-b3", "segmentation", f"timm_unet/{_LITE}", True, **_SMALL["segmentation"] | _SQUARE, **_RECIPE),
     )
 }
 

@@ -144,6 +144,7 @@ def test_rows_are_those_of_the_table_then_own_names(tmp_path):
         ("seg-5", "", []),
         ("seg-b1", "", []),
         ("seg-b2", "", []),
+        ("seg-b3", "", []),
         ("unet-scratch", "ce loss", ["run8"]),
     ]
     assert rows[4].label == "seg-4 (128×128 px)" and rows[1].label == "seg-2"
