@@ -27,53 +27,40 @@ from utils.inference.trained import load_network
 from utils.logger import log, run_script
 from utils.model.run import read_config
 
-FIXED = 2048  # OpenCV weighs two neighbours by whole numbers that add up to this
 Span = tuple[Tensor, Tensor]  # where a side of a box starts and how long it is, pixels
 Box = tuple[Span, Span]  # of rows and of columns
 Sides = tuple[Tensor, Tensor]  # height and width
 
 
-def _sums(image: Tensor, axis: int, span: Span, count: Tensor, cells: int) -> Tensor:
-    """The pixels of a span shared out among `count` cells and added up, in units of 1 / count: exact whole numbers.
+def _shares(pixels: Tensor, span: Span, count: Tensor, cells: int, shrinks: Tensor) -> Tensor:
+    """How much of each pixel is in each of the `count` cells that a span is divided into: float32 [cells, pixels].
 
-    `cells` of them are put out, those from `count` on without a meaning. float64.
+    By area where it shrinks, else linear between the middles. Cells from `count` on mean nothing.
     """
-    start, length = span
-    ends = torch.arange(cells + 1) * length  # of the cells, in units of 1 / count of a pixel
-    pixel = (start + ends // count).clamp(max=image.shape[axis] - 1)
-    share = (ends - (pixel - start) * count).view(-1, *[1] * (3 - axis))  # of that pixel which lies before the end
-    before = image.cumsum(axis).index_select(axis, pixel).double()
-    before = count * before + (share - count) * image.index_select(axis, pixel)
-    return before.narrow(axis, 1, cells) - before.narrow(axis, 0, cells)
-
-
-def _neighbours(span: Span, count: Tensor, cells: int) -> list[tuple[Tensor, Tensor]]:
-    """The pixels before and after the middle of each cell, and their weights: [cells] each."""
-    start, length = span
-    place = ((torch.arange(cells).double() + 0.5) * (length.double() / count) - 0.5).float()
-    share = place - place.floor()
-    pixels = [start + torch.minimum((place.floor().long() + step).clamp(min=0), length - 1) for step in (0, 1)]
-    return [*zip(pixels, (((1 - share) * FIXED).round(), (share * FIXED).round()), strict=True)]
+    (start, length), cell = span, torch.arange(cells)[:, None]
+    left, right = cell * length, (pixels - start) * count  # in units of 1 / count of a pixel: whole numbers
+    area = (torch.minimum(left + length, right + count) - torch.maximum(left, right)).clamp(min=0) / length
+    middle = ((cell + 0.5) * length / count - 0.5).clamp(min=0)
+    linear = (1 - (start + torch.minimum(middle, (length - 1).float()) - pixels).abs()).clamp(min=0)
+    return torch.where(shrinks, area, linear)
 
 
 def resized(image: Tensor, box: Box, size: Sides, room: tuple[int, int]) -> Tensor:
-    """What `utils.data.images.resized` makes of a box of photographs, but for pixels where OpenCV's sums are inexact.
+    """What `utils.data.images.resized` makes of a box of photographs, within a level.
 
     image: whole numbers 0 to 255, float32 [N, H, W, 3]; size: (height, width) that the box gets; room: (height, width)
     of what is put out, at least that; what lies beyond it means nothing.
     """
-    (rows, columns), (height, width) = box, size
-    added = _sums(_sums(image, 1, rows, height, room[0]), 2, columns, width, room[1])
-    mean = added / (rows[1] * columns[1])
+    (rows, columns), (height, width), sides = box, size, shape_as_tensor(image)
+    shrinks = (height <= rows[1]) & (width <= columns[1])
+    down, across = (
+        _shares(torch.arange(side), *one, shrinks)
+        for side, one in zip(sides[1:3], ((rows, height, room[0]), (columns, width, room[1])), strict=True)
+    )
+    image = torch.einsum("yh,nhwc,xw->nyxc", down, image, across)
     halves = (rows[1] == 2 * height) & (columns[1] == 2 * width)  # OpenCV rounds .5 up there, elsewhere to even numbers
-    mean = torch.where(halves, (mean + 0.5).floor(), mean.round()).float()
-    mixed = 2  # what follows loses the digits that OpenCV's whole numbers of 16 bits lose
-    for row, of_row in _neighbours(rows, height, room[0]):
-        line = image.index_select(1, row).double()
-        sides = _neighbours(columns, width, room[1])
-        across = sum(line.index_select(2, column) * share[:, None] for column, share in sides)
-        mixed = mixed + ((across / 2**4).floor() * of_row[:, None, None] / 2**16).floor()
-    return torch.where((height <= rows[1]) & (width <= columns[1]), mean, (mixed / 4).floor().float())
+    shrunk = torch.where(halves, (image + 0.5).floor(), image.round())
+    return torch.where(shrinks, shrunk, (image + 0.375).floor())  # its whole numbers of 16 bits lose an eighth
 
 
 def _box(patch: Patch, size: Sides) -> Box:
@@ -118,9 +105,6 @@ class Exported(nn.Module):
 class ExportedSegmenter(Exported):
     """Puts out the lesion's probability at the photograph's own size, [N, H, W]: above 0.5 is the mask."""
 
-    def tells(self) -> dict[str, str]:
-        return {"classes": json.dumps(["lesion"]), "threshold": "0.5"}
-
     def predict(self, image: Tensor, sides: Sides) -> Tensor:
         frame = resized(image, _box(FRAME, sides), self.size, self.room)
         lesion = self.probabilities(frame)[:, LESION, None]
@@ -129,9 +113,6 @@ class ExportedSegmenter(Exported):
 
 class ExportedClassifier(Exported):
     """Puts out the probabilities of the run's classes, [N, C]."""
-
-    def tells(self) -> dict[str, str]:
-        return {"classes": json.dumps(self.run.classes)}
 
     def predict(self, image: Tensor, sides: Sides) -> Tensor:
         kept = TRAIN_TRANSFORMS[self.run.settings["train_views"]]
@@ -167,8 +148,9 @@ EXPORTED = {"segmentation": ExportedSegmenter, "classification": ExportedClassif
 def metadata(run: RunResult) -> dict[str, str]:
     """What the file tells of itself, as text or JSON."""
     settings, weights = run.settings, run.settings.get("weights") or {}
+    told = {"segmentation": {"classes": ["lesion"], "threshold": 0.5}, "classification": {"classes": run.classes}}
     own = settings.get("split") or settings.get("fold")
-    return {
+    return {name: json.dumps(value) for name, value in told[run.task].items()} | {
         "notice": "For research on methods, never for a decision about a patient: not a medical device.",
         "task": run.task,
         "input": "photographs: uint8 [N, H, W, 3], RGB, upright",
@@ -199,7 +181,7 @@ def onnx_file(run: RunResult, network: nn.Module) -> bytes:
             dynamo=False,  # the newer way takes ten times as long
         )  # fmt: skip
     model = onnx.load_model_from_string(file.getvalue())
-    onnx.helper.set_model_props(model, metadata(run) | exported.tells())
+    onnx.helper.set_model_props(model, metadata(run))
     return model.SerializeToString()
 
 
