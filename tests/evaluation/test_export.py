@@ -1,22 +1,13 @@
 """Scores and tables as text, and files of them."""
 
 import math
-from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from tests.evaluation.test_runs import example_results
-from utils import UserError
+from tests.evaluation.test_runs import classification_run, segmentation_run
 from utils.evaluation.export import Score, export_table, format_scores, to_csv, to_latex, to_markdown
-from utils.evaluation.runs import find_runs
-from utils.evaluation.tables import segmentation_table
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return example_results(tmp_path_factory.mktemp("project") / "results")
+from utils.evaluation.runs import read_run
 
 
 @pytest.mark.parametrize(
@@ -74,22 +65,17 @@ def test_csv_has_numbers_of_seven_digits():
     assert lines[3] == "–,0.25,,-0.001,0.3,1,10.5,,3,{c}"
 
 
-def test_a_table_becomes_three_files(folder, tmp_path):
-    table = segmentation_table(find_runs(folder), "test")
-    paths = export_table(table, tmp_path / "new" / "folder", "official")
+def test_a_table_becomes_three_files(tmp_path):
+    paths = export_table(TABLE, tmp_path / "new" / "folder", "official")
     assert [path.name for path in paths] == ["official.csv", "official.md", "official.tex"]
-    assert [path.read_bytes().decode() for path in paths] == [to_csv(table), to_markdown(table), to_latex(table)]
-    read = pd.read_csv(paths[0])
-    of_seeds = [run.metrics["test"]["official"]["jaccard"] for run in find_runs(folder / "seg-4")]
-    line = read[read["experiment"] == "seg-4"].iloc[0]
-    assert (line["jaccard"], line["jaccard std"]) == pytest.approx((np.mean(of_seeds), np.std(of_seeds, ddof=1)))
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written .* choose another"):
-        export_table(table, tmp_path / "file", "official")
+    assert [path.read_bytes().decode() for path in paths] == [to_csv(TABLE), to_markdown(TABLE), to_latex(TABLE)]
 
 
-def test_scores_in_the_log(folder):
-    seg, cls = (find_runs(folder / name)[0].metrics["validation"] for name in ("seg-2", "arl18-scratch"))
+def test_scores_in_the_log(tmp_path):
+    seg, cls = (
+        read_run(make(tmp_path / make.__name__)).metrics["validation"]
+        for make in (segmentation_run, classification_run)
+    )
     for summary, name, value, (low, high), count in (
         (seg, "jaccard", seg["official"]["jaccard"], seg["official_interval_95"]["jaccard"], 6),
         (cls, "mean AUC", cls["mean_auc"], cls["interval_95"]["mean_auc"], 10),

@@ -154,7 +154,6 @@ def test_check_tells_what_is_out_of_date(results):
         (KEY, lambda m: m["test"]["pooled"].update(dice=0.9), "test pooled dice is 0.9"),
         (KEY, lambda m: m["test"]["official_interval_95"].update(dice=[0.1, 1]), "official_interval_95 dice 0"),
         (KEY, lambda m: m["validation"].update(images=26), "26"),
-        ("cls-2-4/seed1", lambda m: m["test"].update(mean_auc=0.99), "test mean_auc is 0.99"),
         ("cls-2-4/seed1", lambda m: m["validation"]["melanoma"].update(auc=None), "validation melanoma auc is None"),
         ("arl18-scratch/seed4", lambda m: m["validation"].update(confusion_matrix=[[77]]), "confusion_matrix 0 0"),
     ],
@@ -164,15 +163,6 @@ def test_forged_scores_are_found(written, tmp_path, run, change, told):
     with pytest.raises(UserError, match=run) as error:
         call(tmp_path)
     assert told in str(error.value)
-
-
-def test_forged_predictions_are_found(written, tmp_path):
-    path = shutil.copytree(written / "cls-2-4/seed0", tmp_path / "cls-2-4/seed0") / "validation_predictions.csv"
-    table = pd.read_csv(path)
-    table.loc[:9, ["melanoma", "nevus"]] = table.loc[:9, ["nevus", "melanoma"]].to_numpy()
-    table.to_csv(path, index=False)
-    with pytest.raises(UserError, match=r"seed0/metrics.json: validation mean_auc is .*, its predictions give "):
-        call(tmp_path, "--check")
 
 
 @pytest.mark.parametrize("forged", [False, True])
@@ -204,15 +194,12 @@ def test_with_data_masks_and_labels_are_the_challenges(tmp_path, forged):
     call(tmp_path / "results")
     if not forged:
         return call(tmp_path / "results", "--data", str(data), "--check")
-    for run in (segmentation, classification) if forged else ():
-        (partner,) = {segmentation, classification} - {run}
-        aside = partner.rename(tmp_path / "aside")
+    for run in (segmentation, classification):
         with pytest.raises(UserError, match=f"{run.parent.name}/seed0/metrics.json: validation .* predictions give"):
-            call(tmp_path / "results", "--data", str(data), "--check")
-        aside.rename(partner)
+            call(run.parent, "--data", str(data), "--check")
 
 
-@pytest.mark.parametrize("text", ["# Title\n", MARKED.replace("<!-- /segmentation -->", ""), 2 * MARKED])
+@pytest.mark.parametrize("text", [MARKED.replace("<!-- /segmentation -->", ""), 2 * MARKED])
 def test_missing_markers_are_named(tmp_path, text):
     segmentation_run(tmp_path / "results/seg-4/seed0")
     (tmp_path / "README.md").write_text(text, encoding="utf-8")

@@ -124,7 +124,6 @@ def test_undefined_and_missing_scores(tmp_path):
         metrics["test"]["interval_95"]["melanoma"]["auc"] = metrics["test"]["interval_95"]["mean_auc"] = [None, None]
 
     edit(path, undefine)
-    edit(tmp_path / "run0/config.json", lambda config: config["settings"].pop("size"))  # as of early versions
     line = line_of(classification_table(find_runs(tmp_path), "test"), "cls-2-4")
     assert str(line["MEL AUC"]) == str(line["mean AUC"]) == "–" and math.isfinite(line["SK AUC"].mean)
     edit(path, lambda metrics: metrics["test"]["melanoma"].pop("auc"))
@@ -162,12 +161,9 @@ def test_published_numbers_stand_in_a_table_of_their_own(folder):
 
 def test_the_papers_and_the_challenges_numbers():
     table = published_table("classification").set_index("published by")
-    assert list(table.loc["ARL-CNN50"].drop("source")) == [
-        0.875, 0.850, 0.658, 0.896, 0.958, 0.868, 0.878, 0.867, 0.917,
-    ]  # fmt: skip
+    paper = [0.875, 0.850, 0.658, 0.896, 0.958, 0.868, 0.878, 0.867, 0.917]
+    assert list(table.loc["ARL-CNN50"].drop("source")) == paper
     assert list(table[PUBLISHED + "mean AUC"].dropna()) == [0.917, 0.911, 0.910, 0.908]
-    assert table.loc["ResNet50", PUBLISHED + "SK specificity"] == 0.837
-    assert table.loc["Matsunaga"].isna().sum() == 8
     table = published_table("segmentation").set_index("published by")
     assert dict(table[PUBLISHED + "jaccard"].dropna()) == {"Yuan": 0.765, "Berseth": 0.762, "Bi": 0.760}
 
@@ -213,9 +209,8 @@ def test_compare_refuses_other_images(tmp_path):
     other = segmentation_run(tmp_path / "run1", EXPERIMENTS["seg-2"], draw=1)
     path = other / "per_image.csv"
     path.write_text(path.read_text().replace(IDS["test"][3], "ISIC_7777777"))
-    with pytest.raises(UserError, match=r"seg-2 \(.*\) and seg-4 \(.*\) were scored on different test images") as error:
+    with pytest.raises(UserError, match=r"^seg-2 and seg-4 were scored on different test images.*leave one out$"):
         compare(find_runs(tmp_path), "dice", "test")
-    assert "\n" not in str(error.value)
     assert len(compare(find_runs(tmp_path), "dice", "validation")) == 1
 
 
@@ -238,5 +233,3 @@ def test_compare_without_a_pair_is_empty(folder):
         table = compare([], metric)
         assert len(table) == 0 and {"first", "second", "difference", "p", "p (Holm)"} <= set(table)
     assert len(compare(find_runs(folder / "seg-2"), "jaccard")) == 0
-    with pytest.raises(ValueError, match=r"metric 'auc': expected one of accuracy, .*seborrheic_keratosis_auc"):
-        compare([], "auc")

@@ -38,7 +38,7 @@ def test_probabilities_are_averaged_and_scored(tmp_path):
     assert metrics["validation"]["melanoma"]["auc"] == pytest.approx(auc) and metrics["test"] is None
     assert metrics["views"] == "9"
     (row,) = (row for row in result_rows(find_runs(tmp_path), "classification", "validation") if len(row.runs) == 1)
-    assert row.label == "cls-2-4-ensemble (ensemble of seeds 0 1 2)"
+    assert (row.name, row.note) == ("cls-2-4-ensemble", "ensemble of seeds 0 1 2")
     assert row.probabilities("validation")[0].shape == (1, 25, 3)
 
 
@@ -129,22 +129,5 @@ def test_a_split_that_nobody_predicted_is_left_out(masks, tmp_path):
     classification_run(results / "cls-2-4/seed1", seed=1, truth=("validation",))
     with pytest.raises(UserError, match=r"seed0/test_predictions.csv: no such file"):
         ensemble.main(["cls-2-4", "--results", str(results)])
-    path = results / "cls-2-4/seed1/validation_predictions.csv"
-    table = pd.read_csv(path)
-    table.assign(melanoma=table["melanoma"] + 1).to_csv(path, index=False)
-    with pytest.raises(UserError, match=r"seed1/validation_predictions.csv: damaged, or of another version"):
-        ensemble.main(["cls-2-4", "--results", str(results)])
     assert before == {path: path.read_bytes() for path in (results / "cls-2-4-ensemble/seed0").iterdir()}
-    assert len(before) == 5
-
-
-def test_an_ensemble_that_fails_leaves_the_older_one(masks):
-    results, data = masks
-    command, folder = ["seg-4", "--results", str(results), "--data", str(data)], results / "seg-4-ensemble/seed0"
-    ensemble.main(command)
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    (results / "seg-4/seed1/test_masks.zip").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"seed1.test_masks.zip: damaged"):
-        ensemble.main(command)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert [path.name for path in folder.parent.iterdir()] == ["seed0"]
+    assert [path.name for path in (results / "cls-2-4-ensemble").iterdir()] == ["seed0"] and len(before) == 5

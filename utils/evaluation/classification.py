@@ -75,19 +75,18 @@ def sensitivity_at_specificity(
 
 
 def calibration_error(
-    probabilities: ArrayLike, labels: ArrayLike, bins: int = 10, weights: np.ndarray | None = None
+    probabilities: ArrayLike, labels: ArrayLike, weights: np.ndarray | None = None
 ) -> float | np.ndarray:
     """Expected calibration error of the most probable class, in [0, 1] (Guo et al. 2017, arXiv:1706.04599, eq. 3).
 
-    |share correct − mean confidence| in each of `bins` equal parts ((m − 1)/bins, m/bins] of [0, 1], averaged
-    with the number of images as weights. It depends on `bins`, and few images raise it.
-    probabilities: [N, C], C ≥ 2; labels: integers [N] in [0, C). weights: as in `auc`.
+    |share correct − mean confidence| in each tenth ((m − 1)/10, m/10] of [0, 1], averaged with the number of images as
+    weights. Few images raise it. probabilities: [N, C], C ≥ 2; labels: integers [N] in [0, C). weights: as in `auc`.
     """
-    probabilities = _as_probabilities(probabilities)
+    probabilities = _as_probabilities(probabilities, np.shape(probabilities)[-1])
     labels = _as_labels(labels, *probabilities.shape)
     often = np.ones((1, labels.size)) if weights is None else weights
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    parts = np.searchsorted(np.arange(1, bins) / bins, confidence, side="left")
+    parts = np.searchsorted(np.arange(1, 10) / 10, confidence, side="left")
     gaps = np.array([np.bincount(parts, weights=one * (correct - confidence)) for one in often])  # [R, parts]
     return _one_or_all(np.abs(gaps).sum(axis=1) / labels.size, weights)
 
@@ -159,23 +158,17 @@ def predictions_table(
 ) -> pd.DataFrame:
     """One row an image: image_id, then a float64 column for each of the `classes`; probabilities [N, C].
 
-    ValueError for an id that comes twice, another number of ids than rows, or probabilities that
-    `classification_scores` refuses.
+    ValueError for probabilities that `classification_scores` refuses.
     """
-    probabilities = _as_probabilities(probabilities, len(classes))
-    ids = pd.Series(list(image_ids), name="image_id")
-    if len(ids) != len(probabilities):
-        raise ValueError(f"{len(ids)} image ids for {len(probabilities)} rows of probabilities")
-    if ids.duplicated().any():
-        raise ValueError(f"{ids[ids.duplicated()].iloc[0]} is there twice; every image counts once")
-    return pd.concat([ids, pd.DataFrame(probabilities, columns=list(classes))], axis="columns")
+    table = pd.DataFrame(_as_probabilities(probabilities, len(classes)), columns=list(classes))
+    table.insert(0, "image_id", list(image_ids))
+    return table
 
 
 def official_predictions(table: pd.DataFrame, classes: Sequence[str] = CLASSES) -> pd.DataFrame:
     """A `predictions_table` as `isic-challenge-scoring classification TRUTH.csv PREDICTION.csv` reads it.
 
-    That wants a column "image", and exactly the truth's other columns and images, in any order. KeyError for a
-    missing column, ValueErrors as in `predictions_table`.
+    That wants a column "image", and exactly the truth's other columns and images, in any order.
     """
     return predictions_table(table["image_id"], table[list(classes)], classes).rename(columns={"image_id": "image"})
 
@@ -183,10 +176,10 @@ def official_predictions(table: pd.DataFrame, classes: Sequence[str] = CLASSES) 
 def official_truth(labels: Mapping[str, int], classes: Sequence[str] = CLASSES) -> pd.DataFrame:
     """Labels by image id (`utils.data.isic.read_labels`) as the TRUTH.csv of the official command: 0.0 and 1.0.
 
-    All classes, nevus too: the command's means are over the columns that it finds. ValueErrors as there.
+    All classes, nevus too: the command's means are over the columns that it finds.
     """
-    each = _as_labels(list(labels.values()), len(labels), len(classes))
-    return predictions_table(list(labels), np.eye(len(classes))[each], classes).rename(columns={"image_id": "image"})
+    table = predictions_table(list(labels), np.eye(len(classes))[[*labels.values()]], classes)
+    return table.rename(columns={"image_id": "image"})
 
 
 def _scores(
@@ -254,14 +247,13 @@ def _one_or_all(values: np.ndarray, weights: np.ndarray | None) -> float | np.nd
     return float(values[0]) if weights is None else values
 
 
-def _as_probabilities(probabilities: ArrayLike, classes: int | None = None) -> np.ndarray:
+def _as_probabilities(probabilities: ArrayLike, classes: int) -> np.ndarray:
     probabilities = np.asarray(probabilities, dtype=np.float64)
     if probabilities.size == 0:
         raise ValueError("no images, so there is nothing to score")
-    if probabilities.ndim != 2 or probabilities.shape[1] != (classes or max(2, probabilities.shape[1])):
-        raise ValueError(f"probabilities must be [N, {classes or 'C'}], got shape {probabilities.shape}")
-    sums = probabilities.sum(axis=1)
-    if not ((probabilities >= 0) & (probabilities <= 1)).all() or np.abs(sums - 1).max() > 1e-3:
+    if probabilities.ndim != 2 or probabilities.shape[1] != classes:
+        raise ValueError(f"probabilities must be [N, {classes}], got shape {probabilities.shape}")
+    if not ((probabilities >= 0) & (probabilities <= 1)).all() or np.abs(probabilities.sum(axis=1) - 1).max() > 1e-3:
         raise ValueError("probabilities must lie in [0, 1], without NaN, and sum to 1 for each image (softmax)")
     return probabilities
 

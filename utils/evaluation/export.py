@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from utils import UserError
 from utils.evaluation.runs import lookup
 
 
@@ -95,39 +94,37 @@ def to_csv(table: pd.DataFrame) -> str:
 
 
 def export_table(table: pd.DataFrame, folder: Path, name: str) -> list[Path]:
-    """Write a table as name.csv, name.md and name.tex; the folder is made. UserError when it cannot be written."""
+    """Write a table as name.csv, name.md and name.tex; the folder is made."""
+    folder.mkdir(parents=True, exist_ok=True)
     texts = {".csv": to_csv(table), ".md": to_markdown(table), ".tex": to_latex(table)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for ending, text in texts.items():
-            (folder / f"{name}{ending}").write_bytes(text.encode())
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
+    for ending, text in texts.items():
+        (folder / f"{name}{ending}").write_bytes(text.encode())
     return [folder / f"{name}{ending}" for ending in texts]
 
 
-def main_scores(summary: Mapping[str, Any]) -> dict[str, tuple[float | None, Sequence[float]]]:
-    """Of what either task's `summarize` says of a split, the main scores by name, and their 95 % intervals."""
-    if "official" in summary:
-        return {name: (value, summary["official_interval_95"][name]) for name, value in summary["official"].items()}
-    overall = {"mean_auc": "mean AUC", "balanced_accuracy": "balanced accuracy"}
-    paths = {title: (key,) for key, title in overall.items() if key in summary}
-    for task in [name for name, scores in summary.items() if isinstance(scores, dict) and "auc" in scores]:
-        names = {"auc": "AUC"} | {
-            name: name for name in ("accuracy", "sensitivity", "specificity") if name in summary[task]
-        }
-        paths |= {f"{task.replace('_', ' ')}: {name}": (task, key) for key, name in names.items()}
-    return {name: (lookup(summary, path), lookup(summary["interval_95"], path)) for name, path in paths.items()}
-
-
 def format_scores(split: str, summary: Mapping[str, Any]) -> str:
-    """The main scores of a split as lines of text."""
-    kind = "by the most probable class" if "accuracy" in summary else "each class against the rest"
-    kind = "official scores (mean over images at mask size)" if "official" in summary else kind
-    lines = [f"{split}, {summary['images']} images: {kind} [95 % interval]"]
-    scores = main_scores(summary)
-    width = max(map(len, scores))
-    for name, (value, interval) in scores.items():
-        known = "undefined: no such image" if value is None else f"{value:.4f}  [{interval[0]:.4f}, {interval[1]:.4f}]"
+    """The main scores of what either task's `summarize` says of a split, and their intervals, as lines of text."""
+    values, intervals = summary, summary.get("interval_95")
+    if "official" in summary:
+        kind = "official scores (mean over images at mask size)"
+        values, intervals = summary["official"], summary["official_interval_95"]
+        paths = {name: (name,) for name in values}
+    else:
+        kind = "by the most probable class" if "accuracy" in summary else "each class against the rest"
+        overall = {"mean_auc": "mean AUC", "balanced_accuracy": "balanced accuracy"}
+        paths = {title: (key,) for key, title in overall.items() if key in summary}
+        names = {"auc": "AUC"} | {name: name for name in ("accuracy", "sensitivity", "specificity")}
+        for task, scores in summary.items():
+            if isinstance(scores, dict) and "auc" in scores:
+                known = {f"{task.replace('_', ' ')}: {names[key]}": (task, key) for key in names if key in scores}
+                paths |= known
+    lines, width = [f"{split}, {summary['images']} images: {kind} [95 % interval]"], max(map(len, paths))
+    for name, path in paths.items():
+        value = lookup(values, path)
+        known = (
+            "undefined: no such image"
+            if value is None
+            else "{:.4f}  [{:.4f}, {:.4f}]".format(value, *lookup(intervals, path))
+        )
         lines.append(f"  {name:<{width}} {known}")
     return "\n".join(lines)

@@ -42,10 +42,6 @@ class Row:
         folder = self.runs[0].folder.parent.name if self.runs else ""
         return folder if folder.startswith(f"{self.experiment}-") else self.experiment
 
-    @property
-    def label(self) -> str:
-        return f"{self.experiment} ({self.note})" if self.note else self.experiment
-
     def per_image(self, split: str) -> list[pd.DataFrame]:
         """Each run's predictions (classification) or scores (segmentation), sorted by image_id.
 

@@ -46,7 +46,7 @@ class RunResult:
         folder: where it lies.
         experiment: a name of `utils.config.EXPERIMENTS`, or one of its own such as "arl18-scratch".
         task: "segmentation" or "classification".
-        settings: of config.json. Older runs lack some of today's.
+        settings: of config.json.
         metrics: metrics.json; the scores of a split whose truth was not there are None.
         data: the folder of its images, as it was named on the command line; None when config.json does not tell.
         licence: of training images that are not free to use, such as HAM10000's.
@@ -147,9 +147,8 @@ class RunResult:
         path = self.folder / name
         with reading(path):
             read = pd.read_csv(check_file(path), dtype={ids: str})
-            table = predictions_table(
-                read[ids], read[list(self.classes)], self.classes
-            )  # refuses what are no probabilities
+            # Which refuses what are no probabilities.
+            table = predictions_table(read[ids], read[list(self.classes)], self.classes)
             self._check_images(table["image_id"], split)
         return table
 
@@ -195,14 +194,11 @@ def _read_run(folder: Path) -> RunResult | None:
     with reading(folder / "config.json"):
         config = load_json(folder / "config.json")
         settings = config.get("settings")
-        if not isinstance(settings, dict) or not {"name", "net", "pretrained", "seed"} <= settings.keys():
+        if not isinstance(settings, dict) or not {"name", "task", "net", "pretrained", "seed"} <= settings.keys():
             return None
         data = Path(config["data"]) if config.get("data") else None
     with reading(folder / "metrics.json"):
-        metrics = load_json(folder / "metrics.json")
-        scored = [metrics[split] for split in IMAGES if metrics[split] is not None]
-        recognised = "segmentation" if any("official" in scores for scores in scored) else "classification"
-        task = settings.get("task") or recognised  # the first runs did not say it
-        for scores in scored:
+        metrics, task = load_json(folder / "metrics.json"), settings["task"]
+        for scores in (metrics[split] for split in IMAGES if metrics[split] is not None):
             _ = scores["images"], scores[{"segmentation": "official", "classification": "mean_auc"}[task]]
     return RunResult(folder, settings["name"], task, settings, metrics, data, config.get("licence"))

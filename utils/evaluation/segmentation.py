@@ -24,10 +24,10 @@ JACCARD_THRESHOLD = 0.65
 def confusion_counts(prediction: ArrayLike, truth: ArrayLike) -> tuple[int, int, int, int]:
     """Counts (tp, fp, fn, tn) of one image's pixels; lesion is positive.
 
-    prediction, truth: [H, W] of one size, at least a pixel, bool or numbers in {0, 1}; else ValueError.
+    prediction, truth: bool or 0 and 1, [H, W] of one size; else ValueError.
     """
-    prediction, truth = _as_bool(prediction, "prediction"), _as_bool(truth, "truth")
-    if prediction.shape != truth.shape or truth.ndim != 2 or truth.size == 0:
+    prediction, truth = np.asarray(prediction, dtype=bool), np.asarray(truth, dtype=bool)
+    if prediction.shape != truth.shape:  # which would be broadcast
         raise ValueError(f"expected masks [H, W] of one size, got {prediction.shape} for a truth of {truth.shape}")
     tp = np.count_nonzero(prediction & truth)
     fp = np.count_nonzero(prediction) - tp
@@ -35,18 +35,8 @@ def confusion_counts(prediction: ArrayLike, truth: ArrayLike) -> tuple[int, int,
     return int(tp), int(fp), int(fn), int(truth.size - tp - fp - fn)
 
 
-def _as_bool(mask: ArrayLike, name: str) -> np.ndarray:
-    mask = np.asarray(mask)
-    if mask.dtype == bool:
-        return mask
-    ones = mask == 1
-    if np.count_nonzero(mask) != np.count_nonzero(ones):
-        raise ValueError(f"{name} holds values other than 0 and 1")
-    return ones
-
-
 class SegmentationCounts:
-    """Counts of many images, added one at a time; four integers an image are kept, no mask."""
+    """Counts of many images, as of `confusion_counts`, added one at a time; no mask is kept."""
 
     def __init__(self) -> None:
         self._counts: dict[Hashable, tuple[int, int, int, int]] = {}
@@ -55,9 +45,6 @@ class SegmentationCounts:
         return len(self._counts)
 
     def add_counts(self, image_id: Hashable, counts: tuple[int, int, int, int]) -> None:
-        """counts: as of `confusion_counts`. ValueError for an image that is there."""
-        if image_id in self._counts:
-            raise ValueError(f"{image_id} was added before; every image counts once")
         self._counts[image_id] = counts
 
     def array(self) -> np.ndarray:
@@ -72,9 +59,6 @@ class SegmentationCounts:
 
     def official(self) -> dict[str, float]:
         return official_scores(self.array())
-
-    def pooled(self) -> dict[str, Any]:
-        return pooled_scores(self.array())
 
 
 def image_scores(counts: ArrayLike | pd.DataFrame) -> pd.DataFrame:
@@ -162,7 +146,7 @@ def summarize(counts: SegmentationCounts, groups: Mapping[str, str | None] | Non
         "images": len(counts),
         "official": counts.official(),
         "official_interval_95": {name: list(bootstrap_interval(per_image[name], together)) for name in METRICS},
-        "pooled": counts.pooled(),
+        "pooled": pooled_scores(counts.array()),
     }
 
 

@@ -95,17 +95,17 @@ def segmentation_table(runs: Sequence[RunResult], split: str) -> pd.DataFrame:
 
 
 def pooled_table(runs: Sequence[RunResult], split: str) -> pd.DataFrame:
-    """As `segmentation_table`, of all images' pixels together: the lesion, then the means of background and lesion."""
+    """Of all images' pixels together: the lesion, then the means of background and lesion."""
     return _table(result_rows(runs, "segmentation", split), split, _POOLED)
 
 
 def classification_table(runs: Sequence[RunResult], split: str) -> pd.DataFrame:
-    """AUC, and the scores of the most probable class; otherwise as `segmentation_table`."""
+    """AUC, and the scores of the most probable class."""
     return _table(result_rows(runs, "classification", split), split, _CLASSIFICATION)
 
 
 def operating_points_table(runs: Sequence[RunResult], split: str) -> pd.DataFrame:
-    """The highest sensitivity that leaves a specificity of 0.80, 0.90, 0.95; lines as in `classification_table`."""
+    """The highest sensitivity that leaves a specificity of 0.80, 0.90, 0.95."""
     return _table(result_rows(runs, "classification", split), split, _OPERATING_POINTS)
 
 
@@ -125,12 +125,8 @@ def compare(runs: Sequence[RunResult], metric: str, split: str = "test") -> pd.D
     metric: of `METRICS`, per image and averaged over seeds: p is of `paired_bootstrap`. Or "melanoma_auc",
     "seborrheic_keratosis_auc": `delong_test` of the mean AUC over seeds. Ensembles, made of another row's runs, are
     left out. Columns: first, second (`row_names`), images, difference, low, high (95 %), p, p (Holm: adjusted for all
-    pairs of the table).
-
-    UserError when rows were scored on different images, or a run does not keep what is needed; ValueError for a metric.
+    pairs of the table). UserError when rows were scored on different images, or a run does not keep what is needed.
     """
-    if metric not in (*METRICS, *_AUC):
-        raise ValueError(f"metric {metric!r}: expected one of {', '.join((*METRICS, *_AUC))}")
     rows = result_rows(runs, "classification" if metric in _AUC else "segmentation", split)
     rows = [row for row in rows if row.runs and "ensemble" not in row.settings]
     if metric in _AUC:
@@ -138,11 +134,9 @@ def compare(runs: Sequence[RunResult], metric: str, split: str = "test") -> pd.D
     else:
         values = [row.scores(split, metric).mean(axis=0) for row in rows]  # [N] each
     images = [row.per_image(split)[0].reindex(columns=["image_id", "label"]) for row in rows]
-    if other := [row.label for row, those in zip(rows, images, strict=True) if not those.equals(images[0])]:
-        raise UserError(
-            f"{rows[0].label} and {other[0]} were scored on different {split} images or labels: leave one out"
-        )
     lines, names = [], row_names(rows)
+    if other := [name for name, those in zip(names, images, strict=True) if not those.equals(images[0])]:
+        raise UserError(f"{names[0]} and {other[0]} were scored on different {split} images or labels: leave one out")
     for a, b in combinations(range(len(rows)), 2):
         if metric in _AUC:
             result = delong_test((images[0]["label"] == _AUC[metric]).to_numpy(), values[a], values[b])
@@ -159,7 +153,7 @@ def _table(rows: Sequence[Row], split: str, columns: Mapping[str, tuple[str, ...
     lines = []
     for row in rows:
         if row.runs:
-            size = "×".join(map(str, row.settings.get("size", ("–",))))
+            size = "×".join(map(str, row.settings["size"]))
             line = {"experiment": row.name, "network": row.settings["net"]}
             line |= {"pretrained": "yes" if row.settings["pretrained"] else "no", "size": size, "seeds": len(row.runs)}
             lines.append({**line, **_scores(row, split, columns), "note": row.note})

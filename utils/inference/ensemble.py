@@ -28,7 +28,6 @@ from utils.evaluation.export import format_scores
 from utils.evaluation.rows import Row
 from utils.evaluation.runs import RunResult, find_runs
 from utils.evaluation.segmentation import SegmentationCounts, confusion_counts
-from utils.files import written_whole
 from utils.inference.segmentation import add_mask, mask_png
 from utils.logger import log, run_script
 from utils.model.run import environment
@@ -59,7 +58,7 @@ def make_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> Non
 
     A split that no member predicted is left out. UserError when members predict other images, or masks are missing.
     """
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial = folder.with_name(f"{folder.name}.partial")  # which `find_runs` passes over
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -85,13 +84,12 @@ def _write_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> N
         if metrics[split]:
             log.info(format_scores(split, metrics[split]))
     if per_image:
-        _write_table(folder / "per_image.csv", pd.concat(per_image))
+        pd.concat(per_image).to_csv(folder / "per_image.csv", index=False, lineterminator="\n")
     settings = {**first.settings, "name": f"{first.experiment}-ensemble", "seed": 0}
     settings["ensemble"] = {"of": first.experiment, "seeds": [run.seed for run in members]}
     config = {"settings": settings, **environment(torch.device("cpu"))}
     for name, content in (("config.json", config), ("metrics.json", metrics)):
-        with written_whole(folder / name) as file:
-            file.write((json.dumps(content, indent=2) + "\n").encode())
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _average(members: Sequence[RunResult], split: str, folder: Path) -> dict[str, Any] | None:
@@ -100,13 +98,15 @@ def _average(members: Sequence[RunResult], split: str, folder: Path) -> dict[str
     ids = list(tables[0]["image_id"])
     mean = np.mean([table[list(CLASSES)] for table in tables], axis=0).astype(np.float32)
     table = predictions_table(ids, mean)
-    _write_table(folder / f"{split}_predictions.csv", table)
-    _write_table(folder / f"{split}_predictions_official.csv", official_predictions(table))
-    if "label" not in tables[0]:
-        return None
-    labels = tables[0]["label"].to_numpy()
-    _write_table(folder / f"{split}_truth_official.csv", official_truth(dict(zip(ids, labels.tolist(), strict=True))))
-    return classification.summarize(mean, labels, groups=lesions(ids))
+    files = {"predictions": table, "predictions_official": official_predictions(table)}
+    scores = None
+    if "label" in tables[0]:
+        labels = tables[0]["label"].to_numpy()
+        files["truth_official"] = official_truth(dict(zip(ids, labels.tolist(), strict=True)))
+        scores = classification.summarize(mean, labels, groups=lesions(ids))
+    for name, content in files.items():
+        content.to_csv(folder / f"{split}_{name}.csv", index=False, lineterminator="\n")
+    return scores
 
 
 def _vote(members: Sequence[RunResult], split: str, folder: Path, data: Path) -> SegmentationCounts | None:
@@ -116,7 +116,7 @@ def _vote(members: Sequence[RunResult], split: str, folder: Path, data: Path) ->
     if not ids or any(other != ids for other in others):
         raise UserError(f"{members[0].folder.parent}: the seeds keep {split} masks of different images, or none")
     counts = SegmentationCounts()
-    with written_whole(folder / f"{split}_masks.zip") as file, zipfile.ZipFile(file, "w") as archive:
+    with zipfile.ZipFile(folder / f"{split}_masks.zip", "w") as archive:
         for image_id in sorted(ids):
             masks = [run.predicted_mask(split, image_id) for run in members]
             if len({mask.shape for mask in masks}) > 1:
@@ -129,11 +129,6 @@ def _vote(members: Sequence[RunResult], split: str, folder: Path, data: Path) ->
     if scored and len(counts) != scored["images"]:
         raise UserError(f"{data}: true masks of {len(counts)} of the {split} images; choose the folder by --data")
     return counts if scored else None
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    with written_whole(path) as file:
-        file.write(table.to_csv(index=False, lineterminator="\n").encode())
 
 
 def main(argv: list[str] | None = None) -> None:
