@@ -16,7 +16,7 @@ from utils.inference.segmentation import predict_lesions
 from utils.tasks import TASKS
 
 SIZES = {"small": (40, 30), "wide": (150, 90), "tall": (96, 130), "large": (640, 480)}
-TOGETHER = (("wide",), ("wide", "small"), ("large", "tall", "wide"), tuple(SIZES))
+TOGETHER = (("wide",), ("large", "tall", "wide", "small"))
 SEED = 11
 
 
@@ -32,9 +32,7 @@ def photographs(tmp_path) -> dict[str, Sample]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("row", "changes"), [("cls-2-1", {}), ("cls-2-1", {"train_views": "frame"}), ("seg-4", {}), ("seg-5", {})]
-)
+@pytest.mark.parametrize(("row", "changes"), [("cls-2-1", {}), ("cls-2-1", {"train_views": "frame"}), ("seg-5", {})])
 def test_alone_as_among_others_in_any_order(row, changes, photographs, tmp_path):
     """To the bit on a CPU: training images and predictions. Old fault: all were stored as large as the largest."""
     config = configure(row, size=(64, 48), cache=tmp_path / "cache", flips=True, **changes)

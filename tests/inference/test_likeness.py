@@ -67,7 +67,7 @@ def test_the_released_classifier_tells_pictures_without_skin(isic2017, tmp_path)
     for index, picture in enumerate(load_sample_images().images):
         cv2.imwrite(str(tmp_path / f"{index}.png"), picture)
         assert told(tmp_path / f"{index}.png")
-    assert sum(told(sample.image) for sample in read_split(isic2017, "validation")[::10]) <= 1
+    assert sum(told(sample.image) for sample in read_split(isic2017, "validation")[::25]) <= 1
 
 
 @pytest.mark.parametrize(

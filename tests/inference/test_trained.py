@@ -38,23 +38,14 @@ def test_vectors_and_numbers_stay_as_they_are(tmp_path):
         assert torch.equal(tensor, exact[name].half().float() if tensor.ndim > 1 else exact[name])
 
 
-def test_a_weight_too_large_for_half_precision_is_named(tmp_path):
-    layer = torch.nn.Linear(2, 2)
-    torch.nn.init.constant_(layer.weight, 1e6)
-    with pytest.raises(UserError, match="weight: not finite in half precision"):
-        write_released(layer, tmp_path / RELEASED)
-    assert not any(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:1000]), "truncated, or not a safetensors file"),
         (lambda path: path.write_bytes(b"\xff" * 100), "truncated, or not a safetensors file"),
         (lambda path: safetensors.torch.save_file({"a": torch.zeros(1)}, path), "Missing key"),
-        (lambda path: safetensors.torch.save_file({"a": torch.tensor([torch.nan])}, path), "a is not finite"),
     ],
-    ids=["cut short", "a header of exabytes", "another network's", "NaN"],
+    ids=["cut short", "a header of exabytes", "another network's"],
 )
 def test_damaged_weights_are_refused(damage, reason, tmp_path):
     path = tmp_path / RELEASED
@@ -68,9 +59,7 @@ def test_damaged_weights_are_refused(damage, reason, tmp_path):
 @pytest.mark.parametrize(
     ("task", "changed"),
     [
-        ("segmentation", {"net": "mobilenet"}),
         ("segmentation", {"net": "res_unet", "attention": "spatial"}),
-        ("segmentation", {"size": [8, 8]}),
         ("classification", {"net": "segmenter"}),
         ("classification", {"batch_size": None}),
         ("classification", {"train_views": "all"}),

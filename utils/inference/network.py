@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from utils.data.loader import to_input
-from utils.data.transforms import FLIPS
 from utils.device import Precision
 
 
@@ -18,7 +17,7 @@ def predict(
     photographs: Iterable[np.ndarray],
     precision: Precision,
     batch_size: int,
-    flips: Sequence[tuple[int, int]] = FLIPS[:1],
+    flips: Sequence[tuple[int, int]],
 ) -> Iterator[np.ndarray]:
     """Probabilities for photographs, each given by its views: uint8 [V, H, W, 3], of one shape for all.
 

@@ -87,18 +87,17 @@ def load_network(run: RunResult, device: torch.device) -> nn.Module:
     with reading(f"{run.folder}: config.json or metrics.json"):
         model = _network(run.task, run.settings, run.metrics)
     if path.name == RELEASED:
-        _load_released(model, path)
+        state = load_file(path)
+        with reading(path):
+            model.load_state_dict(state)
     else:
         load_best(model, run.folder)
     return model.to(device, memory_format=torch.channels_last).eval()
 
 
 def _network(task: str, settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> nn.Module:
-    """KeyError or ValueError when config and metrics do not tell how to predict, as this program does it."""
-    if nets.is_segmenter(settings["net"]) != (task == "segmentation"):
-        raise ValueError(f"no network for {task} is named {settings['net']}")
-    if settings["batch_size"] < 1 or min(settings["size"]) < 32:
-        raise ValueError("no size of 32 pixels or more")
+    """KeyError or ValueError when config and metrics do not tell how to predict, as those of another version."""
+    _ = settings["size"], settings["batch_size"]
     if task == "classification":
         _ = TRAIN_TRANSFORMS[settings["train_views"]], TEST_PATCHES[metrics["views"]], metrics["flips"]
     options = {name: settings.get(name) for name in ("attention", "alpha")}
@@ -106,28 +105,11 @@ def _network(task: str, settings: Mapping[str, Any], metrics: Mapping[str, Any])
 
 
 def write_released(model: nn.Module, path: Path) -> None:
-    """Write a network's weights in half precision; vectors and numbers (batch norm, biases, α) stay as they are.
-
-    UserError when one is too large for that.
-    """
+    """Write a network's weights in half precision; vectors and numbers (batch norm, biases, α) stay as they are."""
     state = {name: tensor.contiguous() for name, tensor in model.cpu().state_dict().items()}
     state = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in state.items()}
-    if broken := _not_finite(state):
-        raise UserError(f"{broken}: not finite in half precision; pass best.pth on as it is")
     with written_whole(path) as file:
         file.write(safetensors.torch.save(state))
-
-
-def _load_released(model: nn.Module, path: Path) -> None:
-    state = load_file(path)
-    with reading(path):
-        if broken := _not_finite(state):
-            raise ValueError(f"{broken} is not finite")
-        model.load_state_dict(state)
-
-
-def _not_finite(state: Mapping[str, torch.Tensor]) -> str | None:
-    return next((name for name, tensor in state.items() if not bool(tensor.isfinite().all())), None)
 
 
 def stored_sizes(run: RunResult, original: Size) -> Sizes:
