@@ -135,15 +135,12 @@ def test_the_worst_of_each_class(tmp_path, samples):
     assert [panel.title for panel in panels] == expected and len(expected) == 6
 
 
-def test_photograph(tmp_path, samples, messages):
+def test_photograph(samples):
     half = np.zeros((30, 20), np.uint8)
     half[:, 10:] = 1
     panel = examples.photograph(samples[0], "title", width=80, prediction=half)
     assert panel.image.shape == (60, 80, 3) and panel.truth.any()
     np.testing.assert_array_equal(panel.prediction, np.repeat([[0] * 40 + [1] * 40], 60, axis=0))
-    (tmp_path / "damaged.png").write_bytes(b"no image")
-    assert examples.photograph(replace(samples[0], mask=tmp_path / "damaged.png"), "title").truth is None
-    assert "damaged.png" in messages() and "drawn without an outline" in messages()
 
 
 def test_maps_of_an_arl_network_and_a_resnet(tmp_path, samples, messages, monkeypatch):

@@ -40,18 +40,17 @@ def history(epochs: int, *columns: str) -> list[dict[str, float]]:
     return [{"epoch": epoch, "lr": 1e-4, **{n: rng.random() for n in columns}} for epoch in range(1, epochs + 1)]
 
 
-@pytest.mark.parametrize("primary, first", [(None, "val_jaccard"), ("val_dice", "val_dice")])
-def test_history_of_a_segmentation(primary, first):
+def test_history_of_a_segmentation():
     """Its score is drawn first and thick, wherever its column stands."""
     rows = history(30, "train_loss", *SEGMENTATION[::-1])
-    figure = figures.plot_history(rows, 12, primary)
+    figure = figures.plot_history(rows, 12)
     losses, scores = figure.axes
     assert figure.get_figwidth() == style.WIDE and all(axes.title.get_fontsize() >= 8 for axes in figure.axes)
     assert [axes.get_title() for axes in (losses, scores)] == ["Loss", "Validation"]
     assert losses.get_xlabel() == scores.get_xlabel() == "epoch"
     assert [losses.get_ylabel(), scores.get_ylabel()] == ["loss", "score"]
     assert entries(losses) == ["training loss", "best epoch, 12"]
-    columns = list(dict.fromkeys([first, *SEGMENTATION[::-1]]))
+    columns = list(dict.fromkeys(["val_jaccard", *SEGMENTATION[::-1]]))
     assert entries(scores) == [*(style.words(name[4:]) for name in columns), "best epoch, 12"]
     for line, name in zip(scores.lines, columns, strict=False):
         assert list(line.get_xdata()) == [row["epoch"] for row in rows]
@@ -110,7 +109,7 @@ def test_colours_differ_for_everybody(seen):
 
 @pytest.mark.parametrize("epochs", [1, 2, 5])
 def test_history_of_few_epochs_has_whole_epochs_on_its_axis(epochs):
-    for axes in figures.plot_history(history(epochs, "train_loss", "val_auc", "alpha_layer1.0")).axes:
+    for axes in figures.plot_history(history(epochs, "train_loss", "val_auc", "alpha_layer1.0"), 1).axes:
         low, high = axes.get_xlim()
         ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
         assert ticks and all(tick == round(tick) for tick in ticks)
@@ -223,6 +222,6 @@ def test_class_balance():
 
 
 def test_best_median_worst():
-    groups = figures.best_median_worst(np.array([0.1, 0.9, 0.5, 0.3, 0.8, 0.6]), count=2)
+    groups = figures.best_median_worst(np.array([0.1, 0.9, 0.5, 0.3, 0.8, 0.6]))
     assert {name: list(rows) for name, rows in groups.items()} == {"best": [1, 4], "median": [5, 2], "worst": [3, 0]}
     assert list(figures.best_median_worst(np.array([0.2, 0.4]))["best"]) == [1, 0]

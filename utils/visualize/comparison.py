@@ -13,7 +13,6 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils import UserError
 from utils.evaluation.classification import SPECIFICITIES, TASKS, classification_scores, score_intervals
 from utils.evaluation.export import format_number
 from utils.evaluation.segmentation import JACCARD_THRESHOLD
@@ -243,18 +242,12 @@ def _draw_mean(axes: Axes, kind: str, seeds: np.ndarray, positive: np.ndarray, l
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write `name`.pdf (vectors, fonts embedded) and `name`.png (300 dpi) and return their paths.
-
-    The folder is made if need be. UserError when one of them cannot be written.
-    """
+    """Write `name`.pdf (vectors, fonts embedded) and `name`.png (300 dpi) into a folder, which is made; their paths."""
     paths = [folder / f"{name}.pdf", folder / f"{name}.png"]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with rc_context({"pdf.fonttype": 42}):  # TrueType, which journals ask for
-            figure.savefig(paths[0], dpi=300, metadata={"CreationDate": None})  # the same figure, the same file
-        figure.savefig(paths[1], dpi=300)
-    except OSError as error:
-        raise UserError(f"{folder / name}: the figure cannot be written ({error}); choose another folder") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    with rc_context({"pdf.fonttype": 42}):  # TrueType, which journals ask for
+        figure.savefig(paths[0], dpi=300, metadata={"CreationDate": None})  # the same figure, the same file
+    figure.savefig(paths[1], dpi=300)
     return paths
 
 

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from utils import UserError
 from utils.data.cache import ImageCache
 from utils.data.images import image_size, read_image, read_mask
 from utils.data.isic import CLASSES, Sample, read_split
@@ -74,15 +73,11 @@ def find_samples(runs: Sequence[RunResult], split: str, data: str | Path) -> tup
 def photograph(sample: Sample, title: str, width: int = 320, prediction: np.ndarray | None = None) -> Panel:
     """A panel of a photograph in its own proportions, `width` pixels wide, with the true outline where there is a mask.
 
-    A mask that cannot be read leaves a warning and no outline. prediction: mask [h, w] of the whole frame, of any size.
+    prediction: mask [h, w] of the whole frame, of any size.
     """
     columns, rows = image_size(sample.image)
     size = (width, max(1, round(width * rows / columns)))
-    mask = None
-    try:
-        mask = read_mask(sample.mask, size) if sample.mask else None
-    except UserError as error:
-        log.warning("%s; drawn without an outline", error)
+    mask = read_mask(sample.mask, size) if sample.mask else None
     if prediction is not None:
         prediction = np.array(Image.fromarray(prediction.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
     return Panel(title, read_image(sample.image, size), mask, prediction)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -18,7 +19,7 @@ from utils.data.isic import CLASSES
 from utils.evaluation.classification import auc, calibration_error, scored_classes
 from utils.visualize import style
 
-CHOSEN_BY = ("val_jaccard", "val_mean_auc")  # columns of the history; the earlier runs have others before them
+CHOSEN_BY = ("val_jaccard", "val_mean_auc")  # columns of the history
 
 
 @dataclass(frozen=True)
@@ -32,36 +33,30 @@ class Panel:
 
 
 @style.typeset(style.PAGE)
-def plot_history(
-    history: Sequence[Mapping[str, float]], best_epoch: int | None = None, primary: str | None = None
-) -> Figure:
+def plot_history(history: Sequence[Mapping[str, float]], best_epoch: int) -> Figure:
     """Learning curves from the rows of a run's history, by epoch.
 
-    One panel of losses, one of the validation scores (columns `val_…`), and, where the rows have columns `alpha_…`,
-    one of the α of each ARL block (a colour for each stage). primary: the column that is drawn first and thick, by
-    default the one by which the best epoch is chosen. What a row lacks, of an epoch that another version trained, is
-    left out.
+    One panel of losses, one of the validation scores (columns `val_…`; the one by which the best epoch is chosen first
+    and thick), and, where the rows have columns `alpha_…`, one of the α of each ARL block (a colour for each stage).
     """
-    columns = dict.fromkeys(name for row in history for name in row)
+    table = pd.DataFrame(history)  # empty cells: what an epoch that another version trained lacks
     losses = {"train_loss": "training loss", "val_loss": "validation loss"}
-    losses = {name: label for name, label in losses.items() if name in columns}
-    names = [name for name in columns if name.startswith("val_") and name not in losses]
-    primary = primary or next((name for name in CHOSEN_BY if name in names), names[0])
+    losses = {name: label for name, label in losses.items() if name in table}
+    names = [name for name in table if name.startswith("val_") and name not in losses]
+    primary = next((name for name in CHOSEN_BY if name in names), names[0])
     scores = {name: style.words(name[4:]) for name in dict.fromkeys([primary, *names])}
-    alphas = {name: name.removeprefix("alpha_") for name in columns if name.startswith("alpha_")}
+    alphas = {name: name.removeprefix("alpha_") for name in table if name.startswith("alpha_")}
     panels = [("Loss", "loss", losses), ("Validation", "score", scores), ("α of each ARL block", "α", alphas)]
     panels = panels if alphas else panels[:2]
     lines = max(len(names) for *_, names in panels) // 2 + 1  # of the legends, in two columns
     figure = style.page(2.5 + 0.13 * lines)
-    epochs = [row["epoch"] for row in history]
-    marker = "o" if len(epochs) < 20 else None
+    marker = "o" if len(table) < 20 else None
     for axes, (title, unit, names) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         looks = _block_looks(names) if names is alphas else style.line_looks(names)
         for (name, label), look in zip(names.items(), looks, strict=True):
             look |= {"linewidth": 2.2 if name == primary else 0.9, "marker": marker, "markersize": 2.5, "label": label}
-            axes.plot(epochs, [row.get(name, np.nan) for row in history], **look)
-        if best_epoch:
-            axes.axvline(best_epoch, label=f"best epoch, {best_epoch}", **style.GREY)
+            axes.plot(table["epoch"], table[name], **look)
+        axes.axvline(best_epoch, label=f"best epoch, {best_epoch}", **style.GREY)
         axes.set(title=title, xlabel="epoch", ylabel=unit)
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid()
@@ -105,10 +100,10 @@ def plot_class_balance(labels: Mapping[str, Sequence[int]]) -> Figure:
     return style.finished(figure)
 
 
-def best_median_worst(values: np.ndarray, count: int = 4) -> dict[str, np.ndarray]:
-    """Indices of the `count` highest, middle and lowest of the values [N]; fewer when N is small, none twice."""
+def best_median_worst(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Indices of the four highest, middle and lowest of the values [N]; fewer when N is small, none twice."""
     order = np.argsort(-np.asarray(values), kind="stable")
-    count = max(1, min(count, len(order) // 3))
+    count = max(1, min(4, len(order) // 3))
     middle = len(order) // 2 - count // 2
     groups = {"best": order[:count], "median": order[middle : middle + count], "worst": order[-count:]}
     return groups if len(order) >= 3 else {"best": order}
