@@ -67,15 +67,6 @@ def test_delong_p_value_by_hand(first, second, decimals):
     assert result.interval == pytest.approx(ends, abs=1e-6)
 
 
-def test_delong_sees_only_the_order_of_scores():
-    positive, (a, b) = draw_scores(seed=5)
-    result = delong_test(positive, a, b)
-    assert delong_test(positive, np.exp(a), 3 * b - 7) == result
-    swapped = delong_test(positive, b, a)
-    assert swapped.difference == -result.difference and swapped.p_value == pytest.approx(result.p_value)
-    assert swapped.interval == pytest.approx((-result.interval[1], -result.interval[0]))
-
-
 def test_delong_at_the_edges():
     positive, (a, b) = draw_scores()
     same = delong_test(positive, a, a)
@@ -153,21 +144,6 @@ def test_holm_by_hand():
     assert holm([]).shape == (0,)
 
 
-def test_false_alarms_are_about_as_many_as_promised():
-    """400 pairs of equally good models: 5 % give p < 0.05 (binomial deviation 1.1 %; the bootstrap gives more)."""
-    rng = np.random.default_rng(7)
-    by_delong, by_bootstrap = [], []
-    for _ in range(400):
-        positive = np.arange(100) < 40
-        shared = rng.normal(size=100) + positive
-        a, b = shared + rng.normal(size=(2, 100))
-        by_delong.append(delong_test(positive, a, b).p_value)
-        by_bootstrap.append(paired_bootstrap(a, b).p_value)
-    for p_values in (by_delong, by_bootstrap):
-        assert 0.02 < np.mean(np.array(p_values) < 0.05) < 0.09
-        assert 0.42 < np.mean(np.array(p_values) < 0.5) < 0.58
-
-
 @pytest.mark.parametrize(
     ("images", "trainings", "shares"),
     [(40, 2, (0.3, 0.3, 0.4)), (12, 1, (0.15, 0.05, 0.8))],
@@ -177,16 +153,16 @@ def test_intervals_are_quantiles_of_scikit_learns_scores(images, trainings, shar
     probabilities, labels = draw(images, 3, shares, grid=20)
     each = [np.roll(probabilities, number, axis=0) for number in range(trainings)]
     generator, drawn = np.random.default_rng(0), []
-    for _ in range(25):
+    for _ in range(15):
         rows = generator.integers(images, size=images)
         scores = [scikit_learn_scores(one[rows], labels[rows]) for one in each]
         errors = [calibration_error(one[rows], labels[rows]) for one in each]
         means = {path: np.mean([one[path] for one in scores]) for path in scores[0]}
         drawn.append({**means, ("calibration_error",): np.mean(errors)})
-    intervals = by_path(score_intervals(each[0] if trainings == 1 else np.stack(each), labels, resamples=25))
+    intervals = by_path(score_intervals(each[0] if trainings == 1 else np.stack(each), labels, resamples=15))
     assert intervals.keys() == drawn[0].keys()
     for path, found in intervals.items():
         expected = np.nanquantile([scores[path] for scores in drawn], [0.025, 0.975])
         assert found == pytest.approx(expected.tolist(), abs=1e-12), path
     left_out = np.isnan([scores["mean_auc",] for scores in drawn]).sum()
-    assert left_out == 0 if images == 40 else 0 < left_out < 25
+    assert left_out == 0 if images == 40 else 0 < left_out < 15

@@ -100,24 +100,6 @@ def test_a_lesion_touches_each_side_with_its_outermost_pixels(tmp_path, row, col
     assert found is touches
 
 
-def test_facts_of_the_real_validation_images(isic2017):
-    facts = image_facts(isic2017, "validation")
-    groups = subgroups(facts)
-    assert len(facts) == 150 and list(groups) == FACTORS
-    counts = {name: len(ids) for factor in ("class", "sex") for name, ids in groups[factor].items()}
-    assert counts == {"melanoma": 30, "seborrheic keratosis": 42, "nevus": 78, "female": 59, "male": 90}
-    by_id = facts.set_index("image_id")
-    for id_, touches in (("ISIC_0001769", False), ("ISIC_0009995", True)):
-        image = Image.open(isic2017 / f"{VALIDATION}_Part1_GroundTruth/{id_}_segmentation.png")
-        black, *_, white = image.histogram()
-        assert by_id["lesion_share"][id_] == white / (black + white)
-        left, upper, right, lower = image.getbbox()
-        assert by_id["touches_border"][id_] is touches is (0 in (left, upper) or 256 in (right, lower))
-    assert list(by_id.loc["ISIC_0001769", ["class", "age", "sex"]]) == ["nevus", 15.0, "female"]
-    (unknown,) = facts.index[facts["age"].isna()]
-    assert facts["image_id"][unknown] == "ISIC_0014712" and facts["sex"][unknown] is None
-
-
 def test_bounds_of_the_groups():
     shares = [0.0, 0.0999, 0.1, 0.2, 0.3, 0.3001, 1.0, math.nan]
     ages = [0, 39, 40, 59, 59.5, 60, 85, math.nan]
