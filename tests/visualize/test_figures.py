@@ -107,7 +107,7 @@ def test_colours_differ_for_everybody(seen):
     assert apart[np.triu_indices(len(style.COLOURS), 1)].min() > 20
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 5])
+@pytest.mark.parametrize("epochs", [1, 5])
 def test_history_of_few_epochs_has_whole_epochs_on_its_axis(epochs):
     for axes in figures.plot_history(history(epochs, "train_loss", "val_auc", "alpha_layer1.0"), 1).axes:
         low, high = axes.get_xlim()
@@ -130,10 +130,9 @@ def test_contours():
     assert not figures.plot_contours([figures.Panel("photograph", IMAGE)], columns=1).legends
 
 
-@pytest.mark.parametrize("width", [1.8, 3.2])
-def test_titles_of_photographs_do_not_overlap(width):
+def test_titles_of_photographs_do_not_overlap():
     title = "ISIC_0000000\nseborrheic keratosis 0.34\nsaid seborrheic keratosis 0.67"
-    figure = figures.plot_contours([figures.Panel(title, IMAGE)] * 8, "The worst", width=width)
+    figure = figures.plot_contours([figures.Panel(title, IMAGE)] * 8, "The worst")
     assert not overlap(figure, [figure._suptitle, *(axes.title for axes in figure.axes)])
 
 
