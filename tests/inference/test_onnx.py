@@ -116,11 +116,11 @@ def test_resizing_is_that_of_opencv(sides, size):
 
 @pytest.mark.parametrize(
     ("name", "attention"),
-    [("arl14", "channel"), ("mobilenet_unet", None), ("dense_unet", None), ("timm/tf_efficientnet_lite0", None)],
+    [("arl14", "channel"), ("dense_unet", None), ("timm/tf_efficientnet_lite0", None)],
 )
 def test_a_network_of_each_kind_says_the_same(name, attention, isic2017, isic2017_fullsize):
-    """All others: docs/onnx.md. Random networks answer a level more of one pixel with .01; from these sizes OpenCV's
-    sums are exact.
+    """The MobileNet is below; all others: docs/onnx.md. Random networks answer a level more of one pixel with .01; from
+    these sizes OpenCV's sums are exact.
     """
     photographs = [one[:384, :512] for one in real(isic2017, isic2017_fullsize)[1:]]
     run = run_of(name, SMALL, FRAME)
