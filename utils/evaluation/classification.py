@@ -34,8 +34,8 @@ def auc(scores: ArrayLike, positive: ArrayLike, weights: np.ndarray | None = Non
     """Area under the ROC curve: the share of (positive, negative) pairs in which the positive scores higher.
 
     A tie counts half (Mann–Whitney). NaN without positives or without negatives.
-    scores: [N] finite numbers; positive: bool [N]. weights: float64 [R, N], how often each of R resamples has each
-    image; then there are R values. ValueError for anything else.
+    scores: [N] finite numbers; positive: bool [N]; else ValueError. weights: float64 [R, N], how often each of R
+    resamples has each image; then there are R values.
     """
     positives, negatives, often, others = _both_sides(scores, positive, weights)
     below = _running_sum(others)  # [R, negatives + 1]

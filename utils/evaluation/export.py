@@ -114,17 +114,13 @@ def format_scores(split: str, summary: Mapping[str, Any]) -> str:
         overall = {"mean_auc": "mean AUC", "balanced_accuracy": "balanced accuracy"}
         paths = {title: (key,) for key, title in overall.items() if key in summary}
         names = {"auc": "AUC"} | {name: name for name in ("accuracy", "sensitivity", "specificity")}
-        for task, scores in summary.items():
-            if isinstance(scores, dict) and "auc" in scores:
-                known = {f"{task.replace('_', ' ')}: {names[key]}": (task, key) for key in names if key in scores}
-                paths |= known
+        for task in [name for name, scores in summary.items() if isinstance(scores, dict) and "auc" in scores]:
+            title = task.replace("_", " ")
+            paths |= {f"{title}: {names[key]}": (task, key) for key in names if key in summary[task]}
     lines, width = [f"{split}, {summary['images']} images: {kind} [95 % interval]"], max(map(len, paths))
     for name, path in paths.items():
-        value = lookup(values, path)
-        known = (
-            "undefined: no such image"
-            if value is None
-            else "{:.4f}  [{:.4f}, {:.4f}]".format(value, *lookup(intervals, path))
-        )
-        lines.append(f"  {name:<{width}} {known}")
+        text = "undefined: no such image"
+        if (value := lookup(values, path)) is not None:
+            text = "{:.4f}  [{:.4f}, {:.4f}]".format(value, *lookup(intervals, path))
+        lines.append(f"  {name:<{width}} {text}")
     return "\n".join(lines)

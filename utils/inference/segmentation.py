@@ -100,8 +100,7 @@ def score(
         index, probability = item
         look(index, probability)
         sample = cache.samples[index]
-        truth = masks.read(sample.mask) if masks else read_mask(sample.mask).astype(bool)
-        return sample.id, _compare(probability, truth)
+        return sample.id, _compare(probability, masks.read(sample.mask) if masks else read_mask(sample.mask))
 
     probabilities = predict_lesions(model, cache, precision, batch_size, flips, indices)
     found = dict(distributed.gather(list(in_order(compare, probabilities))))
@@ -129,7 +128,7 @@ def write_masks(
         index, probability = item
         sample = cache.samples[index]
         mask = mask_png(lesion_mask(probability, image_size(sample.image)))
-        return sample, mask, _compare(probability, read_mask(sample.mask).astype(bool)) if sample.mask else None
+        return sample, mask, _compare(probability, read_mask(sample.mask)) if sample.mask else None
 
     with (
         written_whole(path) as file,

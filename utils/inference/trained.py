@@ -59,12 +59,10 @@ def chosen_runs(name: str, results: Path = RESULTS, ensemble: bool = False) -> l
 
 
 def run_label(run: RunResult) -> str:
-    """As people are told of it."""
     return f"{run.experiment}, seed {run.seed}"
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a run's folder holds what `load_network` loads."""
     return any((folder / name).is_file() for name in ("best.pth", RELEASED))
 
 

@@ -65,10 +65,9 @@ def plot_confusions(rows: Mapping[str, np.ndarray], labels: np.ndarray) -> Figur
 
 @style.typeset(style.PAGE)
 def plot_reliabilities(rows: Mapping[str, np.ndarray], labels: np.ndarray) -> Figure:
-    """How often each row is right by its confidence, in tenths, and how many images each tenth holds; three a line.
+    """How often each row is right by its confidence (`draw_reliability`); three a line.
 
-    The seeds are pooled; the numbers of images are means over seeds. Dotted: perfect calibration. The title has the
-    expected calibration error, mean ± standard deviation over seeds. Arguments as in `plot_curves`.
+    The title has the expected calibration error, mean ± standard deviation over seeds. Arguments as in `plot_curves`.
     """
     titles = _titles(rows, labels, "calibration_error")
     figure, grid = style.small_multiples(titles, 2.3, parts=(3, 1))
@@ -159,9 +158,8 @@ def plot_jaccards(rows: Mapping[str, np.ndarray]) -> Figure:
 def plot_groups(tables: Mapping[str, pd.DataFrame], score: str) -> Figure:
     """A score within groups of images: a block for each factor, a line for each group, a dot and interval a row.
 
-    The factors and their groups come in the order of the tables; a group that no row has a score of is left out. Grey
-    lines: the rows' means of the group "all". tables: by row label, a line for each group; columns factor,
-    group, images (how many), and `score` with `utils.evaluation.export.Score`, whose 95 % interval is drawn.
+    A group that no row has a score of is left out. Grey lines: the rows' means of the group "all".
+    tables: by row label, as of `utils.evaluation.subgroups`.
     """
     lines = {}  # what stands at the left, by factor and group; a heading has no group
     every = pd.concat(tables)

@@ -206,11 +206,8 @@ def plot_saliency(
 
 
 def _ids(folder: str | Path, split: str) -> set[str]:
-    return (
-        {sample.id for sample in read_split(folder, split, with_labels=False)}
-        if str(folder) and Path(folder).is_dir()
-        else set()
-    )
+    there = str(folder) and Path(folder).is_dir()
+    return {sample.id for sample in read_split(folder, split, with_labels=False)} if there else set()
 
 
 def _with_weights(rows: Sequence[Row], split: str, net: str) -> Row | None:

@@ -31,16 +31,8 @@ def identity(file: Path) -> list[int]:
 class Record:
     """record.jsonl in a folder of outputs: a line that tells which networks they are of, then one a photograph.
 
-    Args:
-        folder: of the outputs; made by `start`.
-        networks: what identifies them, by the name to show: {"cls-b1, seed 5": SHA-256 of the weights}.
-
-    Attributes:
-        path: of the file.
-        names: absolute path of the photograph by name of its outputs.
-
-    Raises:
-        UserError: the outputs there are of other networks, which it names, or the file is damaged.
+    networks: what identifies them, by the name to show: {"cls-b1, seed 5": SHA-256 of the weights}. UserError when the
+    outputs there are of others, or the file is damaged. `names`: the photograph's absolute path by name of its outputs.
     """
 
     def __init__(self, folder: Path, networks: Mapping[str, str]) -> None:
