@@ -65,12 +65,11 @@ def plot_history(history: Sequence[Mapping[str, float]], best_epoch: int) -> Fig
 
 
 @style.typeset(style.PAGE)
-def plot_contours(panels: Sequence[Panel], title: str = "", columns: int = 4) -> Figure:
-    """Photographs in a grid, the true outline and the predicted one drawn over each."""
+def plot_contours(panels: Sequence[Panel], title: str = "", columns: int = 4, width: float = 1.8) -> Figure:
+    """Photographs in a grid, the true outline and the predicted one drawn over each; width: of a panel, inches."""
     rows = -(-len(panels) // columns)
     lines = max(panel.title.count("\n") + 1 for panel in panels)
-    width = 1.8  # inches, of a panel
-    height = 0.75 * width + 0.16 * lines + 0.15  # most photographs are 4:3
+    height = 0.75 * width + 0.16 * lines + 0.15  # of a panel; most photographs are 4:3
     figure = style.page(height * rows + 0.6, width * columns)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
@@ -150,7 +149,8 @@ def plot_classification(
 ) -> Figure:
     """ROC curves of `scored_classes`, confusion matrix, and how far the confidence can be trusted.
 
-    probabilities: [N, C], in the order of the C `classes`; labels: int [N], indices into them.
+    probabilities: [N, C], in the order of the C `classes`; labels: int [N], indices into them. ValueError for what
+    `utils.evaluation.classification.calibration_error` refuses.
     """
     probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
     error = calibration_error(probabilities, labels)
