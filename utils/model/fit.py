@@ -4,10 +4,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import chain
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -22,8 +20,6 @@ from utils.model.weights import load_file
 from utils.signals import StopRequested, StopSignals, stop_signals
 
 Validate = Callable[[nn.Module], tuple[float, dict[str, float]]]  # → score to select by, columns for the history
-Picture = Callable[[nn.Module], np.ndarray]  # → what a network puts out on a few images, uint8 [H, W, 3]
-PICTURE_EVERY = 5  # epochs
 LEAST_SCALE = 1e-4  # of a float16 loss: it starts at 65536 and is halved at each gradient that is not finite
 MEASURED = (5, 3.0)  # steps after the first, and seconds, before the first estimate of the time
 _LOADER_FAILURES = ("DataLoader worker", "shared memory", "shm_open")  # in torch's messages
@@ -60,7 +56,7 @@ class Clock:
         return f"about {readable_time(seconds)} left" if epochs > done else ""
 
 
-def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run, picture: Picture | None = None) -> None:
+def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run) -> None:
     """Train until the schedule ends or the validation score stops rising, continuing from the run's checkpoint.
 
     A signal that asks to stop takes effect after the current step: a checkpoint is written from which the same run
@@ -70,7 +66,6 @@ def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run, pict
         loader: of `utils.data.loader.train_loader`.
         validate: scores the model. The first three columns are printed. In distributed training every process
             calls it and gets the same result.
-        picture: for TensorBoard, of every fifth epoch.
         run: where history, events, `last.pth` (everything) and `best.pth` (weights of the best epoch) go.
 
     Raises:
@@ -95,8 +90,7 @@ def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run, pict
                 done.best_score, done.best_epoch = score, done.epoch
             history.append(row)
             run.write_history(history)
-            shows = picture is not None and done.epoch % PICTURE_EVERY == 1
-            run.write_events(row, done.epoch, partial(picture, trainer.best) if shows else None)
+            run.write_events(row)
             save_checkpoint(trainer.state(), last)
             _keep_best(trainer, run)
             _tell(trainer, row, clock.left())
@@ -153,7 +147,6 @@ def _epoch(
     if done.skipped > skipped:
         count = done.skipped - skipped
         log.warning("epoch %d: %d steps skipped, their loss or gradient was not finite", done.epoch + 1, count)
-    trainer.begin_next_epoch(loader)
     with stop.at_once():
         score, columns = validate(trainer.best)
     images = (done.step - first) * loader.batch_sampler.batch_size
@@ -164,9 +157,8 @@ def _epoch(
 
 def _check_finite(trainer: Trainer, run: Run) -> None:
     tensors = chain(trainer.model.parameters(), trainer.model.buffers())
-    if not torch.stack(
-        [tensor.isfinite().all() for tensor in tensors]
-    ).all():  # one wait for the GPU, not one per tensor
+    # One wait for the GPU, not one per tensor.
+    if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
         raise UserError(f"the weights or running statistics are not finite {_way_out(trainer, run)}")
     if trainer.scaler.is_enabled() and trainer.scaler.get_scale() < LEAST_SCALE:
         raise UserError(f"the gradient is not finite at any scale {_way_out(trainer, run)}")

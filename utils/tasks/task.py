@@ -11,7 +11,7 @@ from utils.data.cache import ImageCache
 from utils.data.splits import Data
 from utils.data.transforms import Transforms
 from utils.device import Precision
-from utils.model.fit import Picture, Validate
+from utils.model.fit import Validate
 from utils.model.run import Run
 
 
@@ -39,9 +39,6 @@ class Task(Protocol):
 
     def validation(self, cache: ImageCache, precision: Precision) -> Validate:
         """What scores a network after each epoch, always by the same images."""
-
-    def picture(self, cache: ImageCache, precision: Precision) -> Picture | None:
-        """What shows, during training, a few of the cache's images as a network sees them; None for nothing."""
 
     def score(
         self, model: nn.Module, cache: ImageCache, split: str, precision: Precision, run: Run
