@@ -2,7 +2,6 @@
 
 import argparse
 import math
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -38,8 +37,7 @@ def make_parser(task: str, doc: str) -> argparse.ArgumentParser:
         "where there is none; 0: start afresh, the old run is kept under another name (1)")  # fmt: skip
     add("-p", "--pretrained", type=int, choices=(0, 1), help="pretrained weights (the experiment's, else 1)")
     add("-m", "--message", default="", help="a note kept with the run")
-    add("--experiment", type=_meant(task, "--experiment"), choices=experiments(task), help="row of the results table; "
-        "other flags change its settings")  # fmt: skip
+    add("--experiment", choices=experiments(task), help="row of the results table; other flags change its settings")
     add("--data", type=Path, default=Config.data, metavar="DIR", help="data folder (Data/ISIC2017)")
     add("--output", type=Path, default=MODEL, metavar="DIR", help="where run folders go (model)")
     add("--cache", type=Path, default=CACHE, metavar="DIR", help="where prepared images go (Data/cache)")
@@ -94,12 +92,6 @@ def _add_computation(parser: argparse.ArgumentParser) -> None:
     add("--deterministic", action="store_true", help="on GPUs: kernels that give the same bits each time; slower")
     add("--on-nan", choices=("stop", "skip"), default="stop", help="a gradient that is not finite stops the run, or "
         "its step is skipped and counted (stop)")  # fmt: skip
-    add("--recompute", action=_Gone, nargs=0, help=argparse.SUPPRESS)
-
-
-class _Gone(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parser.error(f"{self.option_strings[0]} was removed: --accumulate N computes a batch in less memory")
 
 
 def to_config(args: argparse.Namespace) -> Config:
@@ -119,25 +111,10 @@ def to_config(args: argparse.Namespace) -> Config:
     )
 
 
-def _meant(task: str, flag: str) -> Callable[[str], str]:
-    """An argparse type: a name. The error of one that belongs to another flag or script tells the right command."""
-    kinds = {"-n": ("network", NETS), "--experiment": ("row", {each: experiments(each) for each in NETS})}
-
-    def name(text: str) -> str:
-        places = [(other, each) for each, (_, names) in kinds.items() for other in NETS if text in names[other]]
-        if places and (task, flag) not in places:
-            other, right = min(places, key=lambda place: place[0] != task)
-            command = f"python {SCRIPTS[other]} {right} {text}"
-            raise argparse.ArgumentTypeError(f"{text} is a {other} {kinds[right][0]}: {command}")
-        return text
-
-    return name
-
-
 def _network(task: str, text: str) -> str:
     if text.startswith("timm/"):
         return TIMM[task] + text.removeprefix("timm/")
-    if _meant(task, "-n")(text) not in NETS[task]:
+    if text not in NETS[task]:
         raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(NETS[task])}, timm/NAME)")
     return NETS[task][text]
 
