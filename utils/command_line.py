@@ -96,19 +96,10 @@ def _add_computation(parser: argparse.ArgumentParser) -> None:
 
 def to_config(args: argparse.Namespace) -> Config:
     """The config that parsed flags describe. UserError for flags that do not go together."""
-    flags = vars(args).copy()
-    net, pretrained = flags.pop("net"), flags.pop("pretrained")
-    size, checked, graphs = flags.pop("size"), flags.pop("checked"), flags.pop("graphs")
-    return configure(
-        net=net,
-        pretrained=None if pretrained is None else bool(pretrained),
-        size=size and tuple(size),
-        split=flags.pop("split") and tuple(args.split),
-        extra=tuple(flags.pop("extra")),
-        resume=bool(checked),
-        graphs=graphs == "on",
-        **flags,
-    )
+    flags = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items()}
+    pretrained, checked, graphs = (flags.pop(name) for name in ("pretrained", "checked", "graphs"))
+    pretrained = None if pretrained is None else bool(pretrained)
+    return configure(pretrained=pretrained, resume=bool(checked), graphs=graphs == "on", **flags)
 
 
 def _network(task: str, text: str) -> str:

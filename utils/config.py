@@ -281,19 +281,11 @@ def _row_with(task: str, net: str, pretrained: bool, base: Experiment | None, ki
     Rows with another size or number of epochs than the task's defaults never match.
     base: a row to take the remaining settings from, in place of the defaults.
     """
-    default = DEFAULTS[task]
-    wanted = {
-        "task": task,
-        "net": net,
-        "pretrained": pretrained,
-        "size": default.size,
-        "epochs": default.epochs,
-        **kind,
-    }
+    default, own = DEFAULTS[task], {"net": net, "pretrained": pretrained, **kind}
     if base is None:
-        for row in EXPERIMENTS.values():
+        wanted = {"size": default.size, "epochs": default.epochs, **own}
+        for row in map(EXPERIMENTS.get, experiments(task)):
             if all(getattr(row, name) == value for name, value in wanted.items()):
                 return row
     name = f"{net.replace('/', '-')}-{'pretrained' if pretrained else 'scratch'}"
-    own = {"name": name, "net": net, "pretrained": pretrained}
-    return replace(base or default, **default_attention(net) | own | kind)
+    return replace(base or default, name=name, **default_attention(net) | own)

@@ -38,7 +38,7 @@ from utils.visualize.figures import plot_classification
 
 
 class Classification:
-    """See `utils.tasks.task.Task`. The best epoch is chosen by AUC(melanoma) + AUC(seborrheic keratosis)."""
+    """As `Segmentation`. The best epoch is chosen by AUC(melanoma) + AUC(seborrheic keratosis)."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
