@@ -26,20 +26,13 @@ CHECK_EVERY = 20  # steps on a GPU: to see whether they were finite waits for it
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the learning rate falls from `lr`, and when training ends.
+    """How the learning rate falls, and when training ends."""
 
-    Attributes:
-        epochs: of the whole schedule.
-        patience: epochs without a better validation score after which training stops.
-        optimizer: "adamw", its rate falling to 0 along a half cosine over all steps; or "sgd" with momentum 0.9, its
-            rate halved every 30 epochs.
-    """
-
-    epochs: int
-    lr: float
+    epochs: int  # of the whole schedule
+    lr: float  # at the start
     weight_decay: float
-    patience: int
-    optimizer: str = "adamw"
+    patience: int  # epochs without a better validation score after which training stops
+    optimizer: str = "adamw"  # the rate falling to 0 along a half cosine; or "sgd" (0.9), halved every 30 epochs
 
     def build(self, model: nn.Module, steps: int, device: torch.device) -> tuple[Optimizer, LRScheduler]:
         """The optimizer over the model's parameters and its scheduler, to be stepped `steps` times an epoch."""
@@ -59,24 +52,16 @@ class Schedule:
 
 @dataclass
 class Progress:
-    """How far a run has come; goes into its checkpoint and back.
+    """How far a run has come; goes into its checkpoint and back."""
 
-    Attributes:
-        epoch: epochs done.
-        step, loss, lr: of the epoch in progress: steps done, sum of their losses, learning rate at its first step.
-        best_epoch, best_score: counted from 1, 0 before the first.
-        skipped: steps without an update because the loss or gradient was not finite (in float16: the loss).
-        uncounted: skipped steps of the epoch in progress, whose losses are not in `loss`.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    loss: float = 0.0
-    lr: float = 0.0
-    best_epoch: int = 0
+    epoch: int = 0  # epochs done
+    step: int = 0  # of the epoch in progress: steps done,
+    loss: float = 0.0  # sum of their losses,
+    lr: float = 0.0  # learning rate at its first step
+    best_epoch: int = 0  # counted from 1, 0 before the first
     best_score: float = float("-inf")
-    skipped: int = 0
-    uncounted: int = 0
+    skipped: int = 0  # steps without an update because the loss or gradient was not finite (in float16: the loss)
+    uncounted: int = 0  # those of the epoch in progress, whose losses are not in `loss`
 
     def finished(self, schedule: Schedule) -> bool:
         return self.epoch >= schedule.epochs or self.epoch - self.best_epoch >= schedule.patience
