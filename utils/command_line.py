@@ -86,7 +86,6 @@ def _add_computation(parser: argparse.ArgumentParser) -> None:
     add("--amp", choices=AMP, default="auto", help="mixed precision (auto: where the hardware gains by it)")
     add("--accumulate", type=at_least(1), default=1, metavar="N", help="compute each batch in N micro-batches whose "
         "gradients add up: N times less memory (1)")  # fmt: skip
-    add("--compile", action="store_true", help="torch.compile: minutes at the start; gains on some GPUs")
     add("--graphs", choices=("on", "off"), default="on", help="on a GPU: each step launched as one CUDA graph (on)")
     add("--sync-batchnorm", action="store_true", help="under torchrun on GPUs: batch norm over all processes' images")
     add("--deterministic", action="store_true", help="on GPUs: kernels that give the same bits each time; slower")

@@ -72,7 +72,6 @@ class Config(Experiment):
     amp: str = "auto"  # as for `utils.device.find_precision`
     workers: int | None = None  # of the DataLoader; None for `utils.data.loader.default_workers`
     accumulate: int = 1  # micro-batches that each batch is computed in
-    compile: bool = False  # by `torch.compile`
     graphs: bool = True  # on a GPU, launch each step as one CUDA graph
     sync_batchnorm: bool = False  # under torchrun, batch norm over all processes' images
     deterministic: bool = False  # on GPUs, kernels that give the same bits each time
