@@ -132,8 +132,8 @@ def test_block_formula():
         ("arl_unet", (64, 64, 128, 256, 512), (2, 4, 8, 16, 32), (512, 256, 128, 64)),
         ("dense_unet", (64, 256, 512, 1024, 1024), (2, 4, 8, 16, 32), (512, 256, 128, 64)),
         ("mobilenet_unet", (16, 24, 32, 96, 1280), (2, 4, 8, 16, 32), (256, 128, 64, 32)),
-        ("timm_unet/tf_efficientnet_lite0", (16, 24, 40, 112, 320), (2, 4, 8, 16, 32), (256, 128, 64, 32)),
-        ("timm_unet/convnext_atto", (40, 80, 160, 320), (4, 8, 16, 32), (256, 128, 64)),
+        ("timm_unet/tf_efficientnet_lite0", (16, 24, 40, 112, 320), (2, 4, 8, 16, 32), (128, 64, 32, 16)),
+        ("timm_unet/convnext_atto", (40, 80, 160, 320), (4, 8, 16, 32), (128, 64, 32)),
     ],
 )
 def test_encoder_and_decoder(name, channels, strides, decoder):
