@@ -12,10 +12,7 @@ NETS = {  # by what --net calls them
     "segmentation": {
         "dense": "dense_unet", "res": "res_unet", "unet": "unet", "arl": "arl_unet", "mobilenet": "mobilenet_unet",
     },
-    "classification": {
-        net: net
-        for net in ("arl14", "arl18", "arl50", "resnet14", "resnet18", "resnet50", "mobilenet", "arl_mobilenet")
-    },
+    "classification": {net: net for net in nets.CLASSIFIERS},
 }  # fmt: skip
 TIMM = {"segmentation": "timm_unet/", "classification": "timm/"}  # what --net calls timm/, with a name of timm's
 LOSSES = {"segmentation": ("dice_ce", "focal", "dice_focal", "ce"), "classification": ("focal", "ce")}

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm  # text in notebooks too: of a widget for each epoch, a saved notebook keeps error messages
 
@@ -32,7 +32,7 @@ class _Lasting:
     """A stream whose other end may go away: a closed terminal or pipe takes the text, and stops nothing."""
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream or _nowhere()
+        self._stream = stream
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -43,17 +43,13 @@ class _Lasting:
         except OSError as error:
             if error.errno not in (errno.EIO, errno.EPIPE):
                 raise
-            self._stream = _nowhere()
+            self._stream = Path(os.devnull).open("w")  # noqa: SIM115
 
     def write(self, text: str) -> Any:
         return self._try("write", text)
 
     def flush(self) -> None:
         self._try("flush")
-
-
-def _nowhere() -> TextIO:
-    return Path(os.devnull).open("w")
 
 
 class _Handler(logging.StreamHandler):

@@ -169,7 +169,6 @@ def _tell(trainer: Trainer, row: dict[str, float], left: str) -> None:
     shown = [f"{name} {value:.4f}" for name, value in [*row.items()][2:6]]
     shown += [f"{row['train_seconds']:.0f} s", left, "best so far" if done.best_epoch == done.epoch else ""]
     log.info("epoch %d/%d  %s", done.epoch, epochs, "  ".join(filter(None, shown)))
-    trainer.note = f", {left}" if left else ""
 
 
 @contextmanager

@@ -122,7 +122,6 @@ class Trainer:
         self.optimizer, self.scheduler = schedule.build(self.model, steps, precision.device)
         self.scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.dtype == torch.float16)
         self.progress, self.steps = Progress(), steps
-        self.note = ""  # said beside an epoch's progress
         self._parallel = distributed.parallel(self.model, precision.device)
         self._record = record
         self._update = self._updating()
@@ -142,8 +141,7 @@ class Trainer:
             done.lr = self.scheduler.get_last_lr()[0]
         total = torch.tensor(done.loss, device=self.precision.device)
         batches.epoch, batches.start = done.epoch, done.step
-        which = f"epoch {done.epoch + 1}/{self.schedule.epochs}{self.note}"
-        micro_batches = iter(progress(loader, which))
+        micro_batches = iter(progress(loader, f"epoch {done.epoch + 1}/{self.schedule.epochs}"))
 
         flags: list[Tensor] = []  # of the last steps, whether they were finite
 
