@@ -87,7 +87,7 @@ def test_where_triton_cannot_run_pytorch_computes_the_sum(caplog):
     "shape,dtype,rtol",
     [
         ((2, 5, 3, 7), torch.bfloat16, 2**-7),
-        ((1, 100, 11, 13), torch.float32, 2e-6),
+        ((1, 40, 11, 13), torch.float32, 2e-6),
         ((1, 64, 1, 1), torch.float16, 2**-10),
     ],
 )
@@ -105,7 +105,8 @@ def test_sum_and_gradients_are_those_of_float64(shape, dtype, rtol, relu):
         decided = decided if relu and expected is not exact[0] else torch.ones_like(decided)
         torch.testing.assert_close(one.double()[decided], expected[decided], rtol=rtol, atol=2e-5)
     assert ours[3].dtype == torch.float32 and float(ours[3]) == pytest.approx(float(exact[3]), rel=1e-4, abs=1e-3)
-    assert all(torch.equal(*pair) for pair in zip(ours, computed(values, relu), strict=True))
+    if not INTERPRETED:
+        assert all(torch.equal(*pair) for pair in zip(ours, computed(values, relu), strict=True))
 
 
 @runs

@@ -46,6 +46,7 @@ def execute(checkout: Path, name: str, parameters: dict) -> tuple[str, int]:
     notebook = papermill.execute_notebook(*map(str, files), parameters, cwd=checkout, progress_bar=False)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not any(output.get("name") == "stderr" and "Warning" in output["text"] for output in outputs)
+    assert not any("widget" in kind for output in outputs for kind in output.get("data", {}))  # saved, they show errors
     text = "".join(output.get("text", "") + output.get("data", {}).get("text/html", "") for output in outputs)
     return text, sum({"image/png", "image/jpeg"} & {*output.get("data", {})} != set() for output in outputs)
 
