@@ -35,8 +35,7 @@ class Loss(nn.Module):
         if target.shape != logits.shape[:1] + logits.shape[2:]:
             expected = "logits [B, C, ...] and target [B, ...]"
             raise ValueError(f"expected {expected}, got {tuple(logits.shape)} and {tuple(target.shape)}")
-        with torch.autocast(logits.device.type, enabled=False):
-            return self.compute(logits.to(torch.promote_types(logits.dtype, torch.float32)), target.long())
+        return self.compute(logits.to(torch.promote_types(logits.dtype, torch.float32)), target.long())
 
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
         raise NotImplementedError

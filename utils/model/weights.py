@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import nets
-from nets.pretrained import PRETRAINED, Pretrained, digest_in
+from nets.pretrained import LAST_LAYERS, PRETRAINED, Pretrained, digest_in
 from utils import UserError
 from utils.files import LFS_POINTER, check_file, listed, quoted, sha256, written_whole
 from utils.logger import log
@@ -108,8 +108,7 @@ def load_pretrained(model: nn.Module, net: str, path: str | Path) -> LoadReport:
     state = _with_current_names(_state_dict_in(content, path))
     encoder = getattr(model, "encoder", model)
     target = getattr(encoder, "backbone", encoder)
-    classifier = PRETRAINED[net].classifier if net in PRETRAINED else getattr(encoder, "classifier", frozenset())
-    classifier |= Pretrained.classifier
+    classifier = LAST_LAYERS | getattr(encoder, "classifier", frozenset())
     learnt = dict(target.named_parameters())
     wanted = {
         name: tensor
