@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from nets import TIMM
 
 TORCHVISION = "https://download.pytorch.org/models/"
-# Names in a file that are its own network's last layer, which is not taken over.
-LAST_LAYERS = frozenset(
-    f"{name}.{kind}" for name in ("fc", "classifier", "classifier.1") for kind in ("weight", "bias")
-)
+# In files: their own network's last layer, which is not taken over.
+LAST_LAYERS = frozenset(f"{name}.{of}" for name in ("fc", "classifier", "classifier.1") for of in ("weight", "bias"))
 
 
 @dataclass(frozen=True)
