@@ -102,4 +102,4 @@ def test_a_photograph_is_pasted(address, page):
 
 def test_two_networks_of_one_task_are_refused():
     with pytest.raises(UserError, match="two of one task; give one segmenter and one classifier"):
-        app.main(["seg-b1", "seg-b1"])
+        app.main(["cls-b1", "cls-b1"])
