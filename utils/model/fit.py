@@ -2,8 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import chain
 
 import torch
@@ -79,8 +78,7 @@ def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run) -> N
     with stop_signals() as stop:
         while not done.finished(trainer.schedule):
             try:
-                with _loader_failures_explained():
-                    row, score = _epoch(trainer, loader, validate, run, stop, clock)
+                row, score = _epoch(trainer, loader, validate, run, stop, clock)
             except StopRequested as request:
                 save_checkpoint(trainer.state(), last)
                 kept = f"in epoch {done.epoch + 1} after step {done.step}; {_GO_ON}"
@@ -137,6 +135,13 @@ def _epoch(
     except NotFinite as problem:
         ids = ", ".join(loader.dataset.cache.samples[index].id for index in problem.indices)
         raise UserError(f"{problem} {_way_out(trainer, run)}; the images of this step: {ids}") from problem
+    except RuntimeError as problem:
+        if not any(sign in str(problem) for sign in _LOADER_FAILURES):
+            raise
+        raise UserError(
+            f"a loader process failed ({str(problem).splitlines()[0][:160]}): take fewer --workers (0 for none), or "
+            f"allow more shared memory (docker --shm-size); {_GO_ON}"
+        ) from problem
     if loss is None:
         raise StopRequested(stop.number or signal.SIGTERM)
     seconds = time.perf_counter() - start
@@ -169,19 +174,6 @@ def _tell(trainer: Trainer, row: dict[str, float], left: str) -> None:
     shown = [f"{name} {value:.4f}" for name, value in [*row.items()][2:6]]
     shown += [f"{row['train_seconds']:.0f} s", left, "best so far" if done.best_epoch == done.epoch else ""]
     log.info("epoch %d/%d  %s", done.epoch, epochs, "  ".join(filter(None, shown)))
-
-
-@contextmanager
-def _loader_failures_explained() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as problem:
-        if not any(sign in str(problem) for sign in _LOADER_FAILURES):
-            raise
-        raise UserError(
-            f"a loader process failed ({str(problem).splitlines()[0][:160]}): take fewer --workers (0 for none), or "
-            f"allow more shared memory (docker --shm-size); {_GO_ON}"
-        ) from problem
 
 
 def _keep_best(trainer: Trainer, run: Run) -> None:

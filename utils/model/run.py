@@ -226,29 +226,18 @@ def environment(device: torch.device) -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # OpenCV comes in packages of several names
             versions[name] = "not found"
+    processor = platform.processor() or platform.machine()
+    gpu, module = device.type == "cuda", getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["-m", module.name.removesuffix(".__main__")] if module else [Path(sys.argv[0]).name]
     return {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "command": shlex.join(["python", *_program(), *sys.argv[1:]]),
+        "command": shlex.join(["python", *program, *sys.argv[1:]]),
         "git_commit": _git_commit(),
-        "device": device_name(device),
+        "device": torch.cuda.get_device_name(device) if gpu else f"{device.type} ({processor})",
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu_threads": torch.get_num_threads(),
         "versions": versions,
     }
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.processor() or platform.machine()})"
-
-
-def _program() -> list[str]:
-    """What follows "python" on the command line: -m and the module, or the script's name without its folders."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is None:
-        return [Path(sys.argv[0]).name]
-    return ["-m", spec.name.removesuffix(".__main__")]
 
 
 def _git_commit() -> str | None:
