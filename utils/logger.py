@@ -32,7 +32,7 @@ class _Lasting:
     """A stream whose other end may go away: a closed terminal or pipe takes the text, and stops nothing."""
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream
+        self._stream = stream or Path(os.devnull).open("w")  # noqa: SIM115 (None: closed from the start)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
