@@ -111,7 +111,7 @@ def harness(task: str, kills: int, seed: int, folder: Path) -> dict:
     """Kill a training `kills` times, then let it end; returns what happened."""
     cv2.setNumThreads(0)  # its threads, which a fork does not copy, may hold a lock at that moment
     make_synthetic(folder / "data", {"train": 16, "validation": 6, "test": 3}, (72, 64), seed=1)
-    flags = f"-n mobilenet -p 0 --size 32 32 --batch-size 4 --lr 1e-3 --device cpu --epochs {5 + 4 * kills}".split()
+    flags = f"-n mobilenet -p 0 --size 32 32 --batch-size 4 --lr 1e-3 --device cpu --epochs {2 + 4 * kills}".split()
     flags += ["--patience", "1000", "--data", str(folder / "data"), "--cache", str(folder / "cache"), "--output"]
     whole, cut = (SCRIPTS[task].parse([*flags, str(folder / name)]) for name in ("whole", "cut"))
     log, generator = folder / "log.txt", random.Random(seed)
