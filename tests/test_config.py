@@ -66,15 +66,6 @@ def test_who_names_a_network_gets_the_defaults_of_the_task(script, net, pretrain
         assert getattr(config, setting) == getattr(default, setting), setting
 
 
-@pytest.mark.parametrize("script", [seg_main, cls_main])
-def test_steps_run_as_cuda_graphs_unless_told_otherwise(script):
-    assert [script.parse(flags).graphs for flags in ([], ["--graphs", "on"], ["--graphs", "off"])] == [
-        True,
-        True,
-        False,
-    ]
-
-
 def test_what_defines_a_run_is_its_row_seed_and_precision():
     """Where it lies, on how many workers and how it is scored may change from one continuation to the next."""
     one = configure("cls-b1")

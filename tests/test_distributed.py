@@ -34,7 +34,6 @@ TOGETHER = {
     "stopped": SEG,
     "weighted": WEIGHTED,
     "normed": CLS | {"net": "resnet14", "epochs": 1},
-    "odd": SEG | {"batch_size": 5},
 }
 # Each process tells of each run how it ended, and the running statistics that its network was scored with.
 PROGRAM = """
@@ -163,9 +162,3 @@ def test_both_score_with_the_running_statistics_that_are_saved(folder, together)
     assert one["normed"]["statistics"] == [sum(float(tensor.double().sum()) for tensor in saved)]
     table = pd.read_csv(run / "validation_predictions.csv")
     assert table["image_id"].nunique() == len(table) == 5
-
-
-def test_a_batch_that_cannot_be_shared_evenly_is_refused(together):
-    one, two, _, errors = together
-    assert one["odd"]["code"] == two["odd"]["code"] == 2
-    assert "error: a batch of 5 cannot be shared by 2 processes in 1 micro-batches each: choose a --batch" in errors

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,10 +12,7 @@ NETS = {  # by what --net calls them
     "segmentation": {
         "dense": "dense_unet", "res": "res_unet", "unet": "unet", "arl": "arl_unet", "mobilenet": "mobilenet_unet",
     },
-    "classification": {
-        net: net
-        for net in ("arl14", "arl18", "arl50", "resnet14", "resnet18", "resnet50", "mobilenet", "arl_mobilenet")
-    },
+    "classification": {net: net for net in nets.CLASSIFIERS},
 }  # fmt: skip
 TIMM = {"segmentation": "timm_unet/", "classification": "timm/"}  # what --net calls timm/, with a name of timm's
 LOSSES = {"segmentation": ("dice_ce", "focal", "dice_focal", "ce"), "classification": ("focal", "ce")}
@@ -38,8 +34,7 @@ def make_parser(task: str, doc: str) -> argparse.ArgumentParser:
         "where there is none; 0: start afresh, the old run is kept under another name (1)")  # fmt: skip
     add("-p", "--pretrained", type=int, choices=(0, 1), help="pretrained weights (the experiment's, else 1)")
     add("-m", "--message", default="", help="a note kept with the run")
-    add("--experiment", type=_meant(task, "--experiment"), choices=experiments(task), help="row of the results table; "
-        "other flags change its settings")  # fmt: skip
+    add("--experiment", choices=experiments(task), help="row of the results table; other flags change its settings")
     add("--data", type=Path, default=Config.data, metavar="DIR", help="data folder (Data/ISIC2017)")
     add("--output", type=Path, default=MODEL, metavar="DIR", help="where run folders go (model)")
     add("--cache", type=Path, default=CACHE, metavar="DIR", help="where prepared images go (Data/cache)")
@@ -88,56 +83,25 @@ def _add_computation(parser: argparse.ArgumentParser) -> None:
     add("--amp", choices=AMP, default="auto", help="mixed precision (auto: where the hardware gains by it)")
     add("--accumulate", type=at_least(1), default=1, metavar="N", help="compute each batch in N micro-batches whose "
         "gradients add up: N times less memory (1)")  # fmt: skip
-    add("--compile", action="store_true", help="torch.compile: minutes at the start; gains on some GPUs")
     add("--graphs", choices=("on", "off"), default="on", help="on a GPU: each step launched as one CUDA graph (on)")
     add("--sync-batchnorm", action="store_true", help="under torchrun on GPUs: batch norm over all processes' images")
     add("--deterministic", action="store_true", help="on GPUs: kernels that give the same bits each time; slower")
     add("--on-nan", choices=("stop", "skip"), default="stop", help="a gradient that is not finite stops the run, or "
         "its step is skipped and counted (stop)")  # fmt: skip
-    add("--recompute", action=_Gone, nargs=0, help=argparse.SUPPRESS)
-
-
-class _Gone(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parser.error(f"{self.option_strings[0]} was removed: --accumulate N computes a batch in less memory")
 
 
 def to_config(args: argparse.Namespace) -> Config:
     """The config that parsed flags describe. UserError for flags that do not go together."""
-    flags = vars(args).copy()
-    net, pretrained = flags.pop("net"), flags.pop("pretrained")
-    size, checked, graphs = flags.pop("size"), flags.pop("checked"), flags.pop("graphs")
-    return configure(
-        net=net,
-        pretrained=None if pretrained is None else bool(pretrained),
-        size=size and tuple(size),
-        split=flags.pop("split") and tuple(args.split),
-        extra=tuple(flags.pop("extra")),
-        resume=bool(checked),
-        graphs=graphs == "on",
-        **flags,
-    )
-
-
-def _meant(task: str, flag: str) -> Callable[[str], str]:
-    """An argparse type: a name. The error of one that belongs to another flag or script tells the right command."""
-    kinds = {"-n": ("network", NETS), "--experiment": ("row", {each: experiments(each) for each in NETS})}
-
-    def name(text: str) -> str:
-        places = [(other, each) for each, (_, names) in kinds.items() for other in NETS if text in names[other]]
-        if places and (task, flag) not in places:
-            other, right = min(places, key=lambda place: place[0] != task)
-            command = f"python {SCRIPTS[other]} {right} {text}"
-            raise argparse.ArgumentTypeError(f"{text} is a {other} {kinds[right][0]}: {command}")
-        return text
-
-    return name
+    flags = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items()}
+    pretrained, checked, graphs = (flags.pop(name) for name in ("pretrained", "checked", "graphs"))
+    pretrained = None if pretrained is None else bool(pretrained)
+    return configure(pretrained=pretrained, resume=bool(checked), graphs=graphs == "on", **flags)
 
 
 def _network(task: str, text: str) -> str:
     if text.startswith("timm/"):
         return TIMM[task] + text.removeprefix("timm/")
-    if _meant(task, "-n")(text) not in NETS[task]:
+    if text not in NETS[task]:
         raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(NETS[task])}, timm/NAME)")
     return NETS[task][text]
 

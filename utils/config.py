@@ -22,109 +22,63 @@ EQUAL = (1.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class Experiment:
-    """One row of the table: a network with its settings. What others published for it: utils/evaluation/published.json.
+    """One row of the table: a network with its settings. What others published: utils/evaluation/published.json."""
 
-    Attributes:
-        name: e.g. "seg-3"; also the folder of its runs below `model/`.
-        task: "segmentation" or "classification".
-        net: name for `nets.create_model`.
-        pretrained: whether the encoder starts from pretrained weights.
-        loss: name for `utils.loss.create_loss`.
-        size: (width, height) of the network's input, pixels.
-        batch_size: images in a step.
-        lr, weight_decay, optimizer, epochs, patience: as for `utils.model.trainer.Schedule`.
-        class_weights: one for each of `utils.data.CLASSES` in the loss, or "balanced"; None where there are no classes.
-        attention, alpha: of ARL networks, as for `nets.arl.arl`; None for others.
-        train_views: classification: what it is trained on, a name of `utils.data.transforms.TRAIN_TRANSFORMS`.
-        views: classification: what scores average, a name of `utils.data.transforms.TEST_PATCHES`.
-        flips: whether scores also average the four flips.
-        colour: train on other colours too (`utils.data.transforms.recoloured`).
-        ema: decay a step of the weights' exponential moving average, which is then scored and kept; 0 for none.
-    """
-
-    name: str
-    task: str
-    net: str
-    pretrained: bool
-    loss: str
-    size: tuple[int, int]
-    batch_size: int
-    lr: float
+    name: str  # e.g. "seg-3"; also the folder of its runs below `model/`
+    task: str  # "segmentation" or "classification"
+    net: str  # name for `nets.create_model`
+    pretrained: bool  # whether the encoder starts from pretrained weights
+    loss: str  # name for `utils.loss.create_loss`
+    size: tuple[int, int]  # (width, height) of the network's input, pixels
+    batch_size: int  # images in a step
+    lr: float  # this and the next three: as for `utils.model.trainer.Schedule`
     weight_decay: float
     epochs: int
     patience: int
-    class_weights: tuple[float, ...] | str | None = None
-    attention: str | None = None
-    alpha: str | None = None
-    optimizer: str = "adamw"
-    train_views: str | None = None
-    views: str | None = None
-    flips: bool = False
-    colour: bool = False
-    ema: float = 0.0
+    class_weights: tuple[float, ...] | str | None = None  # one a class in the loss, or "balanced"; None: no classes
+    attention: str | None = None  # of ARL networks, as for `nets.arl.arl`
+    alpha: str | None = None  # likewise
+    optimizer: str = "adamw"  # as for `Schedule`
+    train_views: str | None = None  # classification: a name of `utils.data.transforms.TRAIN_TRANSFORMS`
+    views: str | None = None  # classification: what scores average, a name of `utils.data.transforms.TEST_PATCHES`
+    flips: bool = False  # whether scores also average the four flips
+    colour: bool = False  # train on other colours too (`utils.data.transforms.recoloured`)
+    ema: float = 0.0  # decay a step of the weights' moving average, which is then scored and kept; 0 for none
 
 
 @dataclass(frozen=True)
 class Config(Experiment):
-    """Everything that says what a run is: the settings of a row, and on what data, where and how it is computed.
+    """Everything that says what a run is: the settings of a row, and on what data, where and how it is computed."""
 
-    Attributes:
-        data, output, cache: folders of the images, of the runs, and of the prepared images.
-        id: number of the run; its folder is `output/name/run<id>`.
-        seed: of weights, order of the images and augmentation.
-        resume: continue the run in this folder, if any; False starts anew and keeps the old run under another name.
-        weights: file to start from in place of the pretrained one.
-        message: a note kept with the run.
-        keep_copies: keep training images that are copies of validation or test images.
-        require_all: classification: stop when a labelled image is missing.
-        extra: folders of images to train on besides (`utils.data.extra`).
-        extra_share: of each batch.
-        extra_epochs: after so many epochs, only `data` is trained on; None: never.
-        others: the class that diagnoses of `extra` count as which are none of the classes; None: left out.
-        split, split_seed, fold: of a folder of one's own (`utils.data.own`): shares of training, validation and test,
-            or (K, N), the Kth of N folds.
-        classes: of such a folder, filled in when it is read; empty for ISIC 2017's.
-        device, amp: as for `utils.device.find_device` and `find_precision`.
-        workers: DataLoader workers; None for `utils.data.loader.default_workers`.
-        accumulate: micro-batches that each batch is computed in.
-        compile: compile the network by `torch.compile`.
-        graphs: on a GPU, launch each step as one CUDA graph.
-        sync_batchnorm: under torchrun, batch norm over all processes' images.
-        deterministic: on GPUs, kernels that give the same bits each time.
-        on_nan: a gradient that is not finite stops the run ("stop") or its step is left out ("skip").
-    """
-
-    data: Path = Path("Data/ISIC2017")
-    output: Path = MODEL
-    cache: Path = CACHE
-    id: int = 0
-    seed: int = 0
-    resume: bool = True
-    weights: Path | None = None
-    message: str = ""
-    keep_copies: bool = False
-    require_all: bool = False
-    extra: tuple[Path, ...] = ()
-    extra_share: float = 0.5
-    extra_epochs: int | None = None
-    others: str | None = None
-    split: tuple[float, float, float] | str | None = None
+    data: Path = Path("Data/ISIC2017")  # folder of the images
+    output: Path = MODEL  # of the runs
+    cache: Path = CACHE  # of the prepared images
+    id: int = 0  # number of the run
+    seed: int = 0  # of weights, order of the images and augmentation
+    resume: bool = True  # continue the run in this folder, if any; False starts anew and keeps the old one aside
+    weights: Path | None = None  # file to start from in place of the pretrained one
+    message: str = ""  # a note kept with the run
+    keep_copies: bool = False  # keep training images that are copies of validation or test images
+    require_all: bool = False  # classification: stop when a labelled image is missing
+    extra: tuple[Path, ...] = ()  # folders of images to train on besides (`utils.data.extra`)
+    extra_share: float = 0.5  # of each batch
+    extra_epochs: int | None = None  # after so many, only `data` is trained on; None: never
+    others: str | None = None  # what diagnoses of `extra` count as that are none of the classes; None: left out
+    split: tuple[float, float, float] | str | None = None  # of one's own folder: training, validation, test shares
     split_seed: int = 0
-    fold: tuple[int, int] | None = None
-    classes: tuple[str, ...] = ()
-    device: str | None = None
-    amp: str = "auto"
-    workers: int | None = None
-    accumulate: int = 1
-    compile: bool = False
-    graphs: bool = True
-    sync_batchnorm: bool = False
-    deterministic: bool = False
-    on_nan: str = "stop"
+    fold: tuple[int, int] | None = None  # (K, N) of one's own folder: the Kth of N folds
+    classes: tuple[str, ...] = ()  # of one's own folder, filled in when it is read; empty for ISIC 2017's
+    device: str | None = None  # as for `utils.device.find_device`
+    amp: str = "auto"  # as for `utils.device.find_precision`
+    workers: int | None = None  # of the DataLoader; None for `utils.data.loader.default_workers`
+    accumulate: int = 1  # micro-batches that each batch is computed in
+    graphs: bool = True  # on a GPU, launch each step as one CUDA graph
+    sync_batchnorm: bool = False  # under torchrun, batch norm over all processes' images
+    deterministic: bool = False  # on GPUs, kernels that give the same bits each time
+    on_nan: str = "stop"  # a gradient that is not finite stops the run, or its step is left out ("skip")
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
         return self.output / self.name / f"run{self.id}"
 
     def settings(self) -> dict[str, Any]:
@@ -281,19 +235,11 @@ def _row_with(task: str, net: str, pretrained: bool, base: Experiment | None, ki
     Rows with another size or number of epochs than the task's defaults never match.
     base: a row to take the remaining settings from, in place of the defaults.
     """
-    default = DEFAULTS[task]
-    wanted = {
-        "task": task,
-        "net": net,
-        "pretrained": pretrained,
-        "size": default.size,
-        "epochs": default.epochs,
-        **kind,
-    }
+    default, own = DEFAULTS[task], {"net": net, "pretrained": pretrained, **kind}
     if base is None:
-        for row in EXPERIMENTS.values():
+        wanted = {"size": default.size, "epochs": default.epochs, **own}
+        for row in map(EXPERIMENTS.get, experiments(task)):
             if all(getattr(row, name) == value for name, value in wanted.items()):
                 return row
     name = f"{net.replace('/', '-')}-{'pretrained' if pretrained else 'scratch'}"
-    own = {"name": name, "net": net, "pretrained": pretrained}
-    return replace(base or default, **default_attention(net) | own | kind)
+    return replace(base or default, name=name, **default_attention(net) | own)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from utils import UserError, distributed
 
@@ -91,11 +90,3 @@ def use_deterministic_kernels() -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def compile_network(model: nn.Module) -> None:
-    """Have `torch.compile` make the network's kernels at its first pass; PyTorch's own are taken where that fails."""
-    import torch._dynamo  # imports slowly
-
-    torch._dynamo.config.suppress_errors = True
-    model.compile()

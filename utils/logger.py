@@ -3,17 +3,18 @@
 import errno
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm  # text in notebooks too: of a widget for each epoch, a saved notebook keeps error messages
 
 from utils import UserError, distributed
-from utils.signals import StopRequested, stop_signals
+from utils.signals import stop_signals
 
 Item = TypeVar("Item")
 log = logging.getLogger("isic2017")
@@ -31,7 +32,7 @@ class _Lasting:
     """A stream whose other end may go away: a closed terminal or pipe takes the text, and stops nothing."""
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream or _nowhere()
+        self._stream = stream or Path(os.devnull).open("w")  # noqa: SIM115 (None: closed from the start)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -42,17 +43,13 @@ class _Lasting:
         except OSError as error:
             if error.errno not in (errno.EIO, errno.EPIPE):
                 raise
-            self._stream = _nowhere()
+            self._stream = Path(os.devnull).open("w")  # noqa: SIM115
 
     def write(self, text: str) -> Any:
         return self._try("write", text)
 
     def flush(self) -> None:
         self._try("flush")
-
-
-def _nowhere() -> TextIO:
-    return Path(os.devnull).open("w")
 
 
 class _Handler(logging.StreamHandler):
@@ -72,19 +69,13 @@ def start_logging() -> None:
     # Of processes that train together one speaks for all.
     log.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
     log.propagate = False
-
-
-class _FileHandler(logging.FileHandler):
-    """Of a file beside what is shown: where it cannot be written any more, that stops nothing and is not told."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        pass
+    logging.raiseExceptions = False  # a log file that cannot be written any more stops nothing, and is not told
 
 
 @contextmanager
 def logged_to(path: Path) -> Iterator[None]:
     """What is logged within goes to the end of this file too, with date and time; and the error that ends it."""
-    handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)
     try:
@@ -126,13 +117,11 @@ def run_script(main: Callable[[], Any]) -> None:
             raise
         print("error: out of memory; try a smaller --batch-size or --size, or --accumulate N", file=sys.stderr)
         sys.exit(2)
-    except StopRequested as request:
+    except KeyboardInterrupt as request:  # StopRequested, or the second Ctrl-C in a step
         kept = f" {request}" if str(request) else "; the same command (without -c 0) goes on after the last checkpoint"
-        print(f"stopped by {request.name}{kept}", file=sys.stderr)
-        sys.exit(128 + request.number)
-    except KeyboardInterrupt:
-        print("stopped; the same command (without -c 0) goes on after the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        number = getattr(request, "number", signal.SIGINT)
+        print(f"stopped by {signal.Signals(number).name}{kept}", file=sys.stderr)
+        sys.exit(128 + number)
 
 
 def progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:

@@ -48,9 +48,7 @@ def more_steps(state):
 CHANGED = {
     "another network's weights": lambda state: state.update(model=nn.Linear(2, 2).state_dict()),
     "no optimizer": lambda state: state.pop("optimizer"),
-    "another optimizer's groups": lambda state: state["optimizer"]["param_groups"].append({"lr": 0.1}),
     "progress of another kind": lambda state: state.update(progress={"epochs": 3}),
-    "progress that is a text": lambda state: state["progress"].update(epoch="1"),
     "a later epoch of a longer schedule": later_epoch,
     "more steps than an epoch has": more_steps,
     "a random state that is none": lambda state: state["random"].update(torch=torch.ones(3)),
@@ -84,10 +82,9 @@ def test_a_checkpoint_without_a_scale_goes_on_with_one(run, cache):
 
 
 def test_best_weights_of_something_else_are_refused(tmp_path):
-    for content in ({"model": nn.Linear(2, 2).state_dict(), "progress": {}}, {"model": Segmenter().state_dict()}):
-        save_checkpoint(content, tmp_path / "best.pth")
-        with pytest.raises(UserError, match=r"best\.pth is no checkpoint of this run \(.+\); start afresh with -c 0"):
-            load_best(Segmenter(), tmp_path)
+    save_checkpoint({"model": nn.Linear(2, 2).state_dict(), "progress": {}}, tmp_path / "best.pth")
+    with pytest.raises(UserError, match=r"best\.pth is no checkpoint of this run \(.+\); start afresh with -c 0"):
+        load_best(Segmenter(), tmp_path)
 
 
 def test_a_checkpoint_cut_short_is_refused(run, cache):

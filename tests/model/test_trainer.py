@@ -7,6 +7,7 @@ from torch import nn
 from tests.small import FLOAT32, Segmenter, a_trainer, same
 from utils import UserError
 from utils.device import find_device, find_precision
+from utils.loss import Loss
 from utils.model.trainer import Schedule
 
 
@@ -16,7 +17,7 @@ def a_batch(count: int = 4, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.randint(0, 2, (count, size, size), generator=generator)
 
 
-class Loss(nn.Module):
+class FaultyLoss(Loss):
     """The constant loss 2; in the given calls NaN, or with an infinite gradient."""
 
     def __init__(self, *calls: int, gradient: bool = False) -> None:
@@ -35,7 +36,7 @@ class Loss(nn.Module):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_step_that_is_not_finite_leaves_the_weights_alone(optimizer, on_nan, gradient):
     """Also the very first one; the next one counts again. A schedule goes on with either."""
-    trainer = a_trainer(criterion=Loss(1, gradient=gradient), optimizer=optimizer, on_nan=on_nan)
+    trainer = a_trainer(criterion=FaultyLoss(1, gradient=gradient), optimizer=optimizer, on_nan=on_nan)
     trainer.model.train()
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
     loss, finite = trainer.step([a_batch()])
@@ -84,7 +85,7 @@ def test_one_image_at_a_time_may_be_too_little_for_batch_norm():
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_one_line_that_names_accumulate():
-    class NoRoom(nn.Module):
+    class NoRoom(Loss):
         def forward(self, logits, targets):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 

@@ -11,12 +11,10 @@ from torch import nn
 
 import nets
 from nets.arl import AXES, ARLAttention
-from nets.fast import kernel
-from nets.fast.attended_sum import CHUNK
+from nets.fast import attended_sum, kernel
 
 both = pytest.mark.parametrize("over", AXES)
 with_and_without_relu = pytest.mark.parametrize("relu", [False, True])
-layouts = pytest.mark.parametrize("layout", ["channels last", "contiguous", "transposed"])
 compiled = pytest.mark.skipif(kernel.load(torch.float32) is None, reason="arl.c cannot be compiled here")
 BF16, F32 = torch.bfloat16, torch.float32
 
@@ -70,11 +68,11 @@ def test_by_hand():
 
 @both
 @with_and_without_relu
-@layouts
-@pytest.mark.parametrize("shape", [(3, 4, 3, 5), (5, 4, 2, CHUNK // 16)], ids=["small", "three chunks"])
-def test_the_gradients_are_those_of_the_formula(over, relu, layout, shape):
-    """In float64; also where images are worked on two at a time, and one is left."""
-    f, s, g = (random(*shape, seed=seed, dtype=torch.float64) for seed in range(3))
+@pytest.mark.parametrize("layout", ["channels last", "contiguous", "transposed"])
+def test_the_gradients_are_those_of_the_formula(over, relu, layout, monkeypatch):
+    """In float64; images are worked on two at a time, and one is left."""
+    monkeypatch.setattr(attended_sum, "CHUNK", 50)
+    f, s, g = (random(5, 4, 2, 3, seed=seed, dtype=torch.float64) for seed in range(3))
     attention = attention_of(0.7, over).double()
     ours = attended(attention, relu, laid_out(f, layout), s, laid_out(g, layout))
     x, y, alpha = (each.detach().clone().requires_grad_() for each in (f, s, attention.alpha))
@@ -111,8 +109,9 @@ def test_bfloat16_does_not_lose_terms_below_its_precision(over):
 
 
 @with_and_without_relu
-@layouts
-@pytest.mark.parametrize("shape", [(3, 64, 3, 5), (1, 96, 1, 1), (5, 128, 14, 14)])
+@pytest.mark.parametrize("shape,layout", [
+    ((3, 64, 3, 5), "channels last"), ((1, 96, 1, 1), "contiguous"), ((5, 128, 14, 14), "transposed"),
+])  # fmt: skip
 @pytest.mark.parametrize(
     "over,arl_kernel,dtype,rtol,atol,of_alpha",
     [
@@ -186,13 +185,10 @@ def test_without_a_compiler_pytorch_computes_the_sum(tmp_path):
 
 
 @compiled
-def test_the_sum_is_compiled_once_and_not_loaded_from_where_others_may_write(tmp_path):
+def test_the_sum_is_compiled_into_the_cache_and_not_loaded_from_where_others_may_write(tmp_path):
     mine, open_to_all = ({"XDG_CACHE_HOME": str(tmp_path / name)} for name in ("mine", "open"))
     (tmp_path / "open/arl-kernel").mkdir(parents=True)
     (tmp_path / "open/arl-kernel").chmod(0o777)
-    assert loaded(("float32", mine)) == ([True], "")
-    (path,) = (tmp_path / "mine/arl-kernel").iterdir()
-    written = path.stat().st_mtime_ns
     there, log = loaded(("float32", mine), ("bfloat16", open_to_all))
-    assert there == [True, False] and path.stat().st_mtime_ns == written and list(path.parent.iterdir()) == [path]
+    assert there == [True, False] and len(list((tmp_path / "mine/arl-kernel").glob("*.so"))) == 1
     assert "arl-kernel is another user's, or others may write in it: choose another by XDG_CACHE" in log

@@ -40,12 +40,11 @@ def test_every_network(name):
         assert parameter.grad.isfinite().all(), parameter_name
     other = nets.create_model(name, num_classes=4).eval()
     other.load_state_dict(with_random_statistics(model).eval().state_dict())
-    for size in ((32, 32), (33, 47), (75, 64)):
-        x = images(1, 3, *size)
-        with torch.no_grad():
-            logits = model(x)
-            assert torch.equal(other(x), logits)
-        assert logits.shape == ((1, 4, *size) if nets.is_segmenter(name) else (1, 4)) and logits.isfinite().all()
+    x = images(1, 3, 33, 47)
+    with torch.no_grad():
+        logits = model(x)
+        assert torch.equal(other(x), logits)
+    assert logits.shape == ((1, 4, 33, 47) if nets.is_segmenter(name) else (1, 4)) and logits.isfinite().all()
 
 
 @pytest.mark.parametrize("layout", ["18", "34", "50"])
@@ -59,7 +58,7 @@ def test_resnet_is_torchvisions(layout):
     assert state.keys() == reference.state_dict().keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in reference.state_dict().items())
     model.load_state_dict(with_random_statistics(reference).state_dict())
-    x = images(2, 3, 64, 48)
+    x = images(2, 3, 48, 33)
     for mode in (True, False):
         assert torch.equal(model.train(mode)(x), reference.train(mode)(x))
 
@@ -79,7 +78,7 @@ def test_torchvisions_resnet_lacks_of_arl_exactly_the_alphas_and_the_classifier(
     assert sorted(missing) == sorted({"fc.bias", "fc.weight"} | alphas)
 
 
-@pytest.mark.parametrize("layout,attention", [("14", "channel"), ("18", "spatial"), ("50", "spatial")])
+@pytest.mark.parametrize("layout,attention", [("14", "channel"), ("18", "spatial")])
 def test_alpha_zero_is_the_plain_resnet_bit_for_bit(layout, attention):
     """Both ways to α = 0: the option, which skips the term, and a learnable α that happens to be 0."""
     plain = with_random_statistics(nets.create_model(f"resnet{layout}"))
@@ -97,16 +96,21 @@ def test_alpha_zero_is_the_plain_resnet_bit_for_bit(layout, attention):
 
 
 @pytest.mark.parametrize("name,blocks,width", [("arl14", 4, 2048), ("arl18", 8, 512), ("arl50", 16, 2048)])
-def test_layouts_and_alphas(name, blocks, width):
-    """Bottlenecks [1,1,1,1], basic [2,2,2,2], bottlenecks [3,4,6,3]; each with an α, which learns when asked."""
-    for alpha, value, learns in (("learn", 0.001, True), ("fixed", 0.001, False), (0, 0.0, False)):
-        model = nets.create_model(name, alpha=alpha)
-        alphas = [tensor for name, tensor in model.state_dict().items() if name.endswith("attention.alpha")]
-        assert [round(float(tensor), 6) for tensor in alphas] == [value] * blocks
-        assert sum(name.endswith("alpha") for name, _ in model.named_parameters()) == (blocks if learns else 0)
+def test_layouts(name, blocks, width):
+    """Bottlenecks [1,1,1,1], basic [2,2,2,2], bottlenecks [3,4,6,3]; each with an α."""
+    model = nets.create_model(name)
+    assert sum(name.endswith("attention.alpha") for name, _ in model.named_parameters()) == blocks
     assert model.fc.in_features == width and model.fc.out_features == 3
-    plain = nets.create_model(name.replace("arl", "resnet")).state_dict()
-    assert nets.create_model(name, attention="none").state_dict().keys() == plain.keys()
+
+
+def test_alpha_starts_at_a_thousandth_and_learns_when_asked():
+    for alpha, value, learns in (("learn", 0.001, True), ("fixed", 0.001, False), (0, 0.0, False)):
+        model = nets.create_model("arl14", alpha=alpha)
+        alphas = [tensor for name, tensor in model.state_dict().items() if name.endswith("attention.alpha")]
+        assert [round(float(tensor), 6) for tensor in alphas] == [value] * 4
+        assert sum(name.endswith("alpha") for name, _ in model.named_parameters()) == (4 if learns else 0)
+    plain = nets.create_model("resnet14").state_dict()
+    assert nets.create_model("arl14", attention="none").state_dict().keys() == plain.keys()
 
 
 def test_block_formula():
@@ -128,8 +132,8 @@ def test_block_formula():
         ("arl_unet", (64, 64, 128, 256, 512), (2, 4, 8, 16, 32), (512, 256, 128, 64)),
         ("dense_unet", (64, 256, 512, 1024, 1024), (2, 4, 8, 16, 32), (512, 256, 128, 64)),
         ("mobilenet_unet", (16, 24, 32, 96, 1280), (2, 4, 8, 16, 32), (256, 128, 64, 32)),
-        ("timm_unet/tf_efficientnet_lite0", (16, 24, 40, 112, 320), (2, 4, 8, 16, 32), (256, 128, 64, 32)),
-        ("timm_unet/convnext_atto", (40, 80, 160, 320), (4, 8, 16, 32), (256, 128, 64)),
+        ("timm_unet/tf_efficientnet_lite0", (16, 24, 40, 112, 320), (2, 4, 8, 16, 32), (128, 64, 32, 16)),
+        ("timm_unet/convnext_atto", (40, 80, 160, 320), (4, 8, 16, 32), (128, 64, 32)),
     ],
 )
 def test_encoder_and_decoder(name, channels, strides, decoder):
@@ -139,8 +143,6 @@ def test_encoder_and_decoder(name, channels, strides, decoder):
         shapes = [tuple(level.shape) for level in model.encoder.eval().features(images(1, 3, 64, 32))]
     assert shapes == [(1, c, 64 // s, 32 // s) for c, s in zip(channels, strides, strict=True)]
     assert tuple(block[0].out_channels for block in model.decoder) == decoder
-    small = nets.create_model(name, decoder_channels=(64, 32, 16, 8)[: len(decoder)])
-    assert small(images(2, 3, 65, 32)).shape == (2, 2, 65, 32)
 
 
 def test_logits_are_enlarged_over_the_whole_frame():
@@ -169,8 +171,7 @@ def test_logits_are_enlarged_over_the_whole_frame():
         ("timm_unet/resnet18.none", {}, "has no network named 'resnet18.none'; close to it: resnet18, "),
         ("timm", {}, "has no network named ''; close to it: resnet"),
         *((f"timm/{name}", {}, f"{name} does not fit: a network is needed that .* as resnet") for name in (
-            # One size; multiples of 32; maps with the channels last; other maps; two classifiers.
-            "vit_tiny_patch16_224", "hrnet_w18_small", "mambaout_femto", "legacy_xception", "iformer_m_distilled",
+            "vit_tiny_patch16_224", "mambaout_femto", "iformer_m_distilled",  # one size; channels last; two classifiers
         )),
     ],
 )  # fmt: skip

@@ -34,7 +34,6 @@ from utils.model.weights import load_file
 from utils.tasks import train
 
 SCRIPTS = {"seg": seg_main, "cls": cls_main}
-FLAGS = {"seg": ["-n", "mobilenet"], "cls": ["-n", "mobilenet", "--train-views", "frame"]}
 LONGEST = 2.0  # seconds that a process may run before it is killed: two to four epochs
 TERM = signal.SIGTERM
 
@@ -42,8 +41,7 @@ TERM = signal.SIGTERM
 def start(config: Config, log: Path) -> int:
     """A process that trains; returns its number. Forked, so that it need not import anything."""
     sys.stdout.flush()
-    pid = os.fork()
-    if pid:
+    if pid := os.fork():
         return pid
     code = 1
     try:
@@ -93,16 +91,6 @@ def differences(one: Path, two: Path) -> list[str]:
     return found + [name for name in sorted(tables) if (one / name).read_bytes() != (two / name).read_bytes()]
 
 
-def configs(task: str, kills: int, folder: Path) -> tuple[Config, Config]:
-    """Of the run that is left alone, and of the one that is killed."""
-    make_synthetic(folder / "data", {"train": 16, "validation": 6, "test": 3}, (72, 64), seed=1)
-    flags = [*FLAGS[task], "-p", "0", "--size", "32", "32", "--batch-size", "4", "--lr", "1e-3", "--device", "cpu"]
-    flags += ["--data", str(folder / "data"), "--cache", str(folder / "cache"), "--patience", "1000"]
-    flags += ["--epochs", str(5 + 4 * kills), "--output"]
-    whole, cut = (SCRIPTS[task].parse([*flags, str(folder / name)]) for name in ("whole", "cut"))
-    return whole, cut
-
-
 def start_and_kill(config: Config, log: Path, generator: random.Random) -> tuple[int, bool, bool]:
     """Start the run and kill it; returns its exit code, whether it was killed, and whether while it was writing."""
     pid = start(config, log)
@@ -122,30 +110,32 @@ def start_and_kill(config: Config, log: Path, generator: random.Random) -> tuple
 def harness(task: str, kills: int, seed: int, folder: Path) -> dict:
     """Kill a training `kills` times, then let it end; returns what happened."""
     cv2.setNumThreads(0)  # its threads, which a fork does not copy, may hold a lock at that moment
-    whole, cut = configs(task, kills, folder)
+    make_synthetic(folder / "data", {"train": 16, "validation": 6, "test": 3}, (72, 64), seed=1)
+    flags = f"-n mobilenet -p 0 --size 32 32 --batch-size 4 --lr 1e-3 --device cpu --epochs {2 + 4 * kills}".split()
+    flags += ["--patience", "1000", "--data", str(folder / "data"), "--cache", str(folder / "cache"), "--output"]
+    whole, cut = (SCRIPTS[task].parse([*flags, str(folder / name)]) for name in ("whole", "cut"))
     log, generator = folder / "log.txt", random.Random(seed)
-    report = {"task": task, "kills": 0, "while_writing": 0, "mid_epoch_checkpoints": 0, "by_signal": {}}
-    began = time.monotonic()
-    if code := wait(start(whole, log)):
-        raise SystemExit(f"the run left alone ended with {code}: {log.read_text()[-2000:]}")
-    report["seconds_left_alone"] = round(time.monotonic() - began, 1)
+    report = {"task": task, "kills": 0, "while_writing": 0, "by_signal": {}}
+
+    def ended(code: int | None, *expected: int) -> int:
+        if code not in expected:
+            raise SystemExit(f"ended with {code}: {log.read_text()[-2000:]}")
+        return code
+
+    ended(wait(start(whole, log)), 0)
     code = None
     while report["kills"] < kills and code != 0:
         code, killed, writing = start_and_kill(cut, log, generator)
         report["kills"] += killed
         report["while_writing"] += writing
-        if code not in (0, -signal.SIGKILL, 128 + TERM, -TERM):  # -TERM: before the handlers were there
-            raise SystemExit(f"ended with {code}: {log.read_text()[-2000:]}")
+        ended(code, 0, -signal.SIGKILL, 128 + TERM, -TERM)  # -TERM: before the handlers were there
         report["by_signal"][str(code)] = report["by_signal"].get(str(code), 0) + 1
         if (cut.folder / "last.pth").is_file():
-            report["mid_epoch_checkpoints"] += load_file(cut.folder / "last.pth")["progress"]["step"] > 0
-    if code != 0 and (code := wait(start(cut, log))):
-        raise SystemExit(f"the last process ended with {code}: {log.read_text()[-2000:]}")
-    report["epochs"] = len(history(cut.folder))
+            load_file(cut.folder / "last.pth")
+    if code != 0:
+        ended(wait(start(cut, log)), 0)
     report["left_behind"] = [path.name for path in cut.folder.glob("*.partial")]
-    report["differences"] = differences(whole.folder, cut.folder)
-    report["seconds"] = round(time.monotonic() - began, 1)
-    return report
+    return report | {"differences": differences(whole.folder, cut.folder)}
 
 
 def main() -> None:

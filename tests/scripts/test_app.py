@@ -14,9 +14,7 @@ import cv2
 import pytest
 
 import app
-import seg_main
 from tests.conftest import ROOT
-from tests.scripts.conftest import QUICK, flags
 from utils import UserError
 from utils.data.dermoscopy import draw_lesion
 from utils.inference.findings import NOTICE
@@ -25,19 +23,13 @@ SECONDS = 120  # until the page is there
 
 
 @pytest.fixture(scope="module")
-def segmenter(tmp_path_factory, data, undrawn) -> Path:
-    folder = tmp_path_factory.mktemp("app")
-    return seg_main.main(["-n", "mobilenet", *QUICK, *flags(data, folder)]).folder
-
-
-@pytest.fixture(scope="module")
-def address(chromium, segmenter, tmp_path_factory) -> Iterator[str]:
+def address(chromium, tmp_path_factory) -> Iterator[str]:
     pytest.importorskip("gradio", reason="gradio is not installed (requirements-optional.txt)")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("app") / "log.txt"
-    command = [sys.executable, ROOT / "app.py", segmenter, "cls-b1", "--port", str(port), "--no-browser"]
+    command = [sys.executable, ROOT / "app.py", "best", "--port", str(port), "--no-browser"]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
     url, end = f"http://127.0.0.1:{port}/", time.monotonic() + SECONDS
@@ -74,7 +66,7 @@ def test_a_photograph_goes_in_and_an_outline_and_numbers_come_out(address, page,
     expect(report).to_contain_text(NOTICE)
     text = report.inner_text()
     values = [float(value) for value in re.findall(r"(?:melanoma|keratosis|nevus) (0\.\d{4}|1\.0000)", text)]
-    assert len(values) == 3 and abs(sum(values) - 1) < 2e-4 and "% of the frame" in text and "drawn images" in text
+    assert len(values) == 3 and abs(sum(values) - 1) < 2e-4 and "% of the frame" in text
     assert report.locator("img").evaluate_all("images => images.every(image => image.naturalWidth > 0)")
     page.screenshot(path=Path(os.environ.get("SCREENSHOTS", tmp_path)) / "app.png", full_page=True)
 
@@ -108,6 +100,6 @@ def test_a_photograph_is_pasted(address, page):
     expect(page.locator("#report")).to_contain_text("grey: hardly any colour")
 
 
-def test_two_networks_of_one_task_are_refused(segmenter):
+def test_two_networks_of_one_task_are_refused():
     with pytest.raises(UserError, match="two of one task; give one segmenter and one classifier"):
-        app.main([str(segmenter), str(segmenter)])
+        app.main(["cls-b1", "cls-b1"])

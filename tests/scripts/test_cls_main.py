@@ -68,18 +68,6 @@ def test_a_run_from_start_to_scores(folders, data):
     assert all(0 < abs(row[f"alpha_layer{n}.0"] - 0.001) < 0.1 for n in (1, 2, 3, 4))  # AdamW: lr a step
 
 
-@pytest.mark.parametrize("amp", ["off", "bf16"])
-def test_alpha_0_and_resnet_from_one_seed_give_the_same_loss_and_weights(amp, folders, unscored):
-    """To the last bit; a learnt α gives others."""
-    command = [*QUICK, "--amp", amp, *folders]
-    nets_ = (["-n", "arl14", "--alpha", "0", "-i", "1"], ["-n", "arl14", "-i", "2"], ["-n", "resnet14"])
-    runs = [cls_main.main([*net, *command]) for net in nets_]
-    without, learnt, plain = ([row["train_loss"] for row in run.history()] for run in runs)
-    assert without == plain != learnt
-    states = [torch.load(run.path("last.pth"), weights_only=True)["model"] for run in (runs[0], runs[2])]
-    assert all(torch.equal(tensor, states[0][name]) for name, tensor in states[1].items())
-
-
 def test_the_best_weights_are_scored_not_the_last(folders, data, tmp_path, undrawn, monkeypatch):
     """The second of three epochs is said to be the best."""
     scores = iter([1.0, 1.5, 1.2])
@@ -115,10 +103,10 @@ def test_a_finished_run_is_scored_anew_with_other_views(folders, undrawn):
     """A run on frames is scored by frames unless another view is asked for; it stays a run on frames."""
     command = ["-n", "resnet14", *QUICK, *folders]
     tables = []
-    for views in ([], ["--views", "9"], ["--views", "1", "--flips"], []):
+    for views in ([], ["--views", "9"], ["--views", "1", "--flips"]):
         run = cls_main.main([*command, "--train-views", "frame", *views])
         tables.append(run.path("test_predictions.csv").read_bytes())
-    assert tables[0] == tables[3] and len(set(tables)) == 3 and len(run.history()) == 1
+    assert len(set(tables)) == 3 and len(run.history()) == 1
     assert run.read_json("metrics.json")["views"] == "1"
     settings = run.read_json("config.json")["settings"]
     assert settings["train_views"] == "frame" and not {"views", "flips"} & settings.keys()
@@ -126,22 +114,15 @@ def test_a_finished_run_is_scored_anew_with_other_views(folders, undrawn):
         cls_main.main(command)
 
 
-def test_settings_arrive_where_they_act(folders, data, unscored):
+def test_settings_arrive_where_they_act(folders, data):
     labels = list(read_labels(data / "ISIC-2017_Training_Part3_GroundTruth.csv").values())
-    flags = ["--loss", "ce", "--class-weights", "balanced", "--recipe", "paper", "--accumulate", "2", "--keep-copies"]
-    # At 32×32, batch norm over the two values of a micro-batch's last maps makes gradients overflow on some processors.
-    flags += ["--require-all", "--patience", "7", *QUICK, "--size", "64", "64"]
-    run = cls_main.main(["-n", "mobilenet", *flags, *folders])
-    config = run.read_json("config.json")
-    settings, weights = config["settings"], balanced_weights(labels)
-    assert config["accumulate"] == 2 and tuple(settings["class_weights"]) == weights != (1, 1, 1)
-    assert [settings[name] for name in ("loss", "optimizer", "lr", "weight_decay")] == ["ce", "sgd", 1e-3, 1e-4]
-    (group,) = torch.load(run.path("last.pth"), weights_only=True)["optimizer"]["param_groups"]
-    assert "momentum" in group and group["weight_decay"] == 1e-4
+    task = Classification(cls_main.parse(["--class-weights", "balanced", "--require-all", *folders]))
+    task.read_data()
+    assert task.config.class_weights == balanced_weights(labels) != (1, 1, 1)
     loss = Classification(cls_main.parse(["--loss", "ce", "--class-weights", "1", "2", "3"])).loss()
-    logits, targets = torch.zeros(2, 3), torch.tensor([1, 2])
-    reference = torch.nn.functional.cross_entropy(logits + torch.eye(3)[:2], targets, torch.tensor([1.0, 2.0, 3.0]))
-    assert loss(logits + torch.eye(3)[:2], targets) == pytest.approx(reference.item())
+    logits, targets = torch.eye(3)[:2], torch.tensor([1, 2])
+    reference = torch.nn.functional.cross_entropy(logits, targets, torch.tensor([1.0, 2.0, 3.0]))
+    assert loss(logits, targets) == pytest.approx(reference.item())
 
 
 def test_arl18_becomes_the_encoder_of_seg_5(folders, tmp_path, undrawn):
@@ -186,15 +167,9 @@ def test_a_continued_run_needs_its_pretrained_weights_no_more(folders, tmp_path,
         (["-n", "resnet50"], "cls-1-2", "resnet50", "focal", (1, 1, 1)),
         (["-n", "arl14"], "cls-2-1", "arl14", "focal", (1, 1, 1)),
         (["-n", "arl14", "--class-weights", "2.5", "2.5", "0.5"], "cls-2-2", "arl14", "focal", RARE),
-        (["-n", "arl14", "--loss", "ce"], "cls-2-3", "arl14", "ce", (1, 1, 1)),
-        (["--loss", "ce", "--class-weights", "2.5", "2.5", ".5", "-n", "arl14"], "cls-2-4", "arl14", "ce", RARE),
         (["-n", "arl14", "--attention", "none"], "arl14-scratch", "arl14", "focal", (1, 1, 1)),
-        (["-n", "arl18", "-p", "0"], "arl18-scratch", "arl18", "focal", (1, 1, 1)),
         (["--experiment", "cls-2-4", "--class-weights", "balanced"], "cls-2-4", "arl14", "ce", "balanced"),
         (["--experiment", "cls-2-4", "-n", "arl18", "-p", "0"], "arl18-scratch", "arl18", "ce", RARE),
-        (["--experiment", "cls-1-1", "-n", "resnet50"], "resnet50-pretrained", "resnet50", "focal", (1, 1, 1)),
-        (["-n", "arl14", "--weights", "file.pth"], "arl14-pretrained", "arl14", "focal", (1, 1, 1)),
-        (["-n", "timm/a"], "timm-a-pretrained", "timm/a", "focal", (1, 1, 1)),
     ],
 )
 def test_which_experiment_is_meant(arguments, name, net, loss, class_weights):

@@ -19,7 +19,7 @@ from utils.data.isic import SPLITS, SYNTHETIC
 from utils.data.loader import Extra, train_loader
 from utils.data.splits import Data
 from utils.data.transforms import Transforms
-from utils.device import Precision, compile_network, use_deterministic_kernels
+from utils.device import Precision, use_deterministic_kernels
 from utils.logger import log
 from utils.model.graphs import find_record
 from utils.model.run import Run, digest, environment, read_config
@@ -80,8 +80,6 @@ def build_training(
         cache, transforms, config.batch_size, config.seed, device, config.workers, config.accumulate, extra
     )
     model.to(device, memory_format=torch.channels_last)
-    if config.compile:
-        compile_network(model)
     schedule = Schedule(config.epochs, config.lr, config.weight_decay, config.patience, config.optimizer)
     steps, record = loader.batch_sampler.steps, find_record(config.graphs, precision)
     return Trainer(model, criterion, schedule, steps, precision, config.on_nan, record, config.ema), loader

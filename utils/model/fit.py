@@ -2,12 +2,9 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from itertools import chain
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -22,8 +19,6 @@ from utils.model.weights import load_file
 from utils.signals import StopRequested, StopSignals, stop_signals
 
 Validate = Callable[[nn.Module], tuple[float, dict[str, float]]]  # → score to select by, columns for the history
-Picture = Callable[[nn.Module], np.ndarray]  # → what a network puts out on a few images, uint8 [H, W, 3]
-PICTURE_EVERY = 5  # epochs
 LEAST_SCALE = 1e-4  # of a float16 loss: it starts at 65536 and is halved at each gradient that is not finite
 MEASURED = (5, 3.0)  # steps after the first, and seconds, before the first estimate of the time
 _LOADER_FAILURES = ("DataLoader worker", "shared memory", "shm_open")  # in torch's messages
@@ -60,7 +55,7 @@ class Clock:
         return f"about {readable_time(seconds)} left" if epochs > done else ""
 
 
-def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run, picture: Picture | None = None) -> None:
+def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run) -> None:
     """Train until the schedule ends or the validation score stops rising, continuing from the run's checkpoint.
 
     A signal that asks to stop takes effect after the current step: a checkpoint is written from which the same run
@@ -70,7 +65,6 @@ def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run, pict
         loader: of `utils.data.loader.train_loader`.
         validate: scores the model. The first three columns are printed. In distributed training every process
             calls it and gets the same result.
-        picture: for TensorBoard, of every fifth epoch.
         run: where history, events, `last.pth` (everything) and `best.pth` (weights of the best epoch) go.
 
     Raises:
@@ -84,8 +78,7 @@ def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run, pict
     with stop_signals() as stop:
         while not done.finished(trainer.schedule):
             try:
-                with _loader_failures_explained():
-                    row, score = _epoch(trainer, loader, validate, run, stop, clock)
+                row, score = _epoch(trainer, loader, validate, run, stop, clock)
             except StopRequested as request:
                 save_checkpoint(trainer.state(), last)
                 kept = f"in epoch {done.epoch + 1} after step {done.step}; {_GO_ON}"
@@ -95,8 +88,7 @@ def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run, pict
                 done.best_score, done.best_epoch = score, done.epoch
             history.append(row)
             run.write_history(history)
-            shows = picture is not None and done.epoch % PICTURE_EVERY == 1
-            run.write_events(row, done.epoch, partial(picture, trainer.best) if shows else None)
+            run.write_events(row)
             save_checkpoint(trainer.state(), last)
             _keep_best(trainer, run)
             _tell(trainer, row, clock.left())
@@ -143,6 +135,13 @@ def _epoch(
     except NotFinite as problem:
         ids = ", ".join(loader.dataset.cache.samples[index].id for index in problem.indices)
         raise UserError(f"{problem} {_way_out(trainer, run)}; the images of this step: {ids}") from problem
+    except RuntimeError as problem:
+        if not any(sign in str(problem) for sign in _LOADER_FAILURES):
+            raise
+        raise UserError(
+            f"a loader process failed ({str(problem).splitlines()[0][:160]}): take fewer --workers (0 for none), or "
+            f"allow more shared memory (docker --shm-size); {_GO_ON}"
+        ) from problem
     if loss is None:
         raise StopRequested(stop.number or signal.SIGTERM)
     seconds = time.perf_counter() - start
@@ -153,7 +152,6 @@ def _epoch(
     if done.skipped > skipped:
         count = done.skipped - skipped
         log.warning("epoch %d: %d steps skipped, their loss or gradient was not finite", done.epoch + 1, count)
-    trainer.begin_next_epoch(loader)
     with stop.at_once():
         score, columns = validate(trainer.best)
     images = (done.step - first) * loader.batch_sampler.batch_size
@@ -164,9 +162,8 @@ def _epoch(
 
 def _check_finite(trainer: Trainer, run: Run) -> None:
     tensors = chain(trainer.model.parameters(), trainer.model.buffers())
-    if not torch.stack(
-        [tensor.isfinite().all() for tensor in tensors]
-    ).all():  # one wait for the GPU, not one per tensor
+    # One wait for the GPU, not one per tensor.
+    if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
         raise UserError(f"the weights or running statistics are not finite {_way_out(trainer, run)}")
     if trainer.scaler.is_enabled() and trainer.scaler.get_scale() < LEAST_SCALE:
         raise UserError(f"the gradient is not finite at any scale {_way_out(trainer, run)}")
@@ -177,20 +174,6 @@ def _tell(trainer: Trainer, row: dict[str, float], left: str) -> None:
     shown = [f"{name} {value:.4f}" for name, value in [*row.items()][2:6]]
     shown += [f"{row['train_seconds']:.0f} s", left, "best so far" if done.best_epoch == done.epoch else ""]
     log.info("epoch %d/%d  %s", done.epoch, epochs, "  ".join(filter(None, shown)))
-    trainer.note = f", {left}" if left else ""
-
-
-@contextmanager
-def _loader_failures_explained() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as problem:
-        if not any(sign in str(problem) for sign in _LOADER_FAILURES):
-            raise
-        raise UserError(
-            f"a loader process failed ({str(problem).splitlines()[0][:160]}): take fewer --workers (0 for none), or "
-            f"allow more shared memory (docker --shm-size); {_GO_ON}"
-        ) from problem
 
 
 def _keep_best(trainer: Trainer, run: Run) -> None:

@@ -11,12 +11,11 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from utils import UserError, distributed
@@ -161,14 +160,8 @@ class Run:
         with written_whole(self.path(name)) as file:
             file.write(text.encode())
 
-    def write_events(
-        self, row: Mapping[str, float], epoch: int, picture: Callable[[], np.ndarray] | None = None
-    ) -> None:
-        """Add an epoch's numbers to the TensorBoard events; where that fails, training does without.
-
-        Tags: train/…, val/… and speed/…; the run's settings stand under HPARAMS, with the scores.
-        picture: makes uint8 [H, W, 3] to show of this epoch.
-        """
+    def write_events(self, row: Mapping[str, float]) -> None:
+        """Add an epoch's row of the history to the TensorBoard events; where that fails, training does without."""
         if not distributed.is_main() or self._writer is False:
             return
         try:
@@ -176,17 +169,13 @@ class Run:
                 from torch.utils.tensorboard import SummaryWriter  # imports slowly
 
                 # Of a run that goes on, what was written of this epoch and later ones no longer counts.
-                self._writer = SummaryWriter(self.path("tensorboard"), purge_step=epoch)
-                for summary in _hparams(self.read_json("config.json")["settings"], row):
-                    self._writer.file_writer.add_summary(summary)
+                self._writer = SummaryWriter(self.path("tensorboard"), purge_step=row["epoch"])
             for name, value in row.items():
-                if name != "epoch":
-                    self._writer.add_scalar(_tag(name), value, epoch)
-            if picture:
-                self._writer.add_image("val/outlines", picture(), epoch, dataformats="HWC")
+                tag = f"val/{name[4:]}" if name.startswith("val_") else f"train/{name.removeprefix('train_')}"
+                self._writer.add_scalar(tag, value, row["epoch"])
             self._writer.flush()
         except Exception as error:  # of a broken installation, or in the writer's thread, anything
-            log.warning("no TensorBoard events from epoch %d on (%s)", epoch, error)
+            log.warning("no TensorBoard events from epoch %d on (%s)", row["epoch"], error)
             self._writer = False
 
     def save_figure(self, figure: "Figure", name: str) -> Path:
@@ -195,9 +184,6 @@ class Run:
         with written_whole(path) as file:
             figure.savefig(file, format=path.suffix[1:], dpi=150, bbox_inches="tight")
         return path
-
-    def close(self) -> None:
-        self.__exit__(None, None, None)
 
     def __enter__(self) -> "Run":
         return self
@@ -208,21 +194,6 @@ class Run:
                 self._writer.close()
         finally:
             self._open.__exit__(*error)
-
-
-def _tag(column: str) -> str:
-    """Where TensorBoard shows a column of the history."""
-    if column in ("train_seconds", "images_per_second"):
-        return f"speed/{column.removeprefix('train_')}"
-    return f"val/{column[4:]}" if column.startswith("val_") else f"train/{column.removeprefix('train_')}"
-
-
-def _hparams(settings: Mapping[str, Any], row: Mapping[str, float]) -> tuple[Any, ...]:
-    """The settings and the names of the validation scores, as TensorBoard's HPARAMS page takes them."""
-    from torch.utils.tensorboard.summary import hparams
-
-    plain = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in settings.items()}
-    return hparams(plain, {_tag(name): 0 for name in row if name.startswith("val_")})
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -255,29 +226,18 @@ def environment(device: torch.device) -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # OpenCV comes in packages of several names
             versions[name] = "not found"
+    processor = platform.processor() or platform.machine()
+    gpu, module = device.type == "cuda", getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["-m", module.name.removesuffix(".__main__")] if module else [Path(sys.argv[0]).name]
     return {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "command": shlex.join(["python", *_program(), *sys.argv[1:]]),
+        "command": shlex.join(["python", *program, *sys.argv[1:]]),
         "git_commit": _git_commit(),
-        "device": device_name(device),
+        "device": torch.cuda.get_device_name(device) if gpu else f"{device.type} ({processor})",
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu_threads": torch.get_num_threads(),
         "versions": versions,
     }
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.processor() or platform.machine()})"
-
-
-def _program() -> list[str]:
-    """What follows "python" on the command line: -m and the module, or the script's name without its folders."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is None:
-        return [Path(sys.argv[0]).name]
-    return ["-m", spec.name.removesuffix(".__main__")]
 
 
 def _git_commit() -> str | None:

@@ -1,8 +1,8 @@
 """Training on any device: the step, the pass over an epoch, and the state that a checkpoint keeps."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -17,6 +17,7 @@ from utils import UserError, distributed
 from utils.data.loader import to_input
 from utils.device import Precision, keep_freed_memory
 from utils.logger import progress
+from utils.loss import Loss
 from utils.model.graphs import GraphedStep, Record
 
 HALVED_EVERY = 30  # epochs, of the ARL-CNN paper's schedule
@@ -25,20 +26,13 @@ CHECK_EVERY = 20  # steps on a GPU: to see whether they were finite waits for it
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the learning rate falls from `lr`, and when training ends.
+    """How the learning rate falls, and when training ends."""
 
-    Attributes:
-        epochs: of the whole schedule.
-        patience: epochs without a better validation score after which training stops.
-        optimizer: "adamw", its rate falling to 0 along a half cosine over all steps; or "sgd" with momentum 0.9, its
-            rate halved every 30 epochs.
-    """
-
-    epochs: int
-    lr: float
+    epochs: int  # of the whole schedule
+    lr: float  # at the start
     weight_decay: float
-    patience: int
-    optimizer: str = "adamw"
+    patience: int  # epochs without a better validation score after which training stops
+    optimizer: str = "adamw"  # the rate falling to 0 along a half cosine; or "sgd" (0.9), halved every 30 epochs
 
     def build(self, model: nn.Module, steps: int, device: torch.device) -> tuple[Optimizer, LRScheduler]:
         """The optimizer over the model's parameters and its scheduler, to be stepped `steps` times an epoch."""
@@ -58,24 +52,16 @@ class Schedule:
 
 @dataclass
 class Progress:
-    """How far a run has come; goes into its checkpoint and back.
+    """How far a run has come; goes into its checkpoint and back."""
 
-    Attributes:
-        epoch: epochs done.
-        step, loss, lr: of the epoch in progress: steps done, sum of their losses, learning rate at its first step.
-        best_epoch, best_score: counted from 1, 0 before the first.
-        skipped: steps without an update because the loss or gradient was not finite (in float16: the loss).
-        uncounted: skipped steps of the epoch in progress, whose losses are not in `loss`.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    loss: float = 0.0
-    lr: float = 0.0
-    best_epoch: int = 0
+    epoch: int = 0  # epochs done
+    step: int = 0  # of the epoch in progress: steps done,
+    loss: float = 0.0  # sum of their losses,
+    lr: float = 0.0  # learning rate at its first step
+    best_epoch: int = 0  # counted from 1, 0 before the first
     best_score: float = float("-inf")
-    skipped: int = 0
-    uncounted: int = 0
+    skipped: int = 0  # steps without an update because the loss or gradient was not finite (in float16: the loss)
+    uncounted: int = 0  # those of the epoch in progress, whose losses are not in `loss`
 
     def finished(self, schedule: Schedule) -> bool:
         return self.epoch >= schedule.epochs or self.epoch - self.best_epoch >= schedule.patience
@@ -101,7 +87,7 @@ class Trainer:
 
     Args:
         model: images → logits.
-        criterion: (logits, targets) → mean loss over images, or weighted as its `batch_weight(targets)` says.
+        criterion: (logits, targets) → mean loss, over what its `batch_weight(targets)` says.
         schedule: learning rate and length.
         steps: of an epoch.
         precision: device and number type.
@@ -117,7 +103,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        criterion: nn.Module,
+        criterion: Loss,
         schedule: Schedule,
         steps: int,
         precision: Precision,
@@ -136,11 +122,9 @@ class Trainer:
         self.optimizer, self.scheduler = schedule.build(self.model, steps, precision.device)
         self.scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.dtype == torch.float16)
         self.progress, self.steps = Progress(), steps
-        self.note = ""  # said beside an epoch's progress
         self._parallel = distributed.parallel(self.model, precision.device)
         self._record = record
         self._update = self._updating()
-        self._ahead: tuple[int, Iterator[MicroBatch]] | None = None  # prefetched batches of an epoch
 
     def train_one_epoch(self, loader: DataLoader, should_stop: Callable[[], bool] = lambda: False) -> float | None:
         """The rest of this epoch's pass over the loader; returns the mean of the steps' losses.
@@ -157,10 +141,7 @@ class Trainer:
             done.lr = self.scheduler.get_last_lr()[0]
         total = torch.tensor(done.loss, device=self.precision.device)
         batches.epoch, batches.start = done.epoch, done.step
-        ahead, self._ahead = self._ahead, None
-        begun = ahead[1] if ahead and (ahead[0], 0) == (done.epoch, done.step) else iter(loader)
-        which = f"epoch {done.epoch + 1}/{self.schedule.epochs}{self.note}"
-        micro_batches = iter(progress(begun, which, len(loader)))
+        micro_batches = iter(progress(loader, f"epoch {done.epoch + 1}/{self.schedule.epochs}"))
 
         flags: list[Tensor] = []  # of the last steps, whether they were finite
 
@@ -188,12 +169,6 @@ class Trainer:
             return None
         counted = batches.steps - done.uncounted
         return done.loss / counted if counted else float("nan")
-
-    def begin_next_epoch(self, loader: DataLoader) -> None:
-        """Between two epochs: the loader's processes make the next one's first batches while this one is validated."""
-        if loader.num_workers and self.progress.epoch + 1 < self.schedule.epochs:
-            loader.batch_sampler.epoch, loader.batch_sampler.start = self.progress.epoch + 1, 0
-            self._ahead = self.progress.epoch + 1, iter(loader)
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
         """One update of the weights by the gradient of a batch that comes in micro-batches.
@@ -234,10 +209,11 @@ class Trainer:
         device = self.precision.device
         loss = torch.zeros((), device=device)
         micro_batches = [(images, targets.to(device, non_blocking=True)) for images, targets in micro_batches]
-        weights = torch.stack([_weight(self.criterion, targets) for _, targets in micro_batches])
+        weights = torch.stack([self.criterion.batch_weight(targets) for _, targets in micro_batches])
         shares = weights / distributed.mean(weights.sum())  # gradients are averaged over processes, not added
         for number, (images, targets) in enumerate(micro_batches, start=1):
-            with self._gradients_averaged(number == len(micro_batches)):
+            averages = number == len(micro_batches) or self._parallel is self.model  # over processes, once a step
+            with nullcontext() if averages else self._parallel.no_sync():
                 with self.precision.autocast():
                     logits = self._parallel(to_input(images, device))
                 part = self.criterion(logits, targets) * shares[number - 1]
@@ -274,10 +250,6 @@ class Trainer:
         else:
             self.optimizer._opt_called = True  # or the scheduler warns about the order of calls
 
-    def _gradients_averaged(self, last: bool) -> AbstractContextManager:
-        """Over the processes, once a step: with the last micro-batch."""
-        return nullcontext() if last or self._parallel is self.model else self._parallel.no_sync()
-
     def state(self) -> dict[str, Any]:
         """Everything that continuing needs; tensors and plain values only."""
         cuda = torch.cuda.get_rng_state_all() if self.precision.device.type == "cuda" else []
@@ -311,10 +283,3 @@ class Trainer:
         torch.set_rng_state(state["random"]["torch"])
         if self.precision.device.type == "cuda" and len(state["random"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
-
-
-def _weight(criterion: nn.Module, targets: Tensor) -> Tensor:
-    """Weight of a micro-batch in its batch, float32 []: how much of what the criterion is a mean over it has."""
-    if hasattr(criterion, "batch_weight"):
-        return criterion.batch_weight(targets)
-    return targets.new_full((), len(targets), dtype=torch.float32)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import nets
-from nets.pretrained import PRETRAINED, Pretrained, digest_in
+from nets.pretrained import LAST_LAYERS, PRETRAINED, Pretrained, digest_in
 from utils import UserError
 from utils.files import LFS_POINTER, check_file, listed, quoted, sha256, written_whole
 from utils.logger import log
@@ -35,12 +35,9 @@ class LoadReport:
     source: str = ""  # what the file says of where it comes from
 
     def __str__(self) -> str:
-        def counted(names: tuple[str, ...]) -> str:
-            return f"{len(names)} ({listed(names)})" if names else "none"
-
+        missing, unused = (f"{len(x)} ({listed(x)})" if x else "none" for x in (self.missing, self.left_over))
         source = f" ({self.source})" if self.source else ""
-        found = f"{self.loaded} tensors loaded, missing {counted(self.missing)}, unused {counted(self.left_over)}"
-        return f"{self.file}{source}: {found}"
+        return f"{self.file}{source}: {self.loaded} tensors loaded, missing {missing}, unused {unused}"
 
 
 def find_weights(source: Pretrained, *folders: Path) -> Path:
@@ -111,8 +108,7 @@ def load_pretrained(model: nn.Module, net: str, path: str | Path) -> LoadReport:
     state = _with_current_names(_state_dict_in(content, path))
     encoder = getattr(model, "encoder", model)
     target = getattr(encoder, "backbone", encoder)
-    classifier = PRETRAINED[net].classifier if net in PRETRAINED else getattr(encoder, "classifier", frozenset())
-    classifier |= Pretrained.classifier
+    classifier = LAST_LAYERS | getattr(encoder, "classifier", frozenset())
     learnt = dict(target.named_parameters())
     wanted = {
         name: tensor
@@ -158,8 +154,6 @@ def _misfit(state: dict[str, Tensor], wanted: dict[str, Tensor], net: str, class
         found = state.get(name, expected)
         if found.shape != expected.shape:
             return f"{name} is {tuple(found.shape)}, expected {tuple(expected.shape)}"
-        if found.is_floating_point() != expected.is_floating_point():
-            return f"{name} is {found.dtype}, expected {expected.dtype}"
     return ""
 
 
@@ -289,9 +283,4 @@ def _state_dict_in(content: Any, shown: str | Path) -> dict[str, Tensor]:
 
 
 def _is_state_dict(content: Any) -> bool:
-    return (
-        isinstance(content, dict)
-        and bool(content)
-        and all(isinstance(name, str) for name in content)
-        and all(isinstance(value, Tensor) and value.layout == torch.strided for value in content.values())  # not sparse
-    )
+    return isinstance(content, dict) and bool(content) and all(isinstance(each, Tensor) for each in content.values())

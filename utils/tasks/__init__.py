@@ -1,6 +1,7 @@
 """The two tasks, and `train(config)`: one run from data to figures, as scripts, notebooks and `reproduce.py` call it.
 
-A task is an object with the methods of `Task`; what a run does for each task is decided here and nowhere else.
+A task is an object with the methods of `Segmentation`, whose docstrings say what each is for; what a run does for each
+task is decided here and nowhere else.
 """
 
 import shlex
@@ -24,9 +25,9 @@ from utils.model.fit import fit
 from utils.model.run import Run
 from utils.tasks.classification import Classification
 from utils.tasks.segmentation import Segmentation
-from utils.tasks.task import Task
 from utils.visualize.figures import plot_history
 
+Task = Segmentation | Classification
 TASKS: dict[str, type[Task]] = {"segmentation": Segmentation, "classification": Classification}
 
 
@@ -63,7 +64,7 @@ def _train(task: Task, precision: Precision) -> Run:
     validate = task.validation(caches["validation"], precision)
     trainer, loader = build_training(config, model, task.loss(), training, task.transforms(), precision)
     with start_run(config, data, weights, precision, caches, facts) as run:
-        fit(trainer, loader, validate, run, task.picture(caches["validation"], precision))
+        fit(trainer, loader, validate, run)
         if distributed.is_main():
             with distributed.alone():
                 evaluate(task, model, caches, precision, run)

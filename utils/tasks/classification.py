@@ -38,7 +38,7 @@ from utils.visualize.figures import plot_classification
 
 
 class Classification:
-    """See `utils.tasks.task.Task`. The best epoch is chosen by AUC(melanoma) + AUC(seborrheic keratosis)."""
+    """As `Segmentation`. The best epoch is chosen by AUC(melanoma) + AUC(seborrheic keratosis)."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -95,9 +95,6 @@ class Classification:
             return sum(aucs.values()), columns | more
 
         return validate
-
-    def picture(self, cache: ImageCache, precision: Precision) -> None:
-        return None
 
     def score(
         self, model: nn.Module, cache: ImageCache, split: str, precision: Precision, run: Run

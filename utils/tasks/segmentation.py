@@ -1,7 +1,6 @@
 """The segmentation task: the outline of the lesion."""
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,18 +21,22 @@ from utils.evaluation.segmentation import SegmentationCounts, summarize
 from utils.inference.segmentation import TrueMasks, score, write_masks
 from utils.logger import log
 from utils.loss import create_loss, loss_of
-from utils.model.fit import Picture, Validate
+from utils.model.fit import Validate
 from utils.model.run import Run
-from utils.visualize.examples import outlined_examples, plot_examples
+from utils.visualize.examples import plot_examples
 
 
 class Segmentation:
-    """See `utils.tasks.task.Task`. The best epoch is chosen by the validation images' mean Jaccard at mask size."""
+    """The task of one run: its data, loss, scores and figures. Settings that only the data tell are put into `config`.
+
+    The best epoch is chosen by the validation images' mean Jaccard at mask size.
+    """
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     def read_data(self) -> tuple[Data, dict[str, Any]]:
+        """The images of each split, and further facts for config.json. UserError when data are missing or faulty."""
         if own := own_data(self.config, masks=True):
             self.config, data = own
         else:
@@ -43,21 +46,23 @@ class Segmentation:
         return data, {}
 
     def prepare(self, data: Data) -> dict[str, ImageCache]:
+        """Every split decoded before training starts, so that an unreadable file shows now and not after it."""
         size = self.config.size
         sizes = {"train": cache_size(size), "extra": cache_size(size), "validation": size, "test": size}
         return {split: prepare(data[split], sizes[split], self.config.cache) for split in data if data[split]}
 
     def transforms(self) -> SegmentationTransforms:
+        """What makes training images and their targets of cached ones."""
         return SegmentationTransforms(self.config.size, self.config.colour)
 
     def loss(self) -> nn.Module:
         return create_loss(self.config.loss)
 
     def validation(self, cache: ImageCache, precision: Precision) -> Validate:
+        """What scores a network after each epoch, always by the same images; the loss is at the network's size."""
         masks, criterion = TrueMasks(), self.loss()
 
         def validate(model: nn.Module) -> tuple[float, dict[str, float]]:
-            """The loss is at the network's size, as in training."""
             losses: dict[int, float] = {}
 
             def look(index: int, lesion: np.ndarray) -> None:
@@ -72,12 +77,13 @@ class Segmentation:
 
         return validate
 
-    def picture(self, cache: ImageCache, precision: Precision) -> Picture:
-        return partial(outlined_examples, cache=cache, precision=precision)
-
     def score(
         self, model: nn.Module, cache: ImageCache, split: str, precision: Precision, run: Run
     ) -> tuple[dict[str, Any] | None, SegmentationCounts | None]:
+        """Predict a split and write the predictions into the run's folder.
+
+        Returns the scores for metrics.json, and what `finish` and `figures` need; None, None where there is no truth.
+        """
         masks = run.path(f"{split}_masks.zip")
         counts = write_masks(model, cache, precision, self.config.batch_size, masks, self.config.flips)
         log.info("masks of the %d %s images: %s", len(cache.samples), split, masks)
@@ -88,10 +94,12 @@ class Segmentation:
         return summary, counts
 
     def finish(self, model: nn.Module, results: Mapping[str, SegmentationCounts], best_epoch: int, run: Run) -> None:
+        """Write what concerns all splits or the model; results: by split, as `score` returned them."""
         tables = [counts.per_image().assign(split=split) for split, counts in results.items()]
         run.write_table("per_image.csv", pd.concat(tables))
 
     def figures(
         self, model: nn.Module, cache: ImageCache, split: str, result: SegmentationCounts, precision: Precision
     ) -> Iterator[tuple[str, Figure]]:
+        """Figures of a split by file name; result: as `score` returned it."""
         yield f"{split}.png", plot_examples(model, cache, result, precision, self.config.flips)
