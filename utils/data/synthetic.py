@@ -23,7 +23,7 @@ from utils.files import load_json
 from utils.logger import log, progress, run_script
 
 RECORD = SYNTHETIC[0]  # of the parameters
-FORMAT = 2  # to be raised whenever the same parameters would draw other files
+FORMAT = 3  # to be raised whenever the same parameters would draw other files
 COUNTS = {"train": 160, "validation": 40, "test": 40}
 FIRST_ID = 9_000_000
 
