@@ -120,7 +120,7 @@ def inspect_folder(root: str | Path) -> Report:
         _check_images(report, name, split)
         _check_masks(report, split)
         if folder:
-            counts = Counter(folder.classes[folder.labels[i]] for i in split.files.images if i in (folder.labels or {}))
+            counts = Counter(folder.classes[folder.labels[i]] for i in split.files.images if i in folder.labels)
             split.classes = {name: counts[name] for name in folder.classes}
             continue
         if not (split.files.images and split.files.masks) and name != "test":
