@@ -15,12 +15,14 @@ from utils.data.own import drawn_splits, own_data, read_folder, read_table
 from utils.data.splits import refuse_copies
 
 
-def own_folder(root: Path, table: str, names: list[str]) -> Path:
-    """Noise of 40×40 under these names, each with a mask."""
+def own_folder(root: Path, table: str, names: list[str], drawn: bool = False) -> Path:
+    """Files under these names, each with a mask: empty, or noise of 40×40."""
     rng = np.random.default_rng(0)
     for kind in ("images", "masks"):
         (root / kind).mkdir(parents=True)
-    for name in names:
+        for name in names:
+            (root / kind / f"{name}.png").touch()
+    for name in names if drawn else ():
         pixels = np.kron(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), np.ones((5, 5, 1), np.uint8))
         Image.fromarray(pixels).save(root / "images" / f"{name}.png")
         Image.fromarray((pixels[..., 0] > 99).astype(np.uint8) * 255).save(root / "masks" / f"{name}.png")
@@ -156,7 +158,7 @@ def test_flags_for_own_folders_are_refused_for_the_challenges(tmp_path):
 
 def test_the_check_tells_what_it_sees(tmp_path, capsys):
     table, names = lesions(40)
-    root = own_folder(tmp_path / "mine", table, names)
+    root = own_folder(tmp_path / "mine", table, names, drawn=True)
     (root / "masks" / f"{names[0]}.png").rename(root / "masks" / "stray_segmentation.png")
     assert check.main([str(root)]) == 0
     told = capsys.readouterr().out
@@ -167,7 +169,7 @@ def test_the_check_tells_what_it_sees(tmp_path, capsys):
 
 
 def test_a_copy_in_another_split_is_to_be_grouped(tmp_path):
-    root = own_folder(tmp_path / "mine", *lesions(40))
+    root = own_folder(tmp_path / "mine", *lesions(40), drawn=True)
     splits = splits_of(root)
     one, other = (next(id_ for id_ in splits if splits[id_] == split) for split in ("train", "test"))
     (root / "images" / f"{one}.png").write_bytes((root / "images" / f"{other}.png").read_bytes())

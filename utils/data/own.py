@@ -175,16 +175,13 @@ def drawn_splits(folder: Folder, ids: Sequence[str], config: Config) -> dict[str
         names.sort(key=lambda name: hashlib.sha256(f"{config.split_seed} {name}".encode()).digest())
         for place, name in enumerate(names):
             if config.fold:
-                split = _of_fold((dealt + place) % config.fold[1], *config.fold)
+                fold, folds = config.fold
+                split = {fold - 1: "test", fold % folds: "validation"}.get((dealt + place) % folds, "train")
             else:
                 split = _of_shares(place, len(names), config.split or SHARES)
             splits |= dict.fromkeys(groups[name], split)
         dealt += len(names)  # the next class goes on with the next part, so that parts are equally large
     return splits
-
-
-def _of_fold(part: int, fold: int, folds: int) -> str:
-    return {(fold - 1) % folds: "test", fold % folds: "validation"}.get(part, "train")
 
 
 def _of_shares(place: int, count: int, shares: Sequence[float]) -> str:
