@@ -19,7 +19,7 @@ MELANIN = np.float32((0.30, 0.72, 1.0))  # absorption in R, G, B for one unit of
 BLOOD = np.float32((0.10, 0.75, 0.62))
 SKIN_TONES = np.float32([(230, 198, 190), (224, 192, 160), (216, 146, 136), (236, 228, 222), (160, 116, 92)])
 VEIL, WAX, CYST = np.float32([(92, 104, 128), (164, 134, 96), (248, 240, 222)])
-ROUGH, SOFT = (0.10, 0.06, 0.05), (0.06, 0.02, 0.08)  # of each class's border, in radii of the lesion
+ROUGH, SOFT = (0.08, 0.06, 0.05), (0.06, 0.02, 0.08)  # of each class's border, in radii of the lesion
 
 
 def draw_lesion(seed: int, index: int, size: tuple[int, int] = SIZE) -> tuple[np.ndarray, np.ndarray, int]:
@@ -113,7 +113,7 @@ def _melanoma(rng, x, y, depth, radius, typical, image) -> None:
     pigment = 1 + 0.6 * typical * np.tanh((x * math.cos(turn) + y * math.sin(turn)) / radius)
     red, black, veil = (_soft(_noise(rng, x, 1.2 / radius) - rng.uniform(0.2, 1), 0.2) for _ in range(3))
     pigment += rng.uniform(0.5, 2) * typical * black - 0.5 * red + 0.15 * _noise(rng, x, 24)
-    _stain(rng, image, pigment, depth, MELANOMA, rng.uniform(0, 0.9) * red)
+    _stain(rng, image, pigment, depth, MELANOMA, rng.uniform(0, 0.6) * red)
     _cover(image, rng.uniform(0, 0.8) * typical * veil * (depth > 0.1), VEIL)
 
 
