@@ -249,5 +249,5 @@ def test_what_is_not_there_is_named(samples, tmp_path):
         prepare(samples, SIZE, tmp_path / "file")
     samples[2].image.unlink()
     samples[4].mask.unlink()
-    with pytest.raises(UserError, match=r"2\.png, .*4_m\.png: no such file"):
+    with pytest.raises(UserError, match=r"2\.png: no such file; .*4_m\.png: no such file"):
         prepare(samples, SIZE, tmp_path / "cache")

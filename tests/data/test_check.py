@@ -19,7 +19,7 @@ def test_a_sound_folder(root, capsys):
     text = capsys.readouterr().out
     assert "train: 8 images, 8 masks, 8 pairs\n  classes: melanoma " in text
     assert "min 96x72, median 96x72, max 96x72; 1 distinct" in text
-    assert "problems: none\ncopies across splits: none\n" in text
+    assert "problems: none\ncopies across splits: none\n" in text and "without _segmentation" not in text
     assert text.endswith("training can start\n")
 
 
@@ -33,7 +33,8 @@ def test_every_damage_is_named(root, capsys):
     save(masks / "ISIC_0000013_segmentation.png", lesion(0))
     save(masks / "ISIC_0000014_segmentation.png", lesion(255, 255))
     save(masks / "ISIC_0000015_segmentation.png", lesion(1))
-    save(masks / "ISIC_0000016_segmentation.png", lesion(200, 40))
+    (masks / "ISIC_0000016_segmentation.png").unlink()
+    save(masks / "ISIC_0000016.png", lesion(200, 40))
     save(masks / "ISIC_0000017_segmentation.png", lesion()[::2, ::2])
     (train / "ISIC_0000018.jpg").unlink()
     shutil.copy(train / "ISIC_0000019.jpg", images(root, "validation"))
@@ -51,7 +52,7 @@ def test_every_damage_is_named(root, capsys):
         ("ISIC_0000013_segmentation.png", "mask is empty"),
         ("ISIC_0000014_segmentation.png", "mask is full"),
         ("ISIC_0000015_segmentation.png", "not 0/255", "1 is read as lesion"),
-        ("ISIC_0000016_segmentation.png", "not 0/255", "above 128"),
+        ("ISIC_0000016.png", "not 0/255", "above 128"),
         ("ISIC_0000017_segmentation.png", "mask 48x36, image 96x72"),
         ("ISIC_0000018_segmentation.png", "mask without image"),
         ("1 ids are both in train and in validation: ISIC_0000019", "Training_Data", "Validation_Data"),
@@ -61,6 +62,7 @@ def test_every_damage_is_named(root, capsys):
         ("  ", "ISIC-2017_Validation_Part3_GroundTruth.csv", "row 2, ISIC_9100000", "both"),
         ("1 images of train have no label", "ISIC_9000001"),
         ("note", "Training_Part3", "2 labels have no image"),
+        ("note", "train: 1 masks without _segmentation in their names, such as ISIC_0000016.png"),
         ("training cannot start: ", "ISIC_0000020.jpg", "1 training images are copies of images of other splits"),
     ):
         assert len(lines_with(text, *words)) == 1, (words, text)

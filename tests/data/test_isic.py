@@ -67,12 +67,6 @@ def test_known_copies_are_left_out_of_training_only(tmp_path):
     assert ids(tmp_path, "validation") == ["ISIC_0000001", "ISIC_0012221", "ISIC_0012222"]
 
 
-def test_absent_split_is_empty_and_absent_folder_an_error(tmp_path):
-    assert read_split(tmp_path, "test") == []
-    with pytest.raises(UserError, match="nowhere: no such folder"):
-        read_split(tmp_path / "nowhere", "train")
-
-
 @pytest.mark.parametrize(
     ("split", "path"),
     [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.data.bad_folder import add_row, image, images, labels, mask
+from tests.data.bad_folder import add_row, image, images, labels
 from utils import UserError
 from utils.data.cache import prepare
 from utils.data.copies import copies_between
@@ -56,14 +56,6 @@ def test_augmented_labels_come_first_and_their_images_are_used_where_they_are(ro
     data, absent = classification_data(root)
     assert absent["train"] == ["ISIC_0000001", "ISIC_9000001"]
     assert {sample.id: sample.label for sample in data["train"]}["ISIC_0000002"] == 1 and len(data["train"]) == 8
-
-
-def test_labels_of_the_test_images_may_be_absent_and_segmentation_keeps_images_with_a_mask(root):
-    labels(root, "test").unlink()
-    mask(root).unlink()
-    shutil.rmtree(mask(root, "test").parent)
-    assert [sample.label for sample in classification_data(root)[0]["test"]] == [None] * 3
-    assert counts(segmentation_data(root)) == {"train": 7, "validation": 8, "test": 3}
 
 
 def test_the_official_ids_are_those_of_the_real_folder(isic2017):

@@ -28,7 +28,7 @@ from utils.data.images import decode_image, image_size, pair_fault, read_frame, 
 from utils.data.isic import Sample
 from utils.data.parallel import attempts
 from utils.data.transforms import CENTER, Pixels, Size, Sizes, take
-from utils.files import check_file, listed, load_json, locked, readable_size, sha256, written_whole
+from utils.files import check_file, load_json, locked, readable_size, sha256, written_whole
 from utils.logger import log
 
 VERSION = 4  # raise it when other pixels are stored, or the layout changes
@@ -138,19 +138,16 @@ def load_image(path: Path, sizes: Sizes) -> Pixels:
 
 
 def _each(function: Callable[[Any], Any], items: Sequence[Any], description: str) -> Iterator[Any]:
-    """As `attempts`; UserErrors end it after the last item, as one that names the first files with each fault."""
-    faults: dict[str, list[str]] = {}
+    """As `attempts`; UserErrors end it after the last item, as one that tells the first of them."""
+    faults = []
     for result in attempts(function, items, description):
         if isinstance(result, UserError):
-            file, _, reason = str(result).partition(": ")
-            faults.setdefault(reason, []).append(file)
+            faults.append(str(result))
         else:
             yield result
     if faults:
-        lines = [f"{listed(files, longest=1000)}: {reason}" for reason, files in faults.items()]
-        rest = sum(map(len, list(faults.values())[4:]))
-        more = f" (and {rest} more files; see python -m utils.data.check FOLDER)" if rest else ""
-        raise UserError("; ".join(lines[:4]) + more)
+        more = f" (and {len(faults) - 3} more files; see python -m utils.data.check FOLDER)" if len(faults) > 3 else ""
+        raise UserError("; ".join(faults[:3]) + more)
 
 
 def _files(sample: Sample, masks: bool) -> list[Path]:
