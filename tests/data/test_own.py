@@ -15,7 +15,7 @@ from utils.data.own import drawn_splits, own_data, read_folder, read_table
 from utils.data.splits import refuse_copies
 
 
-def own_folder(root: Path, table: str, names: list[str], drawn: bool = False) -> Path:
+def own_folder(root: Path, table: str, names: list[str], drawn: bool = True) -> Path:
     """Files under these names, each with a mask: empty, or noise of 40×40."""
     rng = np.random.default_rng(0)
     for kind in ("images", "masks"):
@@ -81,7 +81,7 @@ def splits_of(root: Path, **changes) -> dict[str, str]:
 
 
 def test_groups_stay_together_and_classes_are_everywhere(tmp_path):
-    root = own_folder(tmp_path / "mine", *lesions(80))
+    root = own_folder(tmp_path / "mine", *lesions(80), drawn=False)
     folder, drawn = read_folder(root), splits_of(root)
     assert len({(folder.groups[id_], split) for id_, split in drawn.items()}) == 80
     for label in range(3):
@@ -94,8 +94,8 @@ def test_groups_stay_together_and_classes_are_everywhere(tmp_path):
 
 def test_images_added_later_stay_out_of_the_way(tmp_path):
     """Nearly all images stay in their split when one in eight is new."""
-    small = splits_of(own_folder(tmp_path / "small", *lesions(70)))
-    large = splits_of(own_folder(tmp_path / "large", *lesions(80)))
+    small = splits_of(own_folder(tmp_path / "small", *lesions(70), drawn=False))
+    large = splits_of(own_folder(tmp_path / "large", *lesions(80), drawn=False))
     assert np.mean([large[id_] == split for id_, split in small.items()]) > 0.9
 
 
@@ -158,7 +158,7 @@ def test_flags_for_own_folders_are_refused_for_the_challenges(tmp_path):
 
 def test_the_check_tells_what_it_sees(tmp_path, capsys):
     table, names = lesions(40)
-    root = own_folder(tmp_path / "mine", table, names, drawn=True)
+    root = own_folder(tmp_path / "mine", table, names)
     (root / "masks" / f"{names[0]}.png").rename(root / "masks" / "stray_segmentation.png")
     assert check.main([str(root)]) == 0
     told = capsys.readouterr().out
@@ -169,7 +169,7 @@ def test_the_check_tells_what_it_sees(tmp_path, capsys):
 
 
 def test_a_copy_in_another_split_is_to_be_grouped(tmp_path):
-    root = own_folder(tmp_path / "mine", *lesions(40), drawn=True)
+    root = own_folder(tmp_path / "mine", *lesions(40))
     splits = splits_of(root)
     one, other = (next(id_ for id_ in splits if splits[id_] == split) for split in ("train", "test"))
     (root / "images" / f"{one}.png").write_bytes((root / "images" / f"{other}.png").read_bytes())
