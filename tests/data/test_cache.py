@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -73,17 +73,6 @@ def builder(samples: list[Sample], folder: Path, before: str = "") -> subprocess
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
-def before(image: Path, action: Callable[[], Any], monkeypatch) -> None:
-    """Do something just before an image is decoded."""
-
-    def decode(path: Path, size: tuple[int, int]) -> np.ndarray:
-        if path == image:
-            action()
-        return read_image(path, size)
-
-    monkeypatch.setattr(cache, "read_image", decode)
-
-
 def fill(folder: Path) -> None:
     with pytest.raises(OSError), (folder / "filler").open("wb", buffering=0) as file:
         while True:
@@ -123,18 +112,13 @@ def test_a_center_is_kept_beside_the_whole_image(samples, tmp_path):
             assert np.array_equal(center, take(read_image(sample.image), CENTER, (30, 20)))
 
 
-@pytest.mark.parametrize("move", [shutil.move, shutil.copytree])
-def test_it_is_found_again_where_data_was_moved_or_copied_and_says_nothing(samples, tmp_path, lines, decoded, move):
+def test_it_is_found_again_where_data_was_copied_and_says_nothing(samples, tmp_path, lines, decoded):
     first = prepare(samples, SIZE, tmp_path / "cache")
     assert len(lines) == 1 and "10 images at 48×32" in lines[0] and f"{tmp_path / 'cache'} holds 6" in lines[0]
-    assert prepare(samples, SIZE, tmp_path / "cache") == first
-    (tmp_path / "data").mkdir()
-    for path in tmp_path.glob("*.png"):
-        path.rename(tmp_path / "data" / path.name)
-    move(tmp_path / "data", tmp_path / "elsewhere")
-    there = [
-        Sample(s.id, tmp_path / "elsewhere" / s.image.name, tmp_path / "elsewhere" / s.mask.name, None) for s in samples
-    ]
+    there = [replace(s, image=s.image.with_name(f"copy{s.id}"), mask=s.mask.with_name(f"mask{s.id}")) for s in samples]
+    for one, other in zip(samples, there, strict=True):
+        shutil.copyfile(one.image, other.image)
+        shutil.copyfile(one.mask, other.mask)
     again = prepare(there, SIZE, tmp_path / "cache")
     assert again.path == first.path and again.samples == tuple(there)
     assert len(decoded) == 10 and len(lines) == 1
@@ -154,11 +138,9 @@ def test_what_makes_another_cache(samples, tmp_path, monkeypatch):
 
 
 @POSIX
-@pytest.mark.parametrize("settled", [0, 10**18], ids=["index", "no index"])
 @pytest.mark.parametrize("which", ["image", "mask"])
-def test_a_file_changed_in_place_is_noticed(samples, tmp_path, monkeypatch, settled, which):
-    """Same path, inode, size and time of modification: the time of change tells, or the content."""
-    monkeypatch.setattr(cache, "SETTLED", settled)
+def test_a_file_changed_in_place_is_noticed(samples, tmp_path, which):
+    """Same path, inode, size and time of modification: the time of change tells."""
     path = getattr(samples[3], which)
     pixels = np.array(Image.open(path))
     Image.fromarray(pixels).save(path, compress_level=0)
@@ -166,36 +148,27 @@ def test_a_file_changed_in_place_is_noticed(samples, tmp_path, monkeypatch, sett
     first, before = prepare(samples, SIZE, tmp_path / "cache"), path.stat()
     Image.fromarray(255 - pixels).save(path, compress_level=0)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    after = path.stat()
-    assert (before.st_size, before.st_mtime_ns, before.st_ino) == (after.st_size, after.st_mtime_ns, after.st_ino)
-    assert (tmp_path / "cache" / "hashes.json").exists() == (settled == 0)
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     second = prepare(samples, SIZE, tmp_path / "cache")
     assert second.path != first.path and (second.frame(3) != first.frame(3)).mean() > 0.2
     assert np.array_equal(second.frame(4), first.frame(4))
 
 
-def test_the_index_is_believed_of_unchanged_files_and_of_no_others(samples, tmp_path, monkeypatch, decoded):
-    monkeypatch.setattr(cache, "SETTLED", 0)
-    time.sleep(0.02)
+def test_the_index_spares_unchanged_files_the_hashing(samples, tmp_path, decoded):
     folder, index = tmp_path / "cache", tmp_path / "cache" / "hashes.json"
     first = prepare(samples, SIZE, folder)
     entries = json.loads(index.read_text())
-    assert len(entries) == 20 and all(Path(path).is_file() for path in entries)
-    entries[str(samples[0].image)][-1] = "another"
-    index.write_text(json.dumps(entries))
+    assert len(entries) == 20
+    index.write_text(json.dumps(dict.fromkeys(entries, "another")))
     assert prepare(samples, SIZE, folder).path != first.path
-    for position in range(4):
-        changed = {path: list(entry) for path, entry in entries.items()}
-        changed[str(samples[0].image)][position] += 1
-        index.write_text(json.dumps(changed))
+    os.utime(samples[0].image)
+    index.write_text(json.dumps(entries))
+    for damaged in (None, "", "{", "[]"):
+        if damaged is not None:
+            index.write_text(damaged)
         assert prepare(samples, SIZE, folder).path == first.path
-    for damaged in ("", "{", "[]", "3", json.dumps(dict.fromkeys(entries, 1)), json.dumps({p: [] for p in entries})):
-        index.write_text(damaged)
-        assert prepare(samples, SIZE, folder).path == first.path
+        assert len(json.loads(index.read_text())) == (21 if damaged is None else 20)
     assert len(decoded) == 20
-    index.write_text(json.dumps({str(tmp_path / "gone.png"): entries[str(samples[1].image)]}))
-    prepare(samples, SIZE, folder)
-    assert json.loads(index.read_text()).keys() == entries.keys()
 
 
 @POSIX
@@ -204,7 +177,7 @@ def test_it_outlives_its_file_and_travels_by_its_path(samples, tmp_path):
     made = prepare(samples, SIZE, tmp_path / "cache")
     before, sent = frames(made), pickle.dumps(made)
     there = pickle.loads(sent)
-    assert len(sent) < 4000 < before.nbytes and there == made and isinstance(there.frame(0), np.memmap)
+    assert len(sent) < 4000 < before.nbytes and isinstance(there.frame(0), np.memmap)
     shutil.rmtree(tmp_path / "cache")
     assert np.array_equal(frames(made), before) and np.array_equal(frames(there), before)
 
@@ -228,7 +201,7 @@ def test_who_waits_for_another_process_uses_what_that_has_built(samples, tmp_pat
     assert other.wait(60) == 0 and list(folder.glob("*.npy")) == [path] and len(decoded) == 10
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: b"", lambda content: content[::-1]])
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: b""])
 def test_a_damaged_cache_is_made_anew(samples, tmp_path, decoded, damage):
     path = prepare(samples, SIZE, tmp_path / "cache").path
     content = path.read_bytes()
@@ -238,7 +211,7 @@ def test_a_damaged_cache_is_made_anew(samples, tmp_path, decoded, damage):
 
 
 def test_caches_of_other_versions_go_and_the_rest_stays(samples, tmp_path):
-    gone = ["v3-0123456789abcdef.npy", "v4-0123456789abcdef.npy.7.partial", "v2-0123456789abcdef.partial"]
+    gone = ["v3-0123456789abcdef.npy", "v4-0123456789abcdef.npy.7.partial"]
     names = [*gone, "v4-fedcba9876543210.npy", "notes.npy", "v2-notes.txt", "val-images.npy", "v2-images.partial"]
     for name in names:
         (tmp_path / name).write_bytes(b"x")
@@ -250,7 +223,8 @@ def test_a_disk_that_fills_up_keeps_neither_cache_nor_leftover(samples, full_soo
     with pytest.raises(UserError, match=r"small: no room for the prepared images, 2\.5 MB; make some, .*--cache"):
         prepare(samples, (288, 288), full_soon, masks=False)
     with monkeypatch.context() as patch:
-        before(samples[3].image, lambda: fill(full_soon), patch)
+        full = lambda path, size: (path == samples[3].mask and fill(full_soon)) or read_mask(path, size)  # noqa: E731
+        patch.setattr(cache, "read_mask", full)
         with pytest.raises(UserError, match=r"small: the prepared images cannot be written there .*No space .*--cache"):
             prepare(samples, (80, 64), full_soon)
     assert {path.name for path in full_soon.iterdir()} <= {"lock", "hashes.json", "filler"}
@@ -258,15 +232,13 @@ def test_a_disk_that_fills_up_keeps_neither_cache_nor_leftover(samples, full_soo
     assert frames(prepare(samples, (80, 64), full_soon)).shape == (10, 64, 80, 4)
 
 
-def test_it_is_found_where_nothing_can_be_written(samples, full_soon, monkeypatch):
-    monkeypatch.setattr(cache, "SETTLED", 0)
-    time.sleep(0.02)
+def test_it_is_found_where_nothing_can_be_written(samples, full_soon):
     first = prepare(samples, SIZE, full_soon)
     (full_soon / "hashes.json").unlink()
     fill(full_soon)
-    assert prepare(samples, SIZE, full_soon) == first and not (full_soon / "hashes.json").exists()
+    assert prepare(samples, SIZE, full_soon).path == first.path and not (full_soon / "hashes.json").exists()
     subprocess.run(["mount", "-o", "remount,ro", str(full_soon)], check=True)
-    assert prepare(samples, SIZE, full_soon) == first
+    assert prepare(samples, SIZE, full_soon).path == first.path
     with pytest.raises(UserError, match=r"cannot be written there \(.*; choose --cache DIR"):
         prepare(samples[:3], SIZE, full_soon)
 
@@ -277,13 +249,5 @@ def test_what_is_not_there_is_named(samples, tmp_path):
         prepare(samples, SIZE, tmp_path / "file")
     samples[2].image.unlink()
     samples[4].mask.unlink()
-    with pytest.raises(UserError, match=r"2\.png, .*4_m\.png: no such file"):
+    with pytest.raises(UserError, match=r"2\.png: no such file; .*4_m\.png: no such file"):
         prepare(samples, SIZE, tmp_path / "cache")
-
-
-def test_a_file_that_changes_while_it_is_decoded_makes_no_cache(samples, tmp_path, monkeypatch):
-    """Its pixels would stand under the hash of what was there before."""
-    before(samples[6].image, lambda: Image.new("RGB", (96, 64)).save(samples[6].image), monkeypatch)
-    with pytest.raises(UserError, match=r"6\.png: changed while it was read"):
-        prepare(samples, SIZE, tmp_path / "cache")
-    assert list((tmp_path / "cache").glob("v*")) == []

@@ -127,7 +127,7 @@ def test_copies_of_any_split_and_of_each_other_are_left_out(drawn):
     assert np.array_equal(joined.image(5), caches["extra"].image(1))
 
 
-def test_a_run_keeps_what_it_was_trained_on_besides(drawn):
+def test_a_run_keeps_what_it_was_trained_on_besides(drawn, undrawn):
     flags = ["-n", "mobilenet", "-p", "0", "--size", "32", "32", "--epochs", "1", "--batch-size", "2", "--colour"]
     folders = ["--data", drawn / "data", "--output", drawn / "out", "--cache", drawn / "cache"]
     run = main([*flags, *map(str, folders), "--ema", "0.9", "--extra", str(drawn / "extra")])

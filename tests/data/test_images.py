@@ -30,7 +30,7 @@ def test_truncated_images_are_refused_at_every_cut(tmp_path, options, size):
     """The end marker (JPEG: 2 bytes) or its checksum (PNG: 4) may lack: then every pixel must be right."""
     path = put(tmp_path / "ISIC_0000001.jpg", photograph(0), **options)
     whole, expected = path.read_bytes(), read_image(path, size)
-    for cut in [*range(1, 30), *range(30, len(whole), 97), len(whole)]:
+    for cut in [*range(1, 30), *range(30, len(whole), 397), len(whole)]:
         path.write_bytes(whole[: len(whole) - cut])
         if cut > (4 if "format" in options else 2):
             with pytest.raises(UserError, match=r"ISIC_0000001.jpg: truncated or not an image"):
@@ -133,7 +133,7 @@ def test_which_values_of_a_mask_are_lesion(tmp_path, stored, expected):
 
 
 def test_masks_saved_as_jpeg_are_read_as_they_were(tmp_path, isic2017):
-    for sample in read_split(isic2017, "validation")[::5]:
+    for sample in read_split(isic2017, "validation")[::15]:
         mask = read_mask(sample.mask)
         for quality in (50, 95, 100):
             stored = Image.fromarray(mask * 255)

@@ -15,12 +15,14 @@ from utils.data.own import drawn_splits, own_data, read_folder, read_table
 from utils.data.splits import refuse_copies
 
 
-def own_folder(root: Path, table: str, names: list[str]) -> Path:
-    """Noise of 40×40 under these names, each with a mask."""
+def own_folder(root: Path, table: str, names: list[str], drawn: bool = True) -> Path:
+    """Files under these names, each with a mask: empty, or noise of 40×40."""
     rng = np.random.default_rng(0)
     for kind in ("images", "masks"):
         (root / kind).mkdir(parents=True)
-    for name in names:
+        for name in names:
+            (root / kind / f"{name}.png").touch()
+    for name in names if drawn else ():
         pixels = np.kron(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), np.ones((5, 5, 1), np.uint8))
         Image.fromarray(pixels).save(root / "images" / f"{name}.png")
         Image.fromarray((pixels[..., 0] > 99).astype(np.uint8) * 255).save(root / "masks" / f"{name}.png")
@@ -79,7 +81,7 @@ def splits_of(root: Path, **changes) -> dict[str, str]:
 
 
 def test_groups_stay_together_and_classes_are_everywhere(tmp_path):
-    root = own_folder(tmp_path / "mine", *lesions(80))
+    root = own_folder(tmp_path / "mine", *lesions(80), drawn=False)
     folder, drawn = read_folder(root), splits_of(root)
     assert len({(folder.groups[id_], split) for id_, split in drawn.items()}) == 80
     for label in range(3):
@@ -92,8 +94,8 @@ def test_groups_stay_together_and_classes_are_everywhere(tmp_path):
 
 def test_images_added_later_stay_out_of_the_way(tmp_path):
     """Nearly all images stay in their split when one in eight is new."""
-    small = splits_of(own_folder(tmp_path / "small", *lesions(70)))
-    large = splits_of(own_folder(tmp_path / "large", *lesions(80)))
+    small = splits_of(own_folder(tmp_path / "small", *lesions(70), drawn=False))
+    large = splits_of(own_folder(tmp_path / "large", *lesions(80), drawn=False))
     assert np.mean([large[id_] == split for id_, split in small.items()]) > 0.9
 
 

@@ -33,7 +33,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def draws() -> list[tuple[np.ndarray, np.ndarray, int]]:
     """The first 48 lesions of a seed: 12 melanomas, 12 keratoses, 24 nevi."""
-    return [draw_lesion(11, index, (256, 192)) for index in range(48)]
+    return [draw_lesion(11, index, (192, 144)) for index in range(48)]
 
 
 def test_the_folder_is_read_as_what_was_drawn(folder):
@@ -66,10 +66,10 @@ def test_same_seed_same_bytes_and_another_seed_other_images(folder, tmp_path):
 
 def test_every_split_holds_every_class_and_large_ones_the_real_balance():
     for seed, start in ((0, 0), (1, SPLIT_STRIDE), (2, 2 * SPLIT_STRIDE)):
-        labels = [draw_label(seed, start + i) for i in range(848)]
+        labels = [draw_label(seed, start + i) for i in range(208)]
         assert set(labels[:3]) == {0, 1, 2}
         assert np.bincount(labels[:48]).tolist() == [12, 12, 24]
-        assert np.bincount(labels[48:]).tolist() == [150, 100, 550]
+        assert np.bincount(labels[48:]).tolist() == [30, 20, 110]
     assert len({tuple(draw_label(seed, i) for i in range(48)) for seed in range(5)}) == 5
 
 
@@ -83,9 +83,8 @@ def test_a_folder_that_is_there_is_left_untouched_and_others_are_refused(tmp_pat
     assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in tmp_path.rglob("*")} == before
 
 
-@pytest.mark.parametrize("name", ["ISIC_0000000.jpg", "synthetic.json"])
-def test_folder_with_other_things_is_refused_and_kept(tmp_path, name):
-    (tmp_path / name).write_text("the user's")
+def test_folder_with_other_things_is_refused_and_kept(tmp_path):
+    (tmp_path / "synthetic.json").write_text("the user's")
     with pytest.raises(UserError, match="not drawn with these parameters"):
         make_synthetic(tmp_path, COUNTS, SMALL)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["the user's"]
@@ -105,12 +104,7 @@ def test_command_line(tmp_path, capsys):
     for line in ("drew 2 train, 1 validation, 1 test", "already there"):
         main(call)
         assert line in capsys.readouterr().out
-    for more in (
-        ["--seed", "5"],
-        ["--train", "-1"],
-        ["--size", "10", "288"],
-        ["--out", str(tmp_path / "s/synthetic.json/x")],
-    ):
+    for more in (["--train", "-1"], ["--size", "10", "288"], ["--out", str(tmp_path / "s/synthetic.json/x")]):
         with pytest.raises(SystemExit) as stop:
             run_script(lambda more=more: main([*call, *more]))
         error = capsys.readouterr().err
@@ -119,10 +113,9 @@ def test_command_line(tmp_path, capsys):
 
 @pytest.mark.parametrize("size", [(64, 64), (101, 67), (67, 101), (700, 610)])
 def test_any_size(size):
-    for index in range(2):
-        image, mask, _ = draw_lesion(2, index, size)
-        assert image.shape == (*mask.shape, 3) == (size[1], size[0], 3)
-        assert image.dtype == mask.dtype == np.uint8 and cv2.connectedComponents(mask)[0] == 2
+    image, mask, _ = draw_lesion(2, 1, size)
+    assert image.shape == (*mask.shape, 3) == (size[1], size[0], 3)
+    assert image.dtype == mask.dtype == np.uint8 and cv2.connectedComponents(mask)[0] == 2
 
 
 def test_masks_are_one_region_of_sensible_area_and_some_touch_the_border(draws):

@@ -2,8 +2,7 @@
 
 A cache is named after what it is made of: the SHA-256 of the originals' bytes (images, and masks where they are kept),
 their sizes, and the version of this pipeline. So data that is moved or copied finds its cache again, and other content
-never does. `hashes.json` beside the caches spares files the hashing whose path, size, inode, mtime and ctime are the
-same, unless they changed within two seconds before: clocks of file systems tick coarsely.
+never does. `hashes.json` beside the caches spares files the hashing whose path, size, mtime and ctime are the same.
 
 A cache is a NumPy file, uint8 [bytes]: one image after the other, each followed by its center where it has one. It has
 its name when it is whole. One process at a time builds in a folder; others wait. How an image is kept depends on that
@@ -18,8 +17,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +28,12 @@ from utils.data.images import decode_image, image_size, pair_fault, read_frame, 
 from utils.data.isic import Sample
 from utils.data.parallel import attempts
 from utils.data.transforms import CENTER, Pixels, Size, Sizes, take
-from utils.files import check_file, listed, load_json, locked, readable_size, sha256, written_whole
+from utils.files import check_file, load_json, locked, readable_size, sha256, written_whole
 from utils.logger import log
 
 VERSION = 4  # raise it when other pixels are stored, or the layout changes
-SETTLED = 2 * 10**9  # nanoseconds after which a file's times tell whether it has changed since
 
 
-@dataclass(frozen=True)
 class ImageCache:
     """Decoded images of one split. The file stays open with the object, and so in use though it be deleted (POSIX).
 
@@ -48,18 +43,12 @@ class ImageCache:
         digests: SHA-256 of each original image.
     """
 
-    samples: Sequence[Sample]
-    path: Path
-    sizes: Sequence[Sizes]
-    channels: int
-    digests: Sequence[str] = field(default=(), repr=False, compare=False)
-    _bytes: np.ndarray = field(init=False, repr=False, compare=False)
-    _starts: np.ndarray = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_bytes", np.load(self.path, mmap_mode="r"))
-        ends = np.cumsum([_length(sizes, self.channels) for sizes in self.sizes])
-        object.__setattr__(self, "_starts", np.concatenate([[0], ends]))
+    def __init__(
+        self, samples: Sequence[Sample], path: Path, sizes: Sequence[Sizes], channels: int, digests: Sequence[str] = ()
+    ) -> None:
+        self.samples, self.path, self.sizes, self.channels, self.digests = samples, path, sizes, channels, digests
+        self._bytes = np.load(path, mmap_mode="r")
+        self._starts = np.cumsum([0, *(_length(each, channels) for each in sizes)])
 
     def __reduce__(self) -> tuple:
         """A worker process opens the file itself."""
@@ -79,17 +68,12 @@ class ImageCache:
         return frame, self._bytes[self._starts[index] + frame.size : self._starts[index + 1]].reshape(*center[::-1], 3)
 
 
-@dataclass(frozen=True)
 class JoinedCache:
     """The images of `first`, then those of `extra` at the indices `kept`."""
 
-    first: ImageCache
-    extra: ImageCache
-    kept: tuple[int, ...]
-
-    @cached_property
-    def samples(self) -> list[Sample]:
-        return [*self.first.samples, *(self.extra.samples[index] for index in self.kept)]
+    def __init__(self, first: ImageCache, extra: ImageCache, kept: Sequence[int]) -> None:
+        self.first, self.extra, self.kept = first, extra, kept
+        self.samples = [*first.samples, *(extra.samples[index] for index in kept)]
 
     def image(self, index: int) -> Pixels:
         """As `ImageCache.image`."""
@@ -119,8 +103,8 @@ def prepare(
     samples, channels = tuple(samples), 4 if masks else 3
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        originals = _hashes(samples, masks, folder / "hashes.json")
-        hashes = [[originals[file][-1] for file in _files(sample, masks)] for sample in samples]
+        digests = _digests([file for sample in samples for file in _files(sample, masks)], folder / "hashes.json")
+        hashes = [[digests[file] for file in _files(sample, masks)] for sample in samples]
         sizes = tuple((size, None) for _ in samples)
         if callable(size):
             headers = _each(image_size, [sample.image for sample in samples], "reading sizes")
@@ -132,7 +116,7 @@ def prepare(
             busy = f"{folder}: waiting for another process that prepares images there"
             with locked(folder / "lock", busy, wait=True):
                 if not _is_whole(path, length):  # another process may have built it meanwhile
-                    _build(path, length, samples, originals, sizes, channels)
+                    _build(path, length, samples, sizes, channels)
         return ImageCache(samples, path, sizes, channels, tuple(each[0] for each in hashes))
     except OSError as error:
         raise UserError(
@@ -154,52 +138,39 @@ def load_image(path: Path, sizes: Sizes) -> Pixels:
 
 
 def _each(function: Callable[[Any], Any], items: Sequence[Any], description: str) -> Iterator[Any]:
-    """As `attempts`; UserErrors end it after the last item, as one that names the first files with each fault."""
-    faults: dict[str, list[str]] = {}
+    """As `attempts`; UserErrors end it after the last item, as one that tells the first of them."""
+    faults = []
     for result in attempts(function, items, description):
         if isinstance(result, UserError):
-            file, _, reason = str(result).partition(": ")
-            faults.setdefault(reason, []).append(file)
+            faults.append(str(result))
         else:
             yield result
     if faults:
-        lines = [f"{listed(files, longest=1000)}: {reason}" for reason, files in faults.items()]
-        rest = sum(map(len, list(faults.values())[4:]))
-        more = f" (and {rest} more files; see python -m utils.data.check FOLDER)" if rest else ""
-        raise UserError("; ".join(lines[:4]) + more)
+        more = f" (and {len(faults) - 3} more files; see python -m utils.data.check FOLDER)" if len(faults) > 3 else ""
+        raise UserError("; ".join(faults[:3]) + more)
 
 
 def _files(sample: Sample, masks: bool) -> list[Path]:
     return [sample.image, sample.mask] if masks and sample.mask else [sample.image]
 
 
-def _identity(path: Path) -> list[int]:
-    """What tells an unchanged file. UserError when there is none."""
-    status = check_file(path).stat()
-    return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def _hashes(samples: Sequence[Sample], masks: bool, index: Path) -> dict[Path, list]:
-    """[size, inode, mtime, ctime, SHA-256] of every original; kept in `index`, so that unchanged files are not read."""
-    files = [path for sample in samples for path in _files(sample, masks)]
+def _digests(files: Sequence[Path], index: Path) -> dict[Path, str]:
+    """SHA-256 of each file; kept in `index` with what changes when the file does."""
     try:
         known = load_json(index)
     except (OSError, ValueError):  # not there, or damaged: all it does is to save time
         known = {}
 
-    def entry(path: Path) -> list:
-        identity = _identity(path)  # taken before the content: a change from here on will show
-        there = known.get(str(path.absolute()))
-        return there if isinstance(there, list) and there[:-1] == identity else [*identity, sha256(path)]
+    def digest(path: Path) -> tuple[str, str]:
+        status = check_file(path).stat()
+        key = f"{path.absolute()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+        return key, known.get(key) or sha256(path)
 
-    settled = time.time_ns() - SETTLED
-    found = dict(zip(files, _each(entry, files, "checking files"), strict=True))
-    new = {str(path.absolute()): entry for path, entry in found.items() if max(entry[2:4]) < settled}
-    if any(known.get(path) != entry for path, entry in new.items()):
-        known = {path: entry for path, entry in known.items() if Path(path).exists()}
+    found = list(_each(digest, files, "checking files"))
+    if not known.keys() >= dict(found).keys():
         with suppress(OSError), written_whole(index) as file:  # a full or read-only folder may hold caches all the same
-            file.write(json.dumps(known | new).encode())
-    return found
+            file.write(json.dumps(known | dict(found)).encode())
+    return {path: digest for path, (_, digest) in zip(files, found, strict=True)}
 
 
 def _is_whole(path: Path, length: int) -> bool:
@@ -210,14 +181,7 @@ def _is_whole(path: Path, length: int) -> bool:
         return False
 
 
-def _build(
-    path: Path,
-    length: int,
-    samples: Sequence[Sample],
-    originals: dict[Path, list],
-    sizes: Sequence[Sizes],
-    channels: int,
-) -> None:
+def _build(path: Path, length: int, samples: Sequence[Sample], sizes: Sequence[Sizes], channels: int) -> None:
     """Decode the originals into the file. To be called under the folder's lock."""
     start = time.monotonic()
     _clean(path.parent)
@@ -228,9 +192,6 @@ def _build(
     def decode(item: tuple[Sample, Sizes]) -> tuple[np.ndarray, ...]:
         sample, size = item
         pixels = _with_mask(sample, size[0]) if channels == 4 else load_image(sample.image, size)
-        for file in _files(sample, channels == 4):
-            if _identity(file) != originals[file][:-1]:
-                raise UserError(f"{file}: changed while it was read; start again when it is whole")
         return pixels if isinstance(pixels, tuple) else (pixels,)
 
     with written_whole(path) as file:
@@ -259,8 +220,7 @@ def _with_mask(sample: Sample, size: Size) -> np.ndarray:
 def _clean(folder: Path) -> None:
     """Remove caches of other versions, and what builds left that were interrupted. Under the folder's lock."""
     for path in folder.iterdir():
-        ours = re.fullmatch(r"v(\d+)-[0-9a-f]{16}(\.npy|(\.npy)?(\.\d+)?\.partial)", path.name)
-        if not ours or ours.groups()[:2] == (str(VERSION), ".npy"):
-            continue
-        with suppress(OSError):  # on Windows another process may still use it
-            path.unlink()
+        ours = re.fullmatch(r"v(\d+)-[0-9a-f]{16}\.npy(\.\d+\.partial)?", path.name)
+        if ours and (ours[1] != str(VERSION) or ours[2]):
+            with suppress(OSError):  # on Windows another process may still use it
+                path.unlink()

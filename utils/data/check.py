@@ -5,7 +5,6 @@ training could start (in a folder without any mask: classification), else 1; 2 w
 """
 
 import argparse
-import itertools
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from utils.data.images import Frame, pair_fault, read_frame, stored_mask
 from utils.data.isic import CLASSES, SPLITS, Sample, SplitFiles
 from utils.data.own import Folder, drawn_splits, is_own, own_data, read_folder
 from utils.data.parallel import attempts
-from utils.data.splits import Data, classification_data, later_years, misplaced, refuse_copies, segmentation_data
+from utils.data.splits import classification_data, foreign_ids, later_years, refuse_copies, segmentation_data
 from utils.files import listed, sha256
 from utils.logger import run_script
 
@@ -34,18 +33,13 @@ class ImageFacts(NamedTuple):
     thumbnail: np.ndarray
 
 
-class MaskFacts(NamedTuple):
-    frame: Frame
-    oddity: str  # "" of most
-
-
 @dataclass
 class Split:
     """The files of one split, what is known of the readable ones by id, images by class."""
 
     files: SplitFiles
     images: dict[str, ImageFacts] = field(default_factory=dict)
-    masks: dict[str, MaskFacts] = field(default_factory=dict)
+    masks: dict[str, tuple[Frame, str]] = field(default_factory=dict)  # and what is odd about it, "" of most
     classes: dict[str, int] = field(default_factory=dict)
 
 
@@ -68,10 +62,6 @@ class Report:
         masks = any(split.files.masks for split in self.splits.values())
         return self.segmentation_fault if masks else self.segmentation_fault and self.classification_fault
 
-    @property
-    def can_start(self) -> bool:
-        return not self.fault
-
     def name(self, path: Path) -> str:
         return str(path.relative_to(self.root))
 
@@ -92,7 +82,7 @@ class Report:
             lines += [f"{title}: {len(found) or 'none'}", *(f"  {line}" for line in found)]
         lines += [f"note: {line}" for line in self.notes]
         end = "training can start"
-        if not self.can_start:
+        if self.fault:
             end = f"training cannot start: {self.fault}"
         elif self.segmentation_fault:
             end += " (classification only; segmentation: there are no masks)"
@@ -120,7 +110,7 @@ def inspect_folder(root: str | Path) -> Report:
         _check_images(report, name, split)
         _check_masks(report, split)
         if folder:
-            counts = Counter(folder.classes[folder.labels[i]] for i in split.files.images if i in (folder.labels or {}))
+            counts = Counter(folder.classes[folder.labels[i]] for i in split.files.images if i in folder.labels)
             split.classes = {name: counts[name] for name in folder.classes}
             continue
         if not (split.files.images and split.files.masks) and name != "test":
@@ -136,20 +126,11 @@ def inspect_folder(root: str | Path) -> Report:
     if folder:
         report.notes.append(f"a folder of one's own, {_how_split(folder)}")
     else:
-        _check_ids(report)
-    report.segmentation_fault = _fault(report, _segmentation_data, masks=True)
-    report.classification_fault = _fault(report, _classification_data, masks=False)
+        data = {name: _samples(split.files.images) for name, split in report.splits.items()}
+        report.problems += foreign_ids(data)
+        report.notes += filter(None, [later_years(report.root, data)])
+    report.segmentation_fault, report.classification_fault = (_fault(report, masks) for masks in (True, False))
     return report
-
-
-def _segmentation_data(root: Path) -> Data:
-    own = own_data(configure(task="segmentation", data=root), masks=True)
-    return own[1] if own else segmentation_data(root)
-
-
-def _classification_data(root: Path) -> Data:
-    own = own_data(configure(task="classification", data=root), masks=False)
-    return own[1] if own else classification_data(root)[0]
 
 
 def _own_splits(folder: Folder) -> dict[str, Split]:
@@ -182,14 +163,14 @@ def _image_facts(path: Path) -> ImageFacts:
     return ImageFacts(read_frame(path), sha256(path), thumbnail(path))
 
 
-def _mask_facts(path: Path) -> MaskFacts:
+def _mask_facts(path: Path) -> tuple[Frame, str]:
     mask = stored_mask(path)
     lesion, most = [value > mask.above for value in mask.values], mask.values[-1]
     odd = "mask is empty (no lesion)" if not any(lesion) else "mask is full (no background)" if all(lesion) else ""
     if not set(mask.values) <= {0, 255}:
         rule = f"above {mask.above}" if mask.above else f"{most}"
         odd += f"{'; ' if odd else ''}mask is not 0/255 ({len(lesion)} values up to {most}; {rule} is read as lesion)"
-    return MaskFacts(mask.frame, odd)
+    return mask.frame, odd
 
 
 def _check_images(report: Report, name: str, split: Split) -> None:
@@ -207,63 +188,54 @@ def _check_images(report: Report, name: str, split: Split) -> None:
 
 def _check_masks(report: Report, split: Split) -> None:
     for id_, path in sorted(split.files.masks.items()):
-        name, mask, image = report.name(path), split.masks.get(id_), split.images.get(id_)
+        name, image = report.name(path), split.images.get(id_)
+        frame, oddity = split.masks.get(id_, (None, ""))
         if id_ not in split.files.images:
             report.problems.append(f"{name}: mask without image")
-        if mask and mask.oddity:
-            report.problems.append(f"{name}: {mask.oddity}")
-        if mask and image and (fault := pair_fault(image.frame, mask.frame)):
+        if oddity:
+            report.problems.append(f"{name}: {oddity}")
+        if frame and image and (fault := pair_fault(image.frame, frame)):
             report.bad_files[path] = f"{name}: {fault}"
-        elif mask and image and image.frame.size != mask.frame.size:
-            sizes = "mask {}x{}, image {}x{}".format(*mask.frame.size, *image.frame.size)
+        elif frame and image and image.frame.size != frame.size:
+            sizes = "mask {}x{}, image {}x{}".format(*frame.size, *image.frame.size)
             report.problems.append(f"{name}: of another size than its image ({sizes})")
 
 
 def _check_labels(report: Report, name: str, split: Split) -> None:
     path, images = split.files.labels, split.files.images.keys()
-    if path is None and images and name == "test":
-        report.notes.append("test: no label file, so classification cannot be scored here")
-    elif path is None and images:
-        report.problems.append(f"{name}: no label file; classification cannot train")
-    elif images:
-        try:
-            labels = isic.read_labels(path)
-        except UserError as error:
-            report.problems.append(f"{error}")
-            return
-        counts, file = Counter(CLASSES[labels[id_]] for id_ in images & labels.keys()), report.name(path)
-        split.classes = {name: counts[name] for name in CLASSES}
-        if without := sorted(images - labels.keys()):
-            report.problems.append(f"{file}: {len(without)} images of {name} have no label ({listed(without)})")
-        if extra := len(labels.keys() - images):
-            report.notes.append(f"{file}: {extra} labels have no image in {name}; they are not used")
+    if not path or not images:
+        return
+    try:
+        labels = isic.read_labels(path)
+    except UserError as error:
+        report.problems.append(f"{error}")
+        return
+    counts, file = Counter(CLASSES[labels[id_]] for id_ in images & labels.keys()), report.name(path)
+    split.classes = {name: counts[name] for name in CLASSES}
+    if without := sorted(images - labels.keys()):
+        report.problems.append(f"{file}: {len(without)} images of {name} have no label ({listed(without)})")
+    if extra := len(labels.keys() - images):
+        report.notes.append(f"{file}: {extra} labels have no image in {name}; they are not used")
 
 
-def _check_ids(report: Report) -> None:
-    """Ids in two splits, in another one than the challenge has them, or of later years."""
-    images = {name: split.files.images for name, split in report.splits.items()}
-    for a, b in itertools.combinations(SPLITS, 2):
-        for id_ in sorted(images[a].keys() & images[b].keys()):
-            paths = " and ".join(report.name(images[split][id_]) for split in (a, b))
-            report.problems.append(f"{id_} is in two splits: {paths}")
-    for name in SPLITS:
-        for other, ids in misplaced(name, images[name]).items():
-            what = f"{len(ids)} {name} images are of the challenge's {other} set ({listed(ids)})"
-            report.problems.append(f"{report.name(images[name][ids[0]])}: {what}")
-    if later := later_years(report.root, images):
-        report.notes.append(later)
+def _samples(images: Mapping[str, Path]) -> list[Sample]:
+    return [Sample(id_, path, None, None) for id_, path in images.items()]
 
 
 def _looks(split: Split) -> Looks:
-    samples = [Sample(id_, split.files.images[id_], None, None) for id_ in split.images]
     facts = split.images.values()
+    samples = _samples({id_: split.files.images[id_] for id_ in split.images})
     return Looks(samples, [each.digest for each in facts], np.array([each.thumbnail for each in facts]))
 
 
-def _fault(report: Report, read_data: Callable[[Path], Data], masks: bool) -> str:
-    """Why training on `read_data`'s images, and their masks, could not start; else ""."""
+def _fault(report: Report, masks: bool) -> str:
+    """Why training on the images, and their masks, could not start; else ""."""
     try:
-        data = read_data(report.root)
+        task = "segmentation" if masks else "classification"
+        if own := own_data(configure(task=task, data=report.root), masks=masks):
+            data = own[1]
+        else:
+            data = segmentation_data(report.root) if masks else classification_data(report.root)[0]
         refuse_copies([copy for copy in report.copies if copy.near], data)
     except UserError as error:
         return f"{error}"
@@ -279,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", nargs="?", default="Data/ISIC2017", help="data folder (default: %(default)s)")
     report = inspect_folder(parser.parse_args(argv).folder)
     print(report)
-    return 0 if report.can_start else 1
+    return 1 if report.fault else 0
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from utils.logger import progress
 # re-encoded copies by 0.999 and more. Copies edited in colour and frame go down to 0.927, so from CANDIDATE on the
 # details decide: with one affine map, copies share 70 or more keypoints, two photographs 13 at most.
 THUMBNAIL, CANDIDATE, COPY, KEYPOINTS = 32, 0.90, 0.99, 30
-SMALLEST = 96  # pixels: below, thumbnails are made of the originals. Splits are prepared at different sizes
 
 
 @dataclass(frozen=True)
@@ -58,15 +57,13 @@ class Copy:
 
 
 def copies_between(caches: Mapping[str, ImageCache]) -> list[Copy]:
-    """Copies across the splits by bytes and thumbnail, as a run that starts looks for them: 2 s for ISIC 2017.
+    """Copies across the splits by bytes and by thumbnails of the prepared images: 2 s for ISIC 2017.
 
-    The thumbnails are made of the prepared images, or of the originals where those are smaller than SMALLEST.
+    Splits may be prepared at different sizes; below 48 pixels thumbnails of copies may differ too much.
     """
-    small = any(min(size) < SMALLEST for cache in caches.values() for size, _ in cache.sizes)
     looks = {}
     for split, cache in caches.items():
-        originals, frames = (sample.image for sample in cache.samples), map(cache.frame, range(len(cache.samples)))
-        found = in_order(thumbnail, originals) if small else in_order(_thumbnail, frames)
+        found = in_order(_thumbnail, map(cache.frame, range(len(cache.samples))))
         thumbnails = np.array(list(progress(found, "looking for copies", len(cache.samples))))
         looks[split] = Looks(cache.samples, cache.digests, thumbnails)
     return find_copies(looks)

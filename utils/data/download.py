@@ -9,7 +9,6 @@ split's label file has its image (or mask) and the header of each of those files
 import argparse
 import hashlib
 import shutil
-import stat
 import zipfile
 import zlib
 from pathlib import Path
@@ -19,7 +18,6 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from utils import UserError
-from utils.command_line import at_least
 from utils.data.images import image_size
 from utils.data.isic import PREFIXES, SPLITS, find_files, read_labels
 from utils.files import listed, locked, quoted, readable_size, written_whole
@@ -35,22 +33,21 @@ OFFICIAL = {  # number of images, MD5 of masks and of images, from third parties
 }
 BLOCK = 1 << 20  # bytes read at a time
 ROOM = 2.4  # free disk space for an archive and what is in it, in lengths of it; measured: photographs 2.0, masks 2.3
-LITTER = {"__MACOSX", ".DS_Store", "Thumbs.db"}  # in archives
+# After passing failures in a row, at pauses that double or that the server asks for; a certificate's do not pass.
+RETRY = Retry(6, status_forcelist={408, 425, 429, *range(500, 600)}, backoff_factor=1, other=0)
 
 
-def download(
-    data: Path, splits: list[str], url: str, *, masks_only: bool, verify: bool, keep_archives: bool, retry: Retry
-) -> None:
+def download(data: Path, splits: list[str], url: str, *, masks_only: bool, verify: bool, keep_archives: bool) -> None:
     """Bring what is not there yet of `splits` into the folder `data`; the flags' help tells what the rest means."""
     data.mkdir(parents=True, exist_ok=True)
     with locked(data / ".download.lock", f"{data}: another process downloads into it; wait, or choose --data DIR"):
         for split in splits:
             prefix, (count, *digests) = PREFIXES[split], OFFICIAL[split]
-            ids = _labels(url, data / f"{prefix}_{LABELS}", count, retry)
+            ids = _labels(url, data / f"{prefix}_{LABELS}", count)
             for part, md5 in list(zip((MASKS, IMAGES), digests, strict=True))[: 1 if masks_only else 2]:
                 archive = data / f"{prefix}_{part}"
                 if _lacking(data, split, part, ids):
-                    whole = archive if archive.exists() else fetch(url, archive, retry)
+                    whole = archive if archive.exists() else fetch(url, archive)
                     _check_md5(whole, md5, verify)
                     log.info("%s: %d files written to %s", archive.name, extract(whole, data), data)
                     if lacking := _lacking(data, split, part, ids):
@@ -63,21 +60,21 @@ def download(
                     ours.unlink()
 
 
-def fetch(folder: str, path: Path, retry: Retry) -> Path:
+def fetch(folder: str, path: Path) -> Path:
     """Fetch the file of that name from a URL; returns where it is: beside `path`, "NAME.VERSION.partial".
 
-    Of a version (ETag or date, and length) that is there in part only the rest is fetched, if the server gives ranges.
+    Of a version (ETag and length) that is there in part only the rest is fetched, if the server gives ranges.
     A RequestException where it refuses, or the connection breaks again and again without having brought anything.
     """
     url = f"{folder.rstrip('/')}/{path.name}"
-    session, tries = requests.Session(), retry.total
+    session, tries = requests.Session(), RETRY.total
     session.headers = {"User-Agent": "isic2017-download", "Accept-Encoding": "identity"}
-    session.mount("http://", HTTPAdapter(max_retries=retry))
-    session.mount("https://", HTTPAdapter(max_retries=retry))
+    session.mount("http://", HTTPAdapter(max_retries=RETRY))
+    session.mount("https://", HTTPAdapter(max_retries=RETRY))
     session.hooks["response"].append(lambda answer, **_: answer.raise_for_status())
     said = session.head(url, allow_redirects=True, timeout=30).headers
     size = int(said.get("Content-Length", 0))
-    version = f"{said.get('ETag') or said.get('Last-Modified')} {size}"
+    version = f"{said.get('ETag')} {size}"
     partial = path.with_name(f"{path.name}.{zlib.crc32(version.encode()):08x}.partial")
     partial.touch()
     while (have := partial.stat().st_size) < size:
@@ -90,7 +87,7 @@ def fetch(folder: str, path: Path, retry: Retry) -> Path:
                     for block in progress(answer.iter_content(BLOCK), f"{path.name}, MiB", (size - have) // BLOCK):
                         file.write(block)
             except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
-                tries = retry.total if partial.stat().st_size > have else tries - 1
+                tries = RETRY.total if partial.stat().st_size > have else tries - 1
                 if tries < 0:
                     raise
                 log.warning("%s: %s; asking for the rest", path.name, quoted(str(error)))
@@ -100,11 +97,11 @@ def fetch(folder: str, path: Path, retry: Retry) -> Path:
 def extract(archive: Path, folder: Path) -> int:
     """Unpack a zip archive into `folder`, each file whole or not at all; returns how many were not there yet.
 
-    UserError for damage and, before any file is written, for a path that leads out, a link, or another file there.
+    UserError for damage and, before any file is written, for a path that leads out, or another file there.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
-            entries = [e for e in opened.infolist() if not e.is_dir() and LITTER.isdisjoint(e.filename.split("/"))]
+            entries = [entry for entry in opened.infolist() if not entry.is_dir()]
             pending = [entry for entry in entries if not _is_there(folder / entry.filename, entry, archive)]
             for entry in progress(pending, f"{archive.name}: files"):
                 (folder / entry.filename).parent.mkdir(parents=True, exist_ok=True)
@@ -117,8 +114,8 @@ def extract(archive: Path, folder: Path) -> int:
 
 def _is_there(path: Path, entry: zipfile.ZipInfo, archive: Path) -> bool:
     name = Path(entry.filename)
-    if name.anchor or ".." in name.parts or stat.S_ISLNK(entry.external_attr >> 16):
-        raise UserError(f"{archive}: {quoted(entry.filename)} leaves the folder or is a link; get another copy")
+    if name.anchor or ".." in name.parts:
+        raise UserError(f"{archive}: {quoted(entry.filename)} leaves the folder; get another copy")
     if path.exists() and (path.stat().st_size != entry.file_size or zlib.crc32(path.read_bytes()) != entry.CRC):
         raise UserError(f"{path}: there with other content than in {archive.name}; move it away and start again")
     return path.exists()
@@ -136,8 +133,8 @@ def _check_md5(path: Path, expected: str, verify: bool) -> None:
         log.warning("%s; going on with it (--no-verify)", differs)
 
 
-def _labels(url: str, path: Path, count: int, retry: Retry) -> dict[str, int]:
-    file = path if path.exists() else fetch(url, path, retry)
+def _labels(url: str, path: Path, count: int) -> dict[str, int]:
+    file = path if path.exists() else fetch(url, path)
     try:
         if len(labels := read_labels(file)) != count:
             raise UserError(f"{file}: {len(labels)} labels, expected {count}")
@@ -158,7 +155,7 @@ def _lacking(data: Path, split: str, part: str, ids: dict[str, int]) -> list[str
     return lacking
 
 
-def main(argv: list[str] | None = None, pause: float = 1.0) -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m utils.data.download", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -168,13 +165,8 @@ def main(argv: list[str] | None = None, pause: float = 1.0) -> None:
     parser.add_argument("--url", default=URL, help="folder on a server (%(default)s)")
     parser.add_argument("--no-verify", dest="verify", action="store_false", help="warn where an MD5 differs, and go on")
     parser.add_argument("--keep-archives", action="store_true", help="keep the zip files once they are unpacked")
-    parser.add_argument("--retries", type=at_least(0), default=6, help="after failures in a row (%(default)s)")
-    args = vars(parser.parse_args(argv))
-    # Pauses double from `pause` seconds, or are what the server asks for; other errors (a certificate's) do not pass.
-    passing = {408, 425, 429, *range(500, 600)}  # statuses
-    retry = Retry(args.pop("retries"), status_forcelist=passing, backoff_factor=pause, other=0)
     try:
-        download(retry=retry, **args)
+        download(**vars(parser.parse_args(argv)))
     except requests.RequestException as error:
         raise UserError(f"{quoted(str(error), 300)}; check --url, or try again later: it goes on") from error
     except StopRequested as stop:

@@ -66,7 +66,7 @@ def _with_masks(folder: Folder) -> Iterable[Sample]:
 
 def _with_labels(folder: Folder, classes: Sequence[str], others: str | None) -> Iterable[Sample]:
     left_out: Counter[str] = Counter()
-    for id_, number in (folder.labels or {}).items():
+    for id_, number in folder.labels.items():
         name = folder.classes[number].lower().replace(" ", "_")
         name = name if name in classes else DIAGNOSES.get(name)
         name = name if name in classes else others

@@ -61,9 +61,9 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
 
     `size` = (width, height) is reached exactly and keeps the whole frame (the aspect ratio is squashed): area averaging
     when shrinking, else linear. JPEGs are then decoded at 1/2, 1/4 or 1/8 where that leaves at least twice the size.
-    Grey, palette and CMYK become RGB, transparency is dropped, 16-bit colours lose their low byte, 16-bit grey what it
-    has above 8 bits (8, 12 or 16 may be in use). UserError when the file is absent, truncated, no JPEG, PNG, TIFF, BMP
-    or WebP (whatever its name), holds several pictures, or has more than MAX_PIXELS or a side below MIN_SIDE.
+    Grey, palette and CMYK become RGB, transparency is dropped, 16-bit colours lose their low byte. UserError when the
+    file is absent, truncated, no JPEG, PNG, TIFF, BMP or WebP (whatever its name), grey of more than 8 bits, holds
+    several pictures, or has more than MAX_PIXELS or a side below MIN_SIDE.
     """
     array = decode_image(path, size)
     return array if size is None else resized(array, size)
@@ -73,9 +73,7 @@ def decode_image(path: str | Path, size: tuple[int, int] | None = None) -> np.nd
     """As `read_image`, but at the file's own size, or at 1/2, 1/4 or 1/8 of it where that leaves twice `size`."""
     with _opened(path, size, min_side=MIN_SIDE) as (image, _):
         if image.mode.startswith("I"):
-            values = _whole_numbers(path, image)
-            bits = next(bits for bits in (8, 12, 16) if values.max() < 1 << bits)
-            return np.repeat((values >> (bits - 8)).astype(np.uint8)[:, :, None], 3, axis=2)
+            raise UserError(f"{path}: grey of more than 8 bits, of which white is not known; save it as 8-bit PNG")
         # By way of RGBA, because Pillow warns about palettes with transparency.
         return np.array((image.convert("RGBA") if image.mode == "P" else image).convert("RGB"))
 
@@ -108,7 +106,10 @@ def stored_mask(path: str | Path) -> StoredMask:
     """
     with _opened(path) as (image, frame):
         if image.mode.startswith("I"):
-            grey = _whole_numbers(path, image)
+            grey = np.asarray(image)  # "I;16", or "I" of 32 bits
+            if grey.min() < 0 or grey.max() >= 1 << 16:
+                raise UserError(f"{path}: values from {grey.min()} to {grey.max()}; save it with 8 or 16 bits")
+            grey = grey.astype(np.uint16)
         else:
             if image.mode not in ("1", "L") or image.has_transparency_data:
                 channels = np.asarray(image.convert("RGBA"))
@@ -207,8 +208,6 @@ def _opened(
         if isinstance(error, OSError) and error.errno:
             raise UserError(f"{path}: not readable ({error.strerror})") from error
         reason = quoted(" ".join(str(error).split())) or type(error).__name__
-        if isinstance(error, Image.DecompressionBombError):
-            raise UserError(f"{path}: too many pixels ({reason}); shrink it or take it away") from error
         common = kind.format in ("JPEG", "PNG") and not reason.startswith("cannot handle")
         rare = "" if common else f", or save it as PNG if it is a rare kind of {kind.format}"
         raise UserError(f"{path}: truncated or not an image ({reason}); fetch this file again{rare}") from error
@@ -242,11 +241,3 @@ def _frame(image: Image.Image) -> Frame:
     if orientation not in range(2, 9):
         return Frame((width, height), 1)
     return Frame((height, width) if orientation > 4 else (width, height), orientation)
-
-
-def _whole_numbers(path: str | Path, image: Image.Image) -> np.ndarray:
-    """Grey of 16 bits, which Pillow gives as "I;16" or "I", as uint16 [H, W]."""
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() >= 1 << 16:
-        raise UserError(f"{path}: values from {values.min()} to {values.max()}; save it with 8 or 16 bits")
-    return values.astype(np.uint16)

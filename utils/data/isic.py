@@ -9,7 +9,7 @@ Nothing here is trusted: what a file holds is read right or refused by a UserErr
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,7 +115,7 @@ def find_files(root: str | Path, split: str) -> SplitFiles:
     return SplitFiles(
         images=_by_id(image_folders, _IMAGE),
         masks=_by_id(_folders(here, masks), _MASK),
-        labels=_first([here, *_folders(here, tuple(Path(name).stem for name in labels))], labels),
+        labels=_first([here, *_folders(here, [Path(name).stem for name in labels])], labels),
         metadata=_first([here, *image_folders], [f"{name}_metadata.csv" for name in images]),
     )
 
@@ -168,7 +168,7 @@ def read_labels(csv_path: str | Path) -> dict[str, int]:
     names file and row: missing column, no ISIC id, value not 0 or 1, both 1, id twice, more cells than columns.
     """
     labels = {}
-    for where, id_, row in _rows(csv_path, CLASSES[:2]):
+    for where, id_, row in _official_rows(csv_path, CLASSES[:2]):
         values = [_cell(row, name, r"[01](\.0*)?", where, "0 or 1").startswith("1") for name in CLASSES[:2]]
         if all(values):
             raise UserError(f"{where}: both {' and '.join(CLASSES[:2])} are 1, expected one at most")
@@ -183,35 +183,62 @@ def read_metadata(root: str | Path, split: str) -> dict[str, Metadata]:
     `read_labels`, for an age that is no number of years (0 to 199), and for another sex than female or male.
     """
     path, found = find_files(root, split).metadata, {}
-    for where, id_, row in _rows(path, ("age_approximate", "sex")) if path else ():
+    for where, id_, row in _official_rows(path, ("age_approximate", "sex")) if path else ():
         age = _cell(row, "age_approximate", r"(unknown|1?[0-9]?[0-9](\.[0-9]*)?)?", where, "years or unknown")
         sex = _cell(row, "sex", "(unknown|female|male)?", where, "female, male or unknown")
         found[id_] = Metadata(float(age) if age[:1].isdigit() else None, sex if sex in ("female", "male") else None)
     return found
 
 
+def read_rows(
+    path: Path, ids: Sequence[str], header: Sequence[str] | None = None, as_id: Callable[[str], str] = str.upper
+) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Place (for messages), image id, and cells by column, without the spaces around them, of each row of a table.
+
+    ids: how the column of ids may be called; header: the columns' names where the file has none. UserError for
+    what is no such table, more cells than columns, a column or an id twice.
+    """
+    seen = set()
+    try:
+        with check_file(path).open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, header, restval="")
+            names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            key = next((name for name in ids if name in names), None)
+            if key is None:
+                raise UserError(f"{path}: no column {ids[0]} in {quoted(names)}")
+            if twice := [name for name in names if name and names.count(name) > 1]:
+                raise UserError(f"{path}: column {twice[0]} is there a second time; keep one of them")
+            for row in reader:
+                id_ = as_id(row[key].strip())
+                where = f"{path}: row {reader.line_num}, {quoted(id_)}"
+                if id_ in seen:
+                    raise UserError(f"{where}: is there a second time; keep one row an image")
+                if any(cell.strip() for cell in row.pop(None, ())):
+                    raise UserError(f"{where}: more cells than columns; take the commas away")
+                seen.add(id_)
+                yield where, id_, {name: cell.strip() for name, cell in row.items()}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not readable as a comma-separated text file ({error})") from error
+
+
 def _entries(folder: Path) -> dict[str, Path]:
     """By name in lower case. UserError where two names differ in nothing but case: one of them would be passed over."""
     found: dict[str, Path] = {}
-    try:
-        for path in sorted(folder.iterdir()):
-            other = found.setdefault(path.name.lower(), path)
-            if other is not path and path.name.lower().startswith(("isic", "aug_")):
-                raise UserError(f"{path}: differs only in case from {other.name}; keep one of them")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
+    for name in sorted(path.name for path in folder.iterdir()):
+        other = found.setdefault(name.lower(), folder / name).name
+        if other != name and name.lower().startswith(("isic", "aug_")):
+            raise UserError(f"{folder / name}: differs only in case from {other}; keep one of them")
     return found
 
 
-def _folders(here: dict[str, Path], names: tuple[str, ...]) -> Iterator[dict[str, Path]]:
-    """The entries of each folder of these names, and of those nested in it: some mirrors have X/X/…"""
-    for name in names:
-        folder, seen = here.get(name.lower()), set()
-        while folder is not None and folder.is_dir() and folder.resolve() not in seen:  # a link may lead back
-            seen.add(folder.resolve())
-            inside = _entries(folder)
-            yield inside
-            folder = inside.get(name.lower())
+def _folders(here: dict[str, Path], names: Iterable[str]) -> Iterator[dict[str, Path]]:
+    """The entries of each folder of these names, and of one nested in it under its own name, as some mirrors have."""
+    for name in map(str.lower, names):
+        inside = here
+        for _ in range(2):
+            if name in inside and inside[name].is_dir():
+                inside = _entries(inside[name])
+                yield inside
 
 
 def _by_id(folders: Iterable[dict[str, Path]], pattern: re.Pattern) -> dict[str, Path]:
@@ -232,37 +259,17 @@ def _first(folders: Iterable[dict[str, Path]], names: Iterable[str]) -> Path | N
     return next((folder[name.lower()] for folder in folders for name in names if name.lower() in folder), None)
 
 
-def _rows(csv_path: str | Path, columns: tuple[str, ...]) -> Iterator[tuple[str, str, dict[str, str | None]]]:
-    """Where it is (for messages), image_id and cells of every row; UserError for what no table of ours may have."""
-    csv_path, seen = check_file(csv_path), set()
-    try:
-        with csv_path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-            if missing := {"image_id", *columns} - set(names):
-                raise UserError(f"{csv_path}: no column {', '.join(sorted(missing))} in {quoted(names)}")
-            if twice := [name for name in ("image_id", *columns) if names.count(name) > 1]:
-                raise UserError(f"{csv_path}: column {twice[0]} is there a second time; keep one of them")
-            for row in reader:
-                where = f"{csv_path}: row {reader.line_num}"
-                id_ = (row["image_id"] or "").strip().upper()
-                if not _ID.fullmatch(id_):
-                    cell = quoted(repr(row["image_id"]))
-                    raise UserError(f"{where}: image_id is {cell}, expected one like ISIC_0000000")
-                if id_ in seen:
-                    raise UserError(f"{where}: {quoted(id_)} is there a second time; keep one row an image")
-                if any(cell.strip() for cell in row.get(None) or ()):
-                    raise UserError(f"{where}, {quoted(id_)}: more cells than columns; take the commas away")
-                seen.add(id_)
-                yield f"{where}, {quoted(id_)}", id_, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{csv_path}: not readable as a comma-separated text file ({error})") from error
+def _official_rows(path: str | Path, columns: Sequence[str]) -> Iterator[tuple[str, str, dict[str, str]]]:
+    for where, id_, row in read_rows(Path(path), ("image_id",)):
+        if missing := set(columns) - row.keys():
+            raise UserError(f"{path}: no column {', '.join(sorted(missing))} in {quoted([*row])}")
+        if not _ID.fullmatch(id_):
+            raise UserError(f"{where}: image_id is {quoted(repr(row['image_id']))}, expected one like ISIC_0000000")
+        yield where, id_, row
 
 
-def _cell(row: dict[str, str | None], column: str, pattern: str, where: str, expected: str) -> str:
-    """A cell in lower case, without the spaces around it. UserError where it is not like `pattern`."""
-    text = row[column]  # None where the row ends before it
-    value = None if text is None else text.strip().lower()
-    if value is None or not re.fullmatch(pattern, value):
-        raise UserError(f"{where}: {column} is {quoted(repr(text))}, expected {expected}")
-    return value
+def _cell(row: Mapping[str, str], column: str, pattern: str, where: str, expected: str) -> str:
+    """A cell in lower case. UserError where it is not like `pattern`."""
+    if not re.fullmatch(pattern, row[column].lower()):
+        raise UserError(f"{where}: {column} is {quoted(repr(row[column]))}, expected {expected}")
+    return row[column].lower()

@@ -89,30 +89,26 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         return (self.steps - self.start) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = self._order()
-        for step in range(self.start, self.steps):
-            micro_batches = self._batch(order, step).reshape(self.processes, self.accumulate, -1)
-            for indices in micro_batches[self.rank]:
+        for batch in self._batches()[self.start :]:
+            for indices in batch.reshape(self.processes, self.accumulate, -1)[self.rank]:
                 yield [(self.epoch, index) for index in indices.tolist()]
 
     def indices(self, step: int) -> list[int]:
         """Of the images of a step (from 0) of this epoch, in all processes."""
-        return self._batch(self._order(), step).tolist()
+        return self._batches()[step].tolist()
 
-    def _order(self) -> np.ndarray:
+    def _batches(self) -> np.ndarray:
+        """Of this epoch: [steps, batch size]."""
         rng = np.random.default_rng(draw_seed(self.seed, self.epoch))
         order, extra = rng.permutation(self.count), self.extra
         if not extra.images or (extra.epochs is not None and self.epoch >= extra.epochs):
-            return order
+            return order[: self.steps * self.batch_size].reshape(self.steps, -1)
         mixed = round(extra.share * self.batch_size)  # images of a batch
         wanted = self.steps * mixed
         others = np.concatenate([rng.permutation(extra.images) for _ in range(-(-wanted // extra.images))])
         own = order[: self.steps * (self.batch_size - mixed)].reshape(self.steps, -1)
         batches = np.hstack([own, self.count + others[:wanted].reshape(self.steps, mixed)])
-        return rng.permuted(batches, axis=1).ravel()  # within a batch, so that every micro-batch has of both
-
-    def _batch(self, order: np.ndarray, step: int) -> np.ndarray:
-        return order[step * self.batch_size : (step + 1) * self.batch_size]
+        return rng.permuted(batches, axis=1)  # within a batch, so that every micro-batch has of both
 
 
 def draw_seed(*numbers: int) -> int:

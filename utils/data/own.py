@@ -8,16 +8,15 @@ Two more columns of labels.csv are optional. `group`: photographs of one group (
 `split`: train, validation or test for every image, in place of a drawn split.
 """
 
-import csv
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from utils import UserError
 from utils.config import Config
-from utils.data.isic import CLASSES, SPLITS, Sample, lesions
+from utils.data.isic import CLASSES, SPLITS, Sample, lesions, read_rows
 from utils.files import check_file, listed, quoted
 from utils.logger import log
 
@@ -35,9 +34,9 @@ class Folder:
     images: Mapping[str, Path]
     masks: Mapping[str, Path]
     classes: tuple[str, ...] = ()
-    labels: Mapping[str, int] | None = None
-    groups: Mapping[str, str] | None = None
-    given: Mapping[str, str] | None = None  # the split of each image
+    labels: Mapping[str, int] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
+    given: Mapping[str, str] = field(default_factory=dict)  # the split of each image
 
 
 def is_own(root: Path) -> bool:
@@ -72,50 +71,30 @@ def as_id(cell: str) -> str:
     return Path(cell).stem if cell.lower().endswith(SUFFIXES) else cell
 
 
-def read_table(
-    path: Path,
-) -> tuple[tuple[str, ...], dict[str, int], dict[str, str] | None, dict[str, str] | None]:
-    """Class names, and by image id: the label (index of the class), the group, the split; None without that column.
+def read_table(path: Path) -> tuple[tuple[str, ...], dict[str, int], dict[str, str], dict[str, str]]:
+    """Class names, and by image id: the label (index of the class), the group, the split; empty without that column.
 
     The classes of a column of labels are sorted by name, those of columns of 0 and 1 stay in their order; ISIC 2017's
     three are always in that of `CLASSES`. UserError that names the file and row.
     """
-    try:
-        with check_file(path).open(encoding="utf-8-sig", newline="") as file:
-            header = ("image_id", "label") if file.readline().startswith("ISIC_") else None  # ISIC 2016 has none
-            file.seek(0)
-            rows = [
-                {name.strip(): (cell or "").strip() for name, cell in row.items() if name}
-                for row in csv.DictReader(file, header)
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not readable as a comma-separated text file ({error})") from error
-    columns = list(rows[0]) if rows else []
-    key = next((name for name in IDS if name in columns), None)
-    if key is None:
-        raise UserError(f"{path}: no column {IDS[0]} in {quoted(columns)}")
-    extra = {name: {} for name in ("group", "split") if name in columns}
-    column = next((name for name in LABELS if name in columns), None)
-    names = [name for name in columns if name not in (key, "group", "split")]
-    labels: dict[str, str] = {}
-    for number, row in enumerate(rows, start=2):
-        id_ = as_id(row[key])
-        where = f"{path}: row {number}, {quoted(id_)}"
-        if not id_ or id_ in labels:
-            raise UserError(f"{where}: {'is there a second time' if id_ else 'no name'}; keep one row an image")
+    with check_file(path).open(encoding="utf-8-sig", errors="replace") as file:
+        header = ("image_id", "label") if file.readline().startswith("ISIC_") else None  # ISIC 2016 has none
+    labels, extra, column, names = {}, {"group": {}, "split": {}}, None, []
+    for where, id_, row in read_rows(path, IDS, header, as_id):
+        column = next((name for name in LABELS if name in row), None)
+        names = [name for name in row if name and name not in (*IDS, *extra)]
         labels[id_] = row[column] if column else _one_of(row, names, where)
-        if not labels[id_]:
-            raise UserError(f"{where}: {column} is empty; give each image one class, or take the row away")
-        for name, values in extra.items():
-            values[id_] = row[name]
-        if "split" in extra and row["split"] not in SPLITS:
+        if not id_ or not labels[id_]:
+            raise UserError(f"{where}: {column if id_ else 'the id'} is empty; complete the row, or take it away")
+        if row.get("split", "train") not in SPLITS:
             raise UserError(f"{where}: split is {quoted(repr(row['split']))}, expected {', '.join(SPLITS)}")
+        for name in extra.keys() & row:
+            extra[name][id_] = row[name]
     classes = tuple(sorted(set(labels.values()))) if column else tuple(names)
     classes = CLASSES if set(classes) == set(CLASSES) else classes
     if len(classes) < 2:
         raise UserError(f"{path}: {len(classes)} class in it, {quoted(classes)}; a classifier needs two or more")
-    indices = {id_: classes.index(label) for id_, label in labels.items()}
-    return classes, indices, extra.get("group"), extra.get("split")
+    return classes, {id_: classes.index(label) for id_, label in labels.items()}, *extra.values()
 
 
 def _one_of(row: Mapping[str, str], names: Sequence[str], where: str) -> str:
@@ -138,22 +117,17 @@ def own_data(config: Config, *, masks: bool) -> tuple[Config, dict[str, Sequence
             raise UserError(f"{config.data}: --split and --fold are for folders with images/ and masks/ or labels.csv")
         return None
     folder = read_folder(config.data)
-    known = folder.masks if masks else folder.labels or {}
+    known = folder.masks if masks else folder.labels
     there = sorted(folder.images.keys() & known.keys())
     what = "mask (masks/, of the same name)" if masks else "label (labels.csv)"
     if not there:
         raise UserError(f"{config.data}: no image with a {what}; see python -m utils.data.check {config.data}")
     if without := sorted(folder.images.keys() - known):
         log.warning("%s: %d images have no %s and are left out: %s", config.data, len(without), what, listed(without))
-    splits, labels, groups = drawn_splits(folder, there, config), folder.labels or {}, folder.groups or {}
-    data = {
-        split: tuple(
-            Sample(id_, folder.images[id_], folder.masks.get(id_), labels.get(id_), groups.get(id_))
-            for id_ in there
-            if splits[id_] == split
-        )
-        for split in SPLITS
-    }
+    splits, data = drawn_splits(folder, there, config), {split: [] for split in SPLITS}
+    for id_ in there:
+        facts = (table.get(id_) for table in (folder.masks, folder.labels, folder.groups))
+        data[splits[id_]].append(Sample(id_, folder.images[id_], *facts))
     log.info("%s: %s", config.data, ", ".join(f"{split} {len(samples)} images" for split, samples in data.items()))
     if empty := [split for split in ("train", "validation") if not data[split]]:
         raise UserError(f"{config.data}: no {empty[0]} image; choose other shares by --split")
@@ -195,22 +169,19 @@ def drawn_splits(folder: Folder, ids: Sequence[str], config: Config) -> dict[str
         groups[lesion].append(id_)
     by_class = defaultdict(list)
     for group, members in groups.items():
-        by_class[(folder.labels or {}).get(members[0])].append(group)
+        by_class[folder.labels.get(members[0])].append(group)
     splits, dealt = {}, 0
     for _, names in sorted(by_class.items(), key=lambda item: str(item[0])):
         names.sort(key=lambda name: hashlib.sha256(f"{config.split_seed} {name}".encode()).digest())
         for place, name in enumerate(names):
             if config.fold:
-                split = _of_fold((dealt + place) % config.fold[1], *config.fold)
+                fold, folds = config.fold
+                split = {fold - 1: "test", fold % folds: "validation"}.get((dealt + place) % folds, "train")
             else:
                 split = _of_shares(place, len(names), config.split or SHARES)
             splits |= dict.fromkeys(groups[name], split)
         dealt += len(names)  # the next class goes on with the next part, so that parts are equally large
     return splits
-
-
-def _of_fold(part: int, fold: int, folds: int) -> str:
-    return {(fold - 1) % folds: "test", fold % folds: "validation"}.get(part, "train")
 
 
 def _of_shares(place: int, count: int, shares: Sequence[float]) -> str:

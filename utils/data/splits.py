@@ -1,6 +1,6 @@
 """Which images each task trains, selects and is tested on; what must not be there stops it."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -102,20 +102,24 @@ def _check_labels(path: Path, split: str, samples: Sequence[Sample], foreign: se
 
 
 def refuse_foreign_ids(root: Path, data: Data) -> None:
-    """UserError when an id is in two splits, or an official one in the wrong one; warns of ids above ISIC 2017's."""
-    for a, b in combinations(SPLITS, 2):
-        there = {sample.id: sample for sample in data[a]}
-        if twice := [sample for sample in data[b] if sample.id in there]:
-            paths = f"{there[twice[0].id].image} and {twice[0].image}"
-            ids = listed(sample.id for sample in twice)
-            raise UserError(f"{paths}: {len(twice)} ids are both in {a} and in {b}: {ids}; take them out of one")
-    for split in ("train", "validation"):
-        images = {sample.id: sample.image for sample in data[split]}
-        for other, ids in misplaced(split, images).items():
-            what = f"{len(ids)} {split} images are of the challenge's {other} set"
-            raise UserError(f"{images[ids[0]]}: {what}: {listed(ids)}; take them out")
-    if later := later_years(root, {split: [sample.id for sample in samples] for split, samples in data.items()}):
+    """UserError when an id is where it must not be (`foreign_ids`); warns of ids above ISIC 2017's."""
+    for fault in foreign_ids(data):
+        raise UserError(fault)
+    if later := later_years(root, data):
         log.warning("%s: %s", root, later)
+
+
+def foreign_ids(data: Data) -> Iterator[str]:
+    """A line for ids that are in two splits, or in training or validation and of another split of the challenge."""
+    paths = {split: {sample.id: sample.image for sample in samples} for split, samples in data.items()}
+    for a, b in combinations(SPLITS, 2):
+        if twice := sorted(paths[a].keys() & paths[b].keys()):
+            both = f"{paths[a][twice[0]]} and {paths[b][twice[0]]}"
+            yield f"{both}: {len(twice)} ids are both in {a} and in {b}: {listed(twice)}; take them out of one"
+    for split, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        if ids := sorted(OFFICIAL[other].intersection(paths[split])):
+            what = f"{len(ids)} {split} images are of the challenge's {other} set"
+            yield f"{paths[split][ids[0]]}: {what}: {listed(ids)}; take them out"
 
 
 def refuse_copies(found: Sequence[Copy], data: Data, *, keep_copies: bool = False, grouped: bool = False) -> None:
@@ -143,16 +147,9 @@ def refuse_copies(found: Sequence[Copy], data: Data, *, keep_copies: bool = Fals
         log.warning("%s: %d validation images are copies of test images", _pairs(between), len(between))
 
 
-def misplaced(split: str, ids: Collection[str]) -> dict[str, list[str]]:
-    """Ids that the challenge has in another split than training or validation, sorted, by that split."""
-    wrong = {"train": ("validation", "test"), "validation": ("test",), "test": ()}[split]
-    found = {other: sorted(OFFICIAL[other].intersection(ids)) for other in wrong}
-    return {other: ids for other, ids in found.items() if ids}
-
-
-def later_years(root: Path, ids: Mapping[str, Iterable[str]]) -> str:
+def later_years(root: Path, data: Data) -> str:
     """What is to be said of images to train on with ids of neither ISIC 2017 nor HAM10000; "" of synthetic data."""
-    numbers = {i: int(i.removeprefix("ISIC_")) for split in ("train", "validation") for i in ids[split]}
+    numbers = {each.id: int(each.id.removeprefix("ISIC_")) for s in ("train", "validation") for each in data[s]}
     ids = sorted(i for i, number in numbers.items() if number > LAST_ID and number not in HAM10000)
     if not ids or any((root / name).is_file() for name in SYNTHETIC):
         return ""

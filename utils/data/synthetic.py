@@ -23,7 +23,7 @@ from utils.files import load_json
 from utils.logger import log, progress, run_script
 
 RECORD = SYNTHETIC[0]  # of the parameters
-FORMAT = 2  # to be raised whenever the same parameters would draw other files
+FORMAT = 3  # to be raised whenever the same parameters would draw other files
 COUNTS = {"train": 160, "validation": 40, "test": 40}
 FIRST_ID = 9_000_000
 
@@ -48,13 +48,11 @@ def make_synthetic(
         raise UserError(f"{out} is there and was not drawn with these parameters: choose another folder, or delete it")
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    indices = {
-        split: range(number * SPLIT_STRIDE, number * SPLIT_STRIDE + record["counts"][split])
-        for number, split in enumerate(SPLITS)
-    }
-    for split in SPLITS:
-        if indices[split]:
-            _write_tables(partial, split, indices[split], seed)
+    jobs = []
+    for start, split in zip(range(0, 3 * SPLIT_STRIDE, SPLIT_STRIDE), SPLITS, strict=True):
+        if indices := range(start, start + record["counts"][split]):
+            _write_tables(partial, split, indices, seed)
+            jobs += [(split, index) for index in indices]
 
     def write(job: tuple[str, int]) -> None:
         split, index = job
@@ -65,7 +63,6 @@ def make_synthetic(
         mask = cv2.imencode(".png", mask)[1]
         Path(f"{prefix}_Part1_GroundTruth", f"{name}_segmentation.png").write_bytes(mask.tobytes())
 
-    jobs = [(split, index) for split in SPLITS for index in indices[split]]
     for _ in progress(in_order(write, jobs), "drawing images", len(jobs)):
         pass
     (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -66,7 +66,7 @@ def in_center(patch: Patch) -> Patch | None:
     return inner if inside else None
 
 
-def take(pixels: Pixels, patch: Patch, size: tuple[int, int]) -> np.ndarray:
+def take(pixels: Pixels, patch: Patch, size: Size) -> np.ndarray:
     """A patch of an image, of its finer center where that holds it, resized to `size` = (width, height).
 
     uint8 [height, width, 3]; by area averaging or linear.
@@ -85,24 +85,9 @@ def take(pixels: Pixels, patch: Patch, size: tuple[int, int]) -> np.ndarray:
 TRAIN_SCALE = 1.5  # training images are cached at 1.5 × the network's size: a crop of half the area stays sharp
 
 
-def cache_size(size: tuple[int, int]) -> tuple[int, int]:
+def cache_size(size: Size) -> Size:
     """(width, height) at which to cache images and masks that a segmenter with this input is trained on."""
     return round(size[0] * TRAIN_SCALE), round(size[1] * TRAIN_SCALE)
-
-
-def _crop_flip_turn(size: tuple[int, int]) -> list[Any]:
-    """A crop of half the frame to all of it at `size` = (width, height), flips, rotation by up to 30°."""
-    import albumentations as A  # imports slowly, and prediction needs none of it
-
-    width, height = size
-    ratio = (0.8 * (width / height), 1.25 * (width / height))
-    nearest = cv2.INTER_NEAREST_EXACT  # the default shifts the mask by up to half a pixel
-    return [
-        A.RandomResizedCrop((height, width), scale=(0.5, 1.0), ratio=ratio, mask_interpolation=nearest),
-        A.HorizontalFlip(),
-        A.VerticalFlip(),
-        A.Rotate(30, border_mode=cv2.BORDER_REFLECT_101),
-    ]
 
 
 def _with_noise(image: np.ndarray, deviation: float, seed: int) -> np.ndarray:
@@ -130,10 +115,43 @@ def recoloured(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return cv2.transform(image, np.hstack([contrast * colour @ light, offset]))
 
 
-class SegmentationTransforms:
-    """Training images for segmentation: random resized crop, flips, rotation, Gaussian noise; the target is the mask.
+class FrameTransforms:
+    """Training images for classification: random resized crop, flips, rotation by up to 30°; the target is the label.
 
-    size: (width, height) of the network's input; colour: other colours too (`recoloured`).
+    The crop has half of the frame to all of it. size: (width, height) of the network's input; colour: other colours
+    too (`recoloured`).
+    """
+
+    def __init__(self, size: Size, colour: bool = False) -> None:
+        import albumentations as A  # imports slowly, and prediction needs none of it
+
+        width, height = size
+        ratio = (0.8 * (width / height), 1.25 * (width / height))
+        nearest = cv2.INTER_NEAREST_EXACT  # the default shifts the mask by up to half a pixel
+        steps = [
+            A.RandomResizedCrop((height, width), scale=(0.5, 1.0), ratio=ratio, mask_interpolation=nearest),
+            A.HorizontalFlip(),
+            A.VerticalFlip(),
+            A.Rotate(30, border_mode=cv2.BORDER_REFLECT_101),
+        ]
+        self.transforms, self.colour = A.Compose(steps), colour
+
+    def __call__(self, pixels: np.ndarray, sample: Sample, seed: int) -> tuple[np.ndarray, int]:
+        """Cached pixels uint8 [h, w, 3] → image uint8 [H, W, 3] and class index; `seed` decides all draws."""
+        drawn, rng = self.drawn(seed, image=np.ascontiguousarray(pixels))
+        return recoloured(drawn["image"], rng) if self.colour else drawn["image"], sample.label
+
+    def drawn(self, seed: int, **planes: np.ndarray) -> tuple[dict[str, np.ndarray], np.random.Generator]:
+        """Image, and mask with it, after all steps; and the generator, to draw more from."""
+        # One state that all transforms draw from in turn. set_random_seed would give each its own generator with the
+        # same seed, and an image would be flipped one way exactly when it is flipped the other way.
+        rng = np.random.default_rng(seed)
+        self.transforms.set_random_state(rng, random.Random(seed))
+        return self.transforms(**planes), rng
+
+
+class SegmentationTransforms(FrameTransforms):
+    """Training images for segmentation: as `FrameTransforms`, and Gaussian noise; the target is the mask.
 
     Attributes:
         noisy: share of the images that get noise, of a deviation between 1 and 5 % of the range of values.
@@ -141,42 +159,15 @@ class SegmentationTransforms:
 
     noisy = 0.3
 
-    def __init__(self, size: tuple[int, int], colour: bool = False) -> None:
-        import albumentations as A
-
-        self.transforms, self.colour = A.Compose(_crop_flip_turn(size)), colour
-
     def __call__(self, pixels: np.ndarray, sample: Sample, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Cached pixels uint8 [h, w, 4] → image uint8 [H, W, 3], mask uint8 [H, W] of 0 and 1; `seed` decides all."""
-        # One state that all transforms draw from in turn. set_random_seed would give each its own generator with the
-        # same seed, and an image would be flipped one way exactly when it is flipped the other way.
-        rng = np.random.default_rng(seed)
-        self.transforms.set_random_state(rng, random.Random(seed))
         # OpenCV takes channels apart in a fiftieth of NumPy's time.
-        drawn = self.transforms(image=cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB), mask=cv2.extractChannel(pixels, 3))
+        planes = {"image": cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB), "mask": cv2.extractChannel(pixels, 3)}
+        drawn, rng = self.drawn(seed, **planes)
         image = drawn["image"]
         if rng.random() < self.noisy:
             image = _with_noise(image, 255 * rng.uniform(0.01, 0.05), int(rng.integers(2**31)))
         return recoloured(image, rng) if self.colour else image, drawn["mask"]
-
-
-class FrameTransforms:
-    """Training images for classification: random resized crop, flips, rotation; the target is the label.
-
-    size: (width, height) of the network's input; colour: other colours too (`recoloured`).
-    """
-
-    def __init__(self, size: tuple[int, int], colour: bool = False) -> None:
-        import albumentations as A
-
-        self.transforms, self.colour = A.Compose(_crop_flip_turn(size)), colour
-
-    def __call__(self, pixels: np.ndarray, sample: Sample, seed: int) -> tuple[np.ndarray, int]:
-        """Cached pixels uint8 [h, w, 3] → image uint8 [H, W, 3] and class index; `seed` decides all draws."""
-        rng = np.random.default_rng(seed)
-        self.transforms.set_random_state(rng, random.Random(seed))
-        image = self.transforms(image=np.ascontiguousarray(pixels))["image"]
-        return recoloured(image, rng) if self.colour else image, sample.label
 
 
 class PatchTransforms:
@@ -185,7 +176,7 @@ class PatchTransforms:
     size: (width, height) of the network's input; colour: other colours too (`recoloured`).
     """
 
-    def __init__(self, size: tuple[int, int], colour: bool = False) -> None:
+    def __init__(self, size: Size, colour: bool = False) -> None:
         self.size, self.colour = size, colour
 
     def __call__(self, pixels: Pixels, sample: Sample, seed: int) -> tuple[np.ndarray, int]:
@@ -212,7 +203,7 @@ class TrainTransforms:
         frame_scale: the whole frame shows things as large as the training images do at so many times the input's size.
     """
 
-    build: Callable[[tuple[int, int], bool], Transforms]
+    build: Callable[[Size, bool], Transforms]
     cached_scale: float
     center_scale: float | None
     selection: tuple[Patch, ...]
