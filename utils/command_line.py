@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def make_parser(task: str, doc: str) -> argparse.ArgumentParser:
         "where there is none; 0: start afresh, the old run is kept under another name (1)")  # fmt: skip
     add("-p", "--pretrained", type=int, choices=(0, 1), help="pretrained weights (the experiment's, else 1)")
     add("-m", "--message", default="", help="a note kept with the run")
-    add("--experiment", choices=experiments(task), help="row of the results table; other flags change its settings")
+    add("--experiment", type=partial(_meant, task, "--experiment", {each: experiments(each) for each in NETS}),
+        choices=experiments(task), help="row of the results table; other flags change its settings")  # fmt: skip
     add("--data", type=Path, default=Config.data, metavar="DIR", help="data folder (Data/ISIC2017)")
     add("--output", type=Path, default=MODEL, metavar="DIR", help="where run folders go (model)")
     add("--cache", type=Path, default=CACHE, metavar="DIR", help="where prepared images go (Data/cache)")
@@ -98,10 +100,18 @@ def to_config(args: argparse.Namespace) -> Config:
     return configure(pretrained=pretrained, resume=bool(checked), graphs=graphs == "on", **flags)
 
 
+def _meant(task: str, flag: str, names: dict[str, Collection[str]], text: str) -> str:
+    """A name; the error of one that only the other script knows tells the right command."""
+    (other,) = {*names} - {task}
+    if text in names[other] and text not in names[task]:
+        raise argparse.ArgumentTypeError(f"{text} is for {other}: python {SCRIPTS[other]} {flag} {text}")
+    return text
+
+
 def _network(task: str, text: str) -> str:
     if text.startswith("timm/"):
         return TIMM[task] + text.removeprefix("timm/")
-    if text not in NETS[task]:
+    if _meant(task, "-n", NETS, text) not in NETS[task]:
         raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(NETS[task])}, timm/NAME)")
     return NETS[task][text]
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -188,10 +189,15 @@ def test_tensorboard_reads_the_events(tmp_path):
     for first, losses in ((1, [0.5, 0.25, 99.0]), (3, [0.125])):
         with started(tmp_path / "run0") as run:
             for epoch, loss in enumerate(losses, start=first):
-                run.write_events({"epoch": epoch, "lr": 0.1, "train_loss": loss, "val_score": float("nan")})
+                row = {"epoch": epoch, "lr": 0.1, "train_loss": loss, "val_score": float("nan"), "train_seconds": 9}
+                run.write_events(row, np.full((4, 6, 3), 7, np.uint8))
     read = EventAccumulator(str(run.path("tensorboard"))).Reload()
     assert [(event.step, event.value) for event in read.Scalars("train/loss")] == [(1, 0.5), (2, 0.25), (3, 0.125)]
-    assert {"train/lr", "train/loss", "val/score"} <= {*read.Tags()["scalars"]}
+    assert read.Tags()["scalars"] == ["train/lr", "train/loss", "val/score", "speed/seconds"]
+    shown = read.Images("val/outlines")[-1]
+    assert (shown.step, shown.height, shown.width) == (3, 4, 6)
+    parameters = read.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"res_unet" in parameters and b"lr" in parameters
 
 
 def test_what_is_logged_is_kept_with_the_run(tmp_path, caplog):

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from itertools import chain
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -19,6 +20,8 @@ from utils.model.weights import load_file
 from utils.signals import StopRequested, StopSignals, stop_signals
 
 Validate = Callable[[nn.Module], tuple[float, dict[str, float]]]  # → score to select by, columns for the history
+Picture = Callable[[nn.Module], np.ndarray]  # → what a network puts out on a few images, uint8 [H, W, 3]
+PICTURE_EVERY = 5  # epochs
 LEAST_SCALE = 1e-4  # of a float16 loss: it starts at 65536 and is halved at each gradient that is not finite
 MEASURED = (5, 3.0)  # steps after the first, and seconds, before the first estimate of the time
 _LOADER_FAILURES = ("DataLoader worker", "shared memory", "shm_open")  # in torch's messages
@@ -55,7 +58,7 @@ class Clock:
         return f"about {readable_time(seconds)} left" if epochs > done else ""
 
 
-def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run) -> None:
+def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run, picture: Picture | None = None) -> None:
     """Train until the schedule ends or the validation score stops rising, continuing from the run's checkpoint.
 
     A signal that asks to stop takes effect after the current step: a checkpoint is written from which the same run
@@ -65,6 +68,7 @@ def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run) -> N
         loader: of `utils.data.loader.train_loader`.
         validate: scores the model. The first three columns are printed. In distributed training every process
             calls it and gets the same result.
+        picture: for TensorBoard, of every fifth epoch.
         run: where history, events, `last.pth` (everything) and `best.pth` (weights of the best epoch) go.
 
     Raises:
@@ -88,7 +92,8 @@ def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run) -> N
                 done.best_score, done.best_epoch = score, done.epoch
             history.append(row)
             run.write_history(history)
-            run.write_events(row)
+            shows = picture is not None and distributed.is_main() and done.epoch % PICTURE_EVERY == 1
+            run.write_events(row, picture(trainer.best) if shows else None)
             save_checkpoint(trainer.state(), last)
             _keep_best(trainer, run)
             _tell(trainer, row, clock.left())

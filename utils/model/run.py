@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from utils import UserError, distributed
@@ -160,8 +161,11 @@ class Run:
         with written_whole(self.path(name)) as file:
             file.write(text.encode())
 
-    def write_events(self, row: Mapping[str, float]) -> None:
-        """Add an epoch's row of the history to the TensorBoard events; where that fails, training does without."""
+    def write_events(self, row: Mapping[str, float], picture: np.ndarray | None = None) -> None:
+        """Add an epoch's row of the history to the TensorBoard events; where that fails, training does without.
+
+        Tags: train/…, val/… and speed/…; the run's settings stand under HPARAMS. picture: uint8 [H, W, 3] to show.
+        """
         if not distributed.is_main() or self._writer is False:
             return
         try:
@@ -170,9 +174,12 @@ class Run:
 
                 # Of a run that goes on, what was written of this epoch and later ones no longer counts.
                 self._writer = SummaryWriter(self.path("tensorboard"), purge_step=row["epoch"])
-            for name, value in row.items():
-                tag = f"val/{name[4:]}" if name.startswith("val_") else f"train/{name.removeprefix('train_')}"
-                self._writer.add_scalar(tag, value, row["epoch"])
+                for summary in _hparams(self.read_json("config.json")["settings"], row):
+                    self._writer.file_writer.add_summary(summary)
+            for name, value in list(row.items())[1:]:  # the first is the epoch
+                self._writer.add_scalar(_tag(name), value, row["epoch"])
+            if picture is not None:
+                self._writer.add_image("val/outlines", picture, row["epoch"], dataformats="HWC")
             self._writer.flush()
         except Exception as error:  # of a broken installation, or in the writer's thread, anything
             log.warning("no TensorBoard events from epoch %d on (%s)", row["epoch"], error)
@@ -194,6 +201,21 @@ class Run:
                 self._writer.close()
         finally:
             self._open.__exit__(*error)
+
+
+def _tag(column: str) -> str:
+    """Where TensorBoard shows a column of the history."""
+    if column in ("train_seconds", "images_per_second"):
+        return f"speed/{column.removeprefix('train_')}"
+    return f"val/{column[4:]}" if column.startswith("val_") else f"train/{column.removeprefix('train_')}"
+
+
+def _hparams(settings: Mapping[str, Any], row: Mapping[str, float]) -> tuple[Any, ...]:
+    """The settings and the names of the validation scores, as TensorBoard's HPARAMS page takes them."""
+    from torch.utils.tensorboard.summary import hparams
+
+    plain = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in settings.items()}
+    return hparams(plain, {_tag(name): 0 for name in row if name.startswith("val_")})
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def _train(task: Task, precision: Precision) -> Run:
     validate = task.validation(caches["validation"], precision)
     trainer, loader = build_training(config, model, task.loss(), training, task.transforms(), precision)
     with start_run(config, data, weights, precision, caches, facts) as run:
-        fit(trainer, loader, validate, run)
+        fit(trainer, loader, validate, run, task.picture(caches["validation"], precision))
         if distributed.is_main():
             with distributed.alone():
                 evaluate(task, model, caches, precision, run)

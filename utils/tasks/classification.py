@@ -96,6 +96,9 @@ class Classification:
 
         return validate
 
+    def picture(self, cache: ImageCache, precision: Precision) -> None:
+        return None
+
     def score(
         self, model: nn.Module, cache: ImageCache, split: str, precision: Precision, run: Run
     ) -> tuple[dict[str, Any] | None, np.ndarray | None]:

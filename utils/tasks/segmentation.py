@@ -1,6 +1,7 @@
 """The segmentation task: the outline of the lesion."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,9 @@ from utils.evaluation.segmentation import SegmentationCounts, summarize
 from utils.inference.segmentation import TrueMasks, score, write_masks
 from utils.logger import log
 from utils.loss import create_loss, loss_of
-from utils.model.fit import Validate
+from utils.model.fit import Picture, Validate
 from utils.model.run import Run
-from utils.visualize.examples import plot_examples
+from utils.visualize.examples import outlined_examples, plot_examples
 
 
 class Segmentation:
@@ -76,6 +77,10 @@ class Segmentation:
             return first["jaccard"], {f"val_{name}": value for name, value in (first | scores).items()}
 
         return validate
+
+    def picture(self, cache: ImageCache, precision: Precision) -> Picture | None:
+        """What shows, during training, a few of the cache's images as a network sees them; None for nothing."""
+        return partial(outlined_examples, cache=cache, precision=precision)
 
     def score(
         self, model: nn.Module, cache: ImageCache, split: str, precision: Precision, run: Run
