@@ -56,8 +56,9 @@ def chromium() -> str:
 @pytest.fixture
 def page(chromium) -> Iterator[Any]:
     """An empty page of a browser without a past, 1200 pixels wide."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=60_000)
     options = ["--disable-dev-shm-usage"]  # containers often have a small one
     if hasattr(os, "getuid") and os.getuid() == 0:
         options.append("--no-sandbox")  # Chromium refuses to start for root otherwise
