@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nets.pretrained import PRETRAINED
+from nets.pretrained import find_pretrained
 from utils.evaluation.rows import Row
 from utils.evaluation.runs import reading
 from utils.files import load_json
@@ -52,12 +52,12 @@ def readme_table(rows: Sequence[Row], table: pd.DataFrame, task: str, readme: Pa
 
 
 def _start(row: Row, words: dict[str, str]) -> str:
-    weights, source = row.settings.get("weights") or {}, PRETRAINED.get(row.settings["net"])
+    weights, known = row.settings.get("weights") or {}, find_pretrained(row.settings["net"])
     if not row.settings["pretrained"]:
         return words["random"]
-    imagenet = "ImageNet" in weights.get("source", "") or (
-        source and source.url and weights.get("file") in source.files
-    )
+    # The first file of a network of timm's is that of its hub, which may have seen other images; arl18.pth is ours.
+    files = known.files[1:] if known and known.hub else known.files if known and known.url else ()
+    imagenet = "ImageNet" in weights.get("source", "") or weights.get("file") in files
     return "ImageNet" if imagenet else f"`{weights.get('file')}`"
 
 
