@@ -7,7 +7,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import PIL.Image
 import torch
 from matplotlib.figure import Figure
 
@@ -26,8 +28,10 @@ from utils.model.run import Run
 from utils.visualize.comparison import save_figure
 from utils.visualize.examples import photograph
 from utils.visualize.figures import Panel
+from utils.visualize.overlay import jpeg
 from utils.visualize.style import words
 
+WIDTH, LARGE = 936, 150_000  # pixels of a figure that is a page wide; bytes of a PNG, which plots alone stay below
 # With SMOKE=1 in the environment a notebook, or the script made of it, runs through in about a minute.
 SMOKE = os.environ.get("SMOKE", "0") not in ("", "0")
 _LEFT = '<th style="text-align: left">'
@@ -164,7 +168,7 @@ def show(content: Figure | pd.DataFrame) -> None:
     """Show a figure or table below the cell; a plain script prints tables and shows no figures."""
     if isinstance(content, Figure):
         png = io.BytesIO()
-        content.savefig(png, dpi=130, bbox_inches="tight")
+        content.savefig(png, dpi=WIDTH / 7.2, bbox_inches="tight")
         _show_png(png.getvalue())
         return
     table = as_text(content)
@@ -199,7 +203,11 @@ def show_saved(run: Run, *names: str) -> None:
 
 
 def _show_png(content: bytes) -> None:
+    """As JPEG where there are photographs in it: a fifth of the bytes in a saved notebook."""
     if "ipykernel" in sys.modules:  # IPython is there when a kernel is
         from IPython.display import Image, display
 
-        display(Image(content))
+        picture = PIL.Image.open(io.BytesIO(content))
+        if len(content) > LARGE:
+            content = jpeg(np.asarray(picture.convert("RGB")))
+        display(Image(content, width=min(WIDTH, picture.width)))
