@@ -36,7 +36,7 @@ results: $(VENV)/.train  ## every row for three seeds: days on a GPU; make resul
 	$(PY) reproduce.py $(ARGS)
 
 # Of synthetic data and of results/: no photograph gets into git this way. Paths of this machine are cut off.
-notebooks: $(VENV)/.test  ## execute the notebooks, with outputs, into docs/notebooks/*.html: half an hour
+notebooks: $(VENV)/.test  ## execute the notebooks, with outputs, into docs/notebooks/*.html: minutes
 	@mkdir -p docs/notebooks
 	@for name in Segmentation ARL-CNN Evaluation-Seg Evaluation-Cls; do \
 		$(PY) -m papermill $$name.ipynb docs/notebooks/$$name.ipynb -r data "" -r runs results --no-progress-bar && \
