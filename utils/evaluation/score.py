@@ -81,14 +81,17 @@ def _of_files(path: Path) -> tuple[Masks, pd.DataFrame | None]:
             key = next((name for name in IDS if name in table), table.columns[0])
             table = table.rename(columns={key: "image_id"})
             table["image_id"] = table["image_id"].astype(str).map(as_id)
-    return _masks(path) if path.is_dir() else {}, table
+    return _masks(path, table is not None) if path.is_dir() else {}, table
 
 
-def _masks(folder: Path) -> Masks:
-    """All images there, or those named as masks where there are any: predict.py puts other pictures beside them."""
+def _masks(folder: Path, predicted: bool = False) -> Masks:
+    """All images there, or those named as masks where there are any: predict.py puts other pictures beside them.
+
+    predicted: it is a folder of predict.py's, of a classifier perhaps, whose pictures are no masks.
+    """
     files = files_by_id(folder, masks=True)
     named = {id_: file for id_, file in files.items() if file.stem != id_}
-    return {id_: lambda file=file: read_mask(file) for id_, file in (named or files).items()}
+    return {id_: lambda file=file: read_mask(file) for id_, file in (named if named or predicted else files).items()}
 
 
 def _labels(path: Path) -> tuple[tuple[str, ...], dict[str, int], dict[str, str] | None]:
