@@ -69,13 +69,19 @@ def start_logging() -> None:
     # Of processes that train together one speaks for all.
     log.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
     log.propagate = False
-    logging.raiseExceptions = False  # a log file that cannot be written any more stops nothing, and is not told
+
+
+class _FileHandler(logging.FileHandler):
+    """Of a file beside what is shown: where it cannot be written any more, that stops nothing and is not told."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 @contextmanager
 def logged_to(path: Path) -> Iterator[None]:
     """What is logged within goes to the end of this file too, with date and time; and the error that ends it."""
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)
     try:

@@ -33,6 +33,13 @@ def test_counts_of_small_masks(prediction, truth, expected):
         assert confusion_counts(np.array(prediction, dtype), np.array(truth, dtype)) == expected
 
 
+@pytest.mark.parametrize("values", [np.full((2, 2), 255, np.uint8), np.full((2, 2), 0.5), np.full((2, 2), np.nan)])
+def test_what_is_no_mask_is_not_counted(values):
+    for pair in ((values, np.zeros((2, 2), bool)), (np.zeros((2, 2), bool), values)):
+        with pytest.raises(ValueError, match="other than 0 and 1"):
+            confusion_counts(*pair)
+
+
 def test_masks_of_two_sizes_are_not_counted():
     with pytest.raises(ValueError, match="one size"):
         confusion_counts(np.zeros((1, 3), bool), np.zeros((2, 3), bool))  # would be broadcast

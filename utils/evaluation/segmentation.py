@@ -26,7 +26,11 @@ def confusion_counts(prediction: ArrayLike, truth: ArrayLike) -> tuple[int, int,
 
     prediction, truth: bool or 0 and 1, [H, W] of one size; else ValueError.
     """
-    prediction, truth = np.asarray(prediction, dtype=bool), np.asarray(truth, dtype=bool)
+    prediction, truth = np.asarray(prediction), np.asarray(truth)
+    for mask in (prediction, truth):
+        if mask.dtype != bool and ((mask != 0) & (mask != 1)).any():  # probabilities would all be lesion
+            raise ValueError("a mask holds values other than 0 and 1")
+    prediction, truth = prediction.astype(bool), truth.astype(bool)
     if prediction.shape != truth.shape:  # which would be broadcast
         raise ValueError(f"expected masks [H, W] of one size, got {prediction.shape} for a truth of {truth.shape}")
     tp = np.count_nonzero(prediction & truth)

@@ -176,8 +176,9 @@ class Run:
                 self._writer = SummaryWriter(self.path("tensorboard"), purge_step=row["epoch"])
                 for summary in _hparams(self.read_json("config.json")["settings"], row):
                     self._writer.file_writer.add_summary(summary)
-            for name, value in list(row.items())[1:]:  # the first is the epoch
-                self._writer.add_scalar(_tag(name), value, row["epoch"])
+            for name, value in row.items():
+                if name != "epoch":
+                    self._writer.add_scalar(_tag(name), value, row["epoch"])
             if picture is not None:
                 self._writer.add_image("val/outlines", picture, row["epoch"], dataformats="HWC")
             self._writer.flush()
