@@ -40,6 +40,7 @@ from utils.logger import log, run_script
 SCRIPTS = {"segmentation": seg_main, "classification": cls_main}
 KEPT = (
     "history.csv", "per_image.csv", "validation_masks.zip", "test_masks.zip",
+    "validation_probabilities.zip", "test_probabilities.zip",
     "validation_predictions.csv", "validation_predictions_official.csv", "validation_truth_official.csv",
     "test_predictions.csv", "test_predictions_official.csv", "metrics.json",
 )  # fmt: skip # metrics.json last: where it lies, the folder is whole

@@ -19,7 +19,7 @@ from utils.evaluation.classification import summarize as summarize_classes
 from utils.evaluation.runs import find_runs
 from utils.evaluation.segmentation import SegmentationCounts, confusion_counts, summarize
 from utils.evaluation.tables import main, segmentation_table
-from utils.inference.segmentation import add_mask, mask_png
+from utils.inference.segmentation import add_file, png
 
 TASKS = ("segmentation", "classification")
 MARKED = "# Title\n\n" + "".join(f"<!-- {task} -->\nold\n<!-- /{task} -->\n" for task in TASKS) + "\nThe end – π.\n"
@@ -172,7 +172,7 @@ def test_with_data_masks_and_labels_are_the_challenges(tmp_path, forged):
         for sample in samples:
             truth = read_mask(sample.mask).astype(bool)
             mask = np.roll(truth, 3, axis=1)
-            add_mask(archive, sample.id, mask_png(mask))
+            add_file(archive, f"{sample.id}_segmentation.png", png(255 * mask))
             counts.add_counts(sample.id, confusion_counts(truth if forged else mask, truth))
     counts.per_image().assign(split="validation").to_csv(segmentation / "per_image.csv", index=False)
     edit(segmentation / "metrics.json", lambda metrics: metrics.update(validation=summarize(counts), test=None))

@@ -1,4 +1,4 @@
-"""Seeds put together: the mean of probabilities, the majority of masks; in the form of a run's results."""
+"""Runs put together: the mean of probabilities, the majority of masks; in the form of a run's results."""
 
 import json
 import shutil
@@ -17,9 +17,11 @@ from utils.data.synthetic import make_synthetic
 from utils.evaluation.rows import result_rows
 from utils.evaluation.runs import find_runs
 from utils.evaluation.segmentation import SegmentationCounts, confusion_counts, summarize
-from utils.evaluation.tables import segmentation_table
+from utils.evaluation.tables import classification_table, segmentation_table
 from utils.inference import ensemble
-from utils.inference.segmentation import add_mask, mask_png
+from utils.inference.segmentation import add_file, png
+
+MIXED = "seg-4+seg-5-ensemble/seed0"
 
 
 def test_probabilities_are_averaged_and_scored(tmp_path):
@@ -38,7 +40,7 @@ def test_probabilities_are_averaged_and_scored(tmp_path):
     assert metrics["validation"]["melanoma"]["auc"] == pytest.approx(auc) and metrics["test"] is None
     assert metrics["views"] == "9"
     (row,) = (row for row in result_rows(find_runs(tmp_path), "classification", "validation") if len(row.runs) == 1)
-    assert (row.name, row.note) == ("cls-2-4-ensemble", "ensemble of seeds 0 1 2")
+    assert (row.name, row.note) == ("cls-2-4-ensemble", "ensemble of cls-2-4 0 1 2")
     assert row.probabilities("validation")[0].shape == (1, 25, 3)
 
 
@@ -54,7 +56,7 @@ def masks(tmp_path):
                 for place, sample in enumerate(read_split(data, split)):
                     truth = np.array(Image.open(sample.mask)) > 128 if sample.mask else rng.random((64, 72)) < 0.5
                     mask = ~truth if place == seed else truth ^ (rng.random(truth.shape) < 0.1)
-                    add_mask(archive, sample.id, mask_png(mask))
+                    add_file(archive, f"{sample.id}_segmentation.png", png(255 * mask))
                     if split == "validation":
                         counts.add_counts(sample.id, confusion_counts(mask, truth))
         edit(folder / "metrics.json", lambda content, c=counts: content.update(validation=summarize(c), test=None))
@@ -97,21 +99,62 @@ def test_a_draw_is_no_lesion(masks):
     assert np.array_equal(read(results / "seg-4-ensemble/seed0/validation_masks.zip", sample.id), np.minimum(*each))
 
 
+def test_probabilities_go_before_masks(masks):
+    """Three of one row, at 9×8, and one of another at 72×64: enlarged each, with equal weight."""
+    results, data = masks
+    shutil.copytree(results / "seg-4/seed0", results / "seg-5/seed0")
+    edit(results / "seg-5/seed0/config.json", lambda config: config["settings"].update(name="seg-5", net="arl_unet"))
+    runs = [run for row in ("seg-4", "seg-5") for run in sorted(find_runs(results / row), key=lambda run: run.seed)]
+    samples = {split: read_split(data, split) for split in ("validation", "test")}
+    maps = np.random.default_rng(4).integers(0, 256, (4, 64, 72), dtype=np.uint8)
+    maps[:3] = np.repeat(np.repeat(maps[:3, ::8, ::8], 8, axis=1), 8, axis=2)  # of one grey to an 8×8 square
+    for run, grey in zip(runs, maps, strict=True):
+        for split in samples:
+            with zipfile.ZipFile(run.folder / f"{split}_probabilities.zip", "w") as archive:
+                for sample in samples[split]:
+                    add_file(archive, f"{sample.id}.png", png(grey[4::8, 4::8] if run.experiment == "seg-4" else grey))
+    ensemble.main(["seg-4", "seg-5", "--results", str(results), "--data", str(data)])
+    middles = slice(3, None, 8), slice(3, None, 8)  # near those of the squares, where enlarging changes little
+    mean, voted = np.mean(maps, axis=0)[middles], read(results / MIXED / "test_masks.zip", samples["test"][0].id)
+    clear = np.abs(mean - 127.5) > 30
+    assert voted.shape == (64, 72) and clear.mean() > 0.3
+    assert np.array_equal(voted[middles][clear] > 128, mean[clear] > 127.5)
+
+
+def test_rows_of_several_networks(masks):
+    results, _ = masks
+    for name, net, seeds, size in (("cls-2-4", "arl14", (0, 1), [224, 224]), ("cls-b1", "mobilenet", (3,), [192, 192])):
+        for seed in seeds:
+            folder = classification_run(results / f"{name}/seed{seed}", seed=seed, truth=("validation",))
+            changes = {"name": name, "net": net, "size": size, "pretrained": name == "cls-b1"}
+            edit(folder / "config.json", lambda config, changes=changes: config["settings"].update(changes))
+    ensemble.main(["cls-2-4", "cls-b1", "--results", str(results)])
+    (run,) = find_runs(results / "cls-2-4+cls-b1-ensemble")
+    members = [run.predictions("test") for row in ("cls-2-4", "cls-b1") for run in find_runs(results / row)]
+    mean = np.mean([table[list(CLASSES)] for table in members], axis=0)
+    assert np.allclose(run.predictions("test")[list(CLASSES)], mean, atol=1e-6)
+    table = classification_table(find_runs(results), "validation").set_index("experiment")
+    assert table.loc["cls-2-4+cls-b1-ensemble", ["network", "size"]].tolist() == ["arl14 + mobilenet", "–"]
+    assert table.loc["cls-2-4+cls-b1-ensemble", "note"].startswith("ensemble of cls-2-4 0 1 and cls-b1 3")
+    with pytest.raises(UserError, match=r"seg-4/seed0 is of segmentation, .*cls-b1/seed3 of classification"):
+        ensemble.main(["seg-4", "cls-b1", "--results", str(results)])
+
+
 def test_what_does_not_belong_together_is_refused(masks, tmp_path):
     results, _ = masks
-    with pytest.raises(UserError, match=r"seg-2: 0 finished runs; an ensemble takes two or more seeds"):
-        ensemble.find_members(results / "seg-2")
+    with pytest.raises(UserError, match=r"seg-2: 0 finished runs; an ensemble takes two or more"):
+        ensemble.find_members([results / "seg-2"])
     with pytest.raises(UserError, match=r"none: true masks of 0 of the validation images; choose the folder by --data"):
         ensemble.main(["seg-4", "--results", str(results), "--data", str(tmp_path / "none")])
     assert not (results / "seg-4-ensemble/seed0/metrics.json").exists()
     edit(results / "seg-4/seed1/metrics.json", lambda content: content.update(flips=True))
     edit(results / "seg-4/seed1/config.json", lambda content: content["settings"].update(lr=0.5))
     with pytest.raises(UserError, match=r"seed1 and .*seed0 differ in flips, lr: leave one out"):
-        ensemble.find_members(results / "seg-4")
+        ensemble.find_members([results / "seg-4"])
     edit(results / "seg-4/seed1/metrics.json", lambda content: content.update(flips=False))
     edit(results / "seg-4/seed1/config.json", lambda content: content["settings"].update(lr=1e-4, seed=0))
     with pytest.raises(UserError, match=r"seed0 and .*seed1 are both of seed 0: leave one out"):
-        ensemble.find_members(results / "seg-4")
+        ensemble.find_members([results / "seg-4"])
 
 
 def test_a_split_that_nobody_predicted_is_left_out(masks, tmp_path):
@@ -120,8 +163,8 @@ def test_a_split_that_nobody_predicted_is_left_out(masks, tmp_path):
         classification_run(results / f"cls-2-4/seed{seed}", seed=seed, truth=("validation",))
         (results / f"cls-2-4/seed{seed}/test_predictions.csv").unlink()
         (results / f"seg-4/seed{seed}/test_masks.zip").unlink()
-    ensemble.main(["cls-2-4", "seg-4", "--results", str(results), "--data", str(data)])
     for row in ("cls-2-4", "seg-4"):
+        ensemble.main([row, "--results", str(results), "--data", str(data)])
         assert not list((results / f"{row}-ensemble/seed0").glob("test_*"))
         assert json.loads((results / f"{row}-ensemble/seed0/metrics.json").read_text())["test"] is None
     # of some of the seeds only, or no probabilities: refused, and what was there is as it was

@@ -61,12 +61,18 @@ def test_flips_are_undone_before_they_are_averaged(samples, tmp_path):
 
 @pytest.mark.parametrize("flips", [False, True])
 def test_what_is_written_is_what_is_scored(samples, tmp_path, flips):
-    """Each mask at its image's own size; images without a true mask are written and not counted."""
+    """Each mask at its image's own size, each probability at the network's; images without a true mask are written and
+    not counted.
+    """
     cache = prepare([*samples[:3], replace(samples[3], mask=None)], SIZE, tmp_path / "cache")
-    model, path = uneven(), tmp_path / "masks.zip"
-    counts = write_masks(model, cache, FLOAT32, 3, path, flips)
-    expected = SegmentationCounts()
-    with zipfile.ZipFile(path) as archive:
+    model, expected = uneven(), SegmentationCounts()
+    counts = write_masks(model, cache, FLOAT32, 3, tmp_path / "test", flips)
+    probabilities = dict(predict_lesions(model, cache, FLOAT32, 3, flips))
+    with zipfile.ZipFile(tmp_path / "test_probabilities.zip") as archive:
+        for index, sample in enumerate(cache.samples):
+            grey = np.array(Image.open(archive.open(f"{sample.id}.png")))
+            assert np.abs(grey / 255 - probabilities[index]).max() < 0.51 / 255
+    with zipfile.ZipFile(tmp_path / "test_masks.zip") as archive:
         assert len(archive.namelist()) == 4
         for sample in cache.samples:
             mask = np.array(Image.open(archive.open(f"{sample.id}_segmentation.png")))

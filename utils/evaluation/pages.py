@@ -42,12 +42,15 @@ def readme_table(rows: Sequence[Row], table: pd.DataFrame, task: str, readme: Pa
     """Markdown of six columns; rows and their line of `utils.evaluation.tables.wide_table`, in one order."""
     words, score = WORDS[readme.name], PRIMARY[task]
     lines = [words["head"].format(words[score]), " | ".join(["---"] * 6)]
+    known = {row.name: row for row in rows}
     for row, (_, line) in zip(rows, table.iterrows(), strict=True):
         folder = Path(os.path.commonpath([run.folder for run in row.runs]))
         link = Path(os.path.relpath(folder, readme.parent)).as_posix()
         scores = [re.sub(r"^[\d.]+", rf"[\g<0>]({link})", str(line[name])) for name in (score, f"test {score}")]
-        network = f"`{line['network']}` {line['size']}"
-        lines.append(" | ".join([row.name, network, _start(row, words), *scores, _training(row, words)]))
+        network = f"`{line['network'].replace(' + ', '`, `')}` {line['size']}"
+        members = [known.get(name, row) for name in row.settings.get("ensemble", [row.name])]
+        start = ", ".join(dict.fromkeys(_start(member, words) for member in members))
+        lines.append(" | ".join([row.name, network, start, *scores, _training(row, words)]))
     return "".join(f"| {line} |\n" for line in lines)
 
 
@@ -64,7 +67,7 @@ def _start(row: Row, words: dict[str, str]) -> str:
 def _training(row: Row, words: dict[str, str]) -> str:
     """How long training took, without validation, and on what; and how many epochs short of the row's it stopped."""
     if "ensemble" in row.settings:
-        return words["ensemble"].format(len(row.settings["ensemble"]["seeds"]))
+        return words["ensemble"].format(sum(map(len, row.settings["ensemble"].values())))
     minutes = [sum(epoch["train_seconds"] for epoch in run.history()) / 60 for run in row.runs]
     configs = []
     for run in row.runs:

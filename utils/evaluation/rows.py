@@ -121,20 +121,27 @@ def deviations(run: RunResult) -> list[str]:
     passed over. Not told: the seed, the device and its precision.
     """
     with reading(run.folder / "config.json"):
-        settings, row = run.settings, _row_of(run)
+        settings, row, ensemble = run.settings, _row_of(run), run.settings.get("ensemble", {})
+        if len(ensemble) > 1:
+            return [text for text in [_together(ensemble), *_other_images(run)] if text]
         told = [
             text.format(**settings) for name, text in _words(settings, row).items() if _differs(settings, name, row)
         ]
         weights, source = settings.get("weights") or {}, find_pretrained(settings["net"])
         if weights and not (settings["pretrained"] and source and weights["file"] in source.files):
             told.append(f"weights {weights['file']}")
-        if ensemble := settings.get("ensemble"):
-            told.insert(0, f"ensemble of seeds {' '.join(map(str, ensemble['seeds']))}")
+        if ensemble:
+            told.insert(0, _together(ensemble))
         return [text for text in [*told, *_other_images(run), *_other_views(run.metrics, row)] if text]
 
 
+def _together(ensemble: Mapping[str, Sequence[int]]) -> str:
+    members = (" ".join(["ensemble of", row, *map(str, seeds)]) for row, seeds in ensemble.items())
+    return " and ".join(members).replace("and ensemble of", "and")
+
+
 def _row_of(run: RunResult) -> Experiment:
-    name = run.settings.get("ensemble", {}).get("of", run.experiment)
+    name = next(iter(run.settings.get("ensemble", ())), run.experiment)
     name = name.removesuffix("".join(f"-{folder}" for folder in run.settings.get("extra", ())))
     if name in EXPERIMENTS:
         return EXPERIMENTS[name]

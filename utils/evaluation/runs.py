@@ -127,16 +127,26 @@ class RunResult:
 
     def predicted_mask(self, split: str, image_id: str) -> np.ndarray | None:
         """uint8 [H, W] of 0 and 1 at the image's own size; None where it keeps no masks (as runs of old versions)."""
-        path = self.folder / f"{split}_masks.zip"
+        mask = self._picture(f"{split}_masks.zip", f"{image_id}_segmentation.png")
+        return None if mask is None else (mask > 128).astype(np.uint8)
+
+    def lesion_probability(self, split: str, image_id: str) -> np.ndarray | None:
+        """float32 [h, w] in [0, 1] at the network's size; None where it keeps none (as runs of old versions)."""
+        grey = self._picture(f"{split}_probabilities.zip", f"{image_id}.png")
+        return None if grey is None else grey.astype(np.float32) / 255
+
+    def _picture(self, archive: str, name: str) -> np.ndarray | None:
+        """Grey values uint8 [H, W] of a picture in a zip file; None where that is not there."""
+        path = self.folder / archive
         if not path.is_file():
             return None
         with (
             reading(path),
-            zipfile.ZipFile(path) as archive,
-            archive.open(f"{image_id}_segmentation.png") as file,
-            Image.open(file, formats=("PNG",)) as mask,
+            zipfile.ZipFile(path) as pictures,
+            pictures.open(name) as file,
+            Image.open(file, formats=("PNG",)) as picture,
         ):
-            return (np.array(mask.convert("L")) > 128).astype(np.uint8)
+            return np.array(picture.convert("L"))
 
     def image_ids(self, split: str) -> frozenset[str]:
         """Of the images that it was scored on."""

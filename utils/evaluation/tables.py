@@ -153,7 +153,7 @@ def _table(rows: Sequence[Row], split: str, columns: Mapping[str, tuple[str, ...
     lines = []
     for row in rows:
         if row.runs:
-            size = "×".join(map(str, row.settings["size"]))
+            size = "×".join(map(str, row.settings.get("size", ["–"])))  # an ensemble may have several
             line = {"experiment": row.name, "network": row.settings["net"]}
             line |= {"pretrained": "yes" if row.settings["pretrained"] else "no", "size": size, "seeds": len(row.runs)}
             lines.append({**line, **_scores(row, split, columns), "note": row.note})

@@ -1,16 +1,17 @@
-"""Put the predictions of a row's seeds together: the mean of probabilities, the majority of masks.
+"""Put the predictions of several runs together: the mean of their probabilities.
 
-    python -m utils.inference.ensemble seg-b1 cls-b1 --data Data/ISIC2017
+    python -m utils.inference.ensemble seg-b1 --data Data/ISIC2017     the seeds of a row
+    python -m utils.inference.ensemble cls-b1 cls-b4                   those of several rows, each run with equal weight
 
-Reads results/<row>/seed<k>/, needs no weights, and writes results/<row>-ensemble/seed0/ in the form of a run's results,
-so that tables and notebooks show it as a row of its own. The data are needed for the true masks only.
+Reads results/<row>/seed<k>/, needs no weights, and writes results/<rows>-ensemble/seed0/ in the form of a run's
+results, so that tables and notebooks show it as a row of its own. The data are needed for the true masks only. Where a
+segmenter keeps no probabilities, as old runs do not, the majority of masks decides.
 """
 
 import argparse
 import json
 import shutil
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,16 +29,24 @@ from utils.evaluation.export import format_scores
 from utils.evaluation.rows import Row
 from utils.evaluation.runs import RunResult, find_runs
 from utils.evaluation.segmentation import SegmentationCounts, confusion_counts
-from utils.inference.segmentation import add_mask, mask_png
+from utils.inference.segmentation import add_file, enlarged, png, zip_file
 from utils.logger import log, run_script
 from utils.model.run import environment
 
 
-def find_members(folder: Path) -> tuple[RunResult, ...]:
-    """The runs below results/<row>/, by seed. UserError when they are fewer than two, or differ in other things."""
-    members = tuple(sorted(find_runs(folder), key=lambda run: run.seed))
+def find_members(folders: Sequence[Path]) -> tuple[RunResult, ...]:
+    """The runs below each results/<row>/, by row and seed. UserError when they are fewer than two, of two tasks, or
+    those of a row differ in other things than the seed."""
+    members = tuple(run for folder in folders for run in _seeds(folder))
     if len(members) < 2:
-        raise UserError(f"{folder}: {len(members)} finished runs; an ensemble takes two or more seeds")
+        raise UserError(f"{folders[0]}: {len(members)} finished runs; an ensemble takes two or more")
+    if other := [run for run in members if run.task != members[0].task]:
+        raise UserError(f"{members[0].folder} is of {members[0].task}, {other[0].folder} of {other[0].task}")
+    return members
+
+
+def _seeds(folder: Path) -> list[RunResult]:
+    members = sorted(find_runs(folder), key=lambda run: run.seed)
     for run in members[1:]:
         ours, theirs = ({**_scoring(each), **each.settings, "seed": None} for each in (members[0], run))
         if differ := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
@@ -51,6 +60,12 @@ def find_members(folder: Path) -> tuple[RunResult, ...]:
 def _scoring(run: RunResult) -> dict[str, Any]:
     """What of its metrics tells how it was scored."""
     return {name: run.metrics[name] for name in ("views", "flips") if name in run.metrics}
+
+
+def _agreed(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What those that say something of it agree on."""
+    merged = {name: value for one in each for name, value in one.items()}
+    return {name: value for name, value in merged.items() if all(one.get(name, value) == value for one in each)}
 
 
 def make_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> None:
@@ -70,7 +85,7 @@ def make_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> Non
 
 
 def _write_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> None:
-    first, metrics, per_image = members[0], _scoring(members[0]), []
+    first, metrics, per_image = members[0], _agreed([_scoring(run) for run in members]), []
     kind = "predictions.csv" if first.task == "classification" else "masks.zip"
     for split in ("validation", "test"):
         metrics[split] = None
@@ -78,16 +93,21 @@ def _write_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> N
             continue
         if first.task == "classification":
             metrics[split] = _average(members, split, folder)
-        elif counts := _vote(members, split, folder, data):
+        elif counts := _merge(members, split, folder, data):
             metrics[split] = segmentation.summarize(counts)
             per_image.append(counts.per_image().assign(split=split))
         if metrics[split]:
             log.info(format_scores(split, metrics[split]))
     if per_image:
         pd.concat(per_image).to_csv(folder / "per_image.csv", index=False, lineterminator="\n")
-    settings = {**first.settings, "name": f"{first.experiment}-ensemble", "seed": 0}
-    settings["ensemble"] = {"of": first.experiment, "seeds": [run.seed for run in members]}
-    config = {"settings": settings, **environment(torch.device("cpu"))}
+    rows: dict[str, list[int]] = {}
+    for run in members:
+        rows.setdefault(run.experiment, []).append(run.seed)
+    settings = _agreed([run.settings for run in members]) | {"name": f"{'+'.join(rows)}-ensemble", "seed": 0}
+    settings["net"] = " + ".join(dict.fromkeys(run.settings["net"] for run in members))
+    settings["pretrained"] = all(run.settings["pretrained"] for run in members)
+    licence = next((run.licence for run in members if run.licence), None)
+    config = {"settings": settings | {"ensemble": rows}, "licence": licence, **environment(torch.device("cpu"))}
     for name, content in (("config.json", config), ("metrics.json", metrics)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
@@ -109,20 +129,17 @@ def _average(members: Sequence[RunResult], split: str, folder: Path) -> dict[str
     return scores
 
 
-def _vote(members: Sequence[RunResult], split: str, folder: Path, data: Path) -> SegmentationCounts | None:
+def _merge(members: Sequence[RunResult], split: str, folder: Path, data: Path) -> SegmentationCounts | None:
     """Of segmentation; the counts of a split that the members were scored on. A draw is no lesion."""
     truth = {sample.id: sample.mask for sample in read_split(data, split, with_labels=False)} if data.is_dir() else {}
     ids, *others = (set(run.mask_ids(split)) for run in members)
     if not ids or any(other != ids for other in others):
-        raise UserError(f"{members[0].folder.parent}: the seeds keep {split} masks of different images, or none")
+        raise UserError(f"{members[0].folder.parent}: the runs keep {split} masks of different images, or none")
     counts = SegmentationCounts()
-    with zipfile.ZipFile(folder / f"{split}_masks.zip", "w") as archive:
+    with zip_file(folder / f"{split}_masks.zip") as archive:
         for image_id in sorted(ids):
-            masks = [run.predicted_mask(split, image_id) for run in members]
-            if len({mask.shape for mask in masks}) > 1:
-                raise UserError(f"{members[0].folder}: masks of {image_id} differ in size between the seeds")
-            mask = 2 * np.sum(masks, axis=0, dtype=np.int16) > len(masks)
-            add_mask(archive, image_id, mask_png(mask))
+            mask = _mask(members, split, image_id)
+            add_file(archive, f"{image_id}_segmentation.png", png(255 * mask))
             if path := truth.get(image_id):
                 counts.add_counts(image_id, confusion_counts(mask, read_mask(path)))
     scored = members[0].metrics[split]
@@ -131,16 +148,26 @@ def _vote(members: Sequence[RunResult], split: str, folder: Path, data: Path) ->
     return counts if scored else None
 
 
+def _mask(members: Sequence[RunResult], split: str, image_id: str) -> np.ndarray:
+    """bool [H, W]: where the mean probability is above one half; without probabilities, that of the masks."""
+    masks = [run.predicted_mask(split, image_id) for run in members]
+    if len({mask.shape for mask in masks}) > 1:
+        raise UserError(f"{members[0].folder}: masks of {image_id} differ in size between the runs")
+    probabilities = [run.lesion_probability(split, image_id) for run in members]
+    if any(each is None for each in probabilities):
+        return np.mean(masks, axis=0) > 0.5
+    return np.mean([enlarged(each, masks[0].shape[::-1]) for each in probabilities], axis=0) > 0.5
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m utils.inference.ensemble", description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="+", help="folders below --results")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where results are (%(default)s)")
     parser.add_argument("--data", type=Path, default=Path("Data/ISIC2017"), help="for true masks (%(default)s)")
     args = parser.parse_args(argv)
-    for row in args.rows:
-        members = find_members(args.results / row)
-        log.info("%s: seeds %s", row, ", ".join(str(run.seed) for run in members))
-        make_ensemble(members, args.results / f"{row}-ensemble" / "seed0", args.data)
+    members = find_members([args.results / row for row in args.rows])
+    log.info("ensemble of %s", ", ".join(str(run.folder) for run in members))
+    make_ensemble(members, args.results / f"{'+'.join(args.rows)}-ensemble" / "seed0", args.data)
 
 
 if __name__ == "__main__":

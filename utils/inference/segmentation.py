@@ -4,6 +4,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -25,14 +26,16 @@ from utils.inference.network import predict
 LESION = 1  # index of the lesion among the classes background, lesion
 
 
-def lesion_mask(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Lesion probability float [h, w] → bool mask [height, width] of size = (width, height).
+def enlarged(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Lesion probability float [h, w] → [height, width] of size = (width, height): bilinear, over the whole frame."""
+    if probability.shape[::-1] == tuple(size):
+        return probability
+    return cv2.resize(probability, size, interpolation=cv2.INTER_LINEAR)
 
-    The probability is interpolated bilinearly over the whole frame, then compared with 0.5.
-    """
-    if probability.shape[::-1] != tuple(size):
-        probability = cv2.resize(probability, size, interpolation=cv2.INTER_LINEAR)
-    return probability > 0.5
+
+def lesion_mask(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Lesion probability float [h, w] → bool mask [height, width] of size = (width, height): enlarged, above 0.5."""
+    return enlarged(probability, size) > 0.5
 
 
 def outline(
@@ -116,39 +119,47 @@ def _compare(probability: np.ndarray, truth: np.ndarray) -> tuple[int, int, int,
 
 
 def write_masks(
-    model: nn.Module, cache: ImageCache, precision: Precision, batch_size: int, path: Path, flips: bool = False
+    model: nn.Module, cache: ImageCache, precision: Precision, batch_size: int, prefix: Path, flips: bool = False
 ) -> SegmentationCounts:
-    """Write `<id>_segmentation.png` (0 and 255, at each image's own size) of every image into a zip.
+    """Write PREFIX_masks.zip and PREFIX_probabilities.zip, with one PNG of each image.
 
-    Returns the counts of the images that have a true mask, as `score` does, from the same predictions.
+    `<id>_segmentation.png` holds 0 and 255, at the image's own size; `<id>.png` the lesion probability × 255, rounded,
+    at the network's size. Returns the counts of the images that have a true mask, as `score` does, from the same
+    predictions.
     """
     counts = SegmentationCounts()
 
-    def finish(item: tuple[int, np.ndarray]) -> tuple[Sample, bytes, tuple[int, int, int, int] | None]:
+    def finish(item: tuple[int, np.ndarray]) -> tuple[Sample, bytes, bytes, tuple[int, int, int, int] | None]:
         index, probability = item
         sample = cache.samples[index]
-        mask = mask_png(lesion_mask(probability, image_size(sample.image)))
-        return sample, mask, _compare(probability, read_mask(sample.mask)) if sample.mask else None
+        mask = png(255 * lesion_mask(probability, image_size(sample.image)))
+        compared = _compare(probability, read_mask(sample.mask)) if sample.mask else None
+        return sample, mask, png(np.rint(255 * probability)), compared
 
-    with (
-        written_whole(path) as file,
-        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,  # PNG is compressed
-    ):
+    with zip_file(f"{prefix}_masks.zip") as masks, zip_file(f"{prefix}_probabilities.zip") as maps:
         probabilities = predict_lesions(model, cache, precision, batch_size, flips)
-        for sample, mask, compared in in_order(finish, probabilities):
-            add_mask(archive, sample.id, mask)
+        for sample, mask, probability, compared in in_order(finish, probabilities):
+            add_file(masks, f"{sample.id}_segmentation.png", mask)
+            add_file(maps, f"{sample.id}.png", probability)
             if compared:
                 counts.add_counts(sample.id, compared)
     return counts
 
 
-def add_mask(archive: zipfile.ZipFile, image_id: str, mask: bytes) -> None:
-    """A mask as `mask_png` makes it, named `<id>_segmentation.png`; the same masks give the same archive."""
-    archive.writestr(zipfile.ZipInfo(f"{image_id}_segmentation.png", (2017, 1, 1, 0, 0, 0)), mask)
+@contextmanager
+def zip_file(path: str | Path) -> Iterator[zipfile.ZipFile]:
+    """A zip file to fill, which is at `path` once it is whole."""
+    with written_whole(Path(path)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        yield archive
 
 
-def mask_png(mask: np.ndarray) -> bytes:
-    """A mask bool [H, W] as a PNG file of 0 and 255."""
+def add_file(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    """Of one time stamp: the same content gives the same archive."""
+    archive.writestr(zipfile.ZipInfo(name, (2017, 1, 1, 0, 0, 0)), content)
+
+
+def png(grey: np.ndarray) -> bytes:
+    """Grey values [H, W] from 0 to 255 as a PNG file."""
     content = io.BytesIO()
-    Image.fromarray(mask.astype(np.uint8) * 255).save(content, "PNG", optimize=True)
+    Image.fromarray(grey.astype(np.uint8)).save(content, "PNG", optimize=True)
     return content.getvalue()

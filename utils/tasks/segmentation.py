@@ -89,9 +89,9 @@ class Segmentation:
 
         Returns the scores for metrics.json, and what `finish` and `figures` need; None, None where there is no truth.
         """
-        masks = run.path(f"{split}_masks.zip")
-        counts = write_masks(model, cache, precision, self.config.batch_size, masks, self.config.flips)
-        log.info("masks of the %d %s images: %s", len(cache.samples), split, masks)
+        prefix = run.path(split)
+        counts = write_masks(model, cache, precision, self.config.batch_size, prefix, self.config.flips)
+        log.info("masks of the %d %s images: %s_masks.zip", len(cache.samples), split, prefix)
         if not counts:
             return None, None
         summary = summarize(counts, {sample.id: sample.group for sample in cache.samples})
