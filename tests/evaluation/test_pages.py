@@ -18,7 +18,7 @@ from utils.evaluation.classification import official_truth, predictions_table
 from utils.evaluation.classification import summarize as summarize_classes
 from utils.evaluation.runs import find_runs
 from utils.evaluation.segmentation import SegmentationCounts, confusion_counts, summarize
-from utils.evaluation.tables import main, segmentation_table
+from utils.evaluation.tables import main, ranked_rows, segmentation_table, wide_table
 from utils.inference.segmentation import add_file, png
 
 TASKS = ("segmentation", "classification")
@@ -88,6 +88,22 @@ def test_the_tables_of_a_readme(written):
     chinese = {row[0]: row for row in lines_of(written.parent / "README.zh.md", "segmentation")}
     assert chinese["seg-2"][2] == "随机权重" and chinese["seg-2"][5] == "3 分钟，NVIDIA H100 80GB HBM3；8/150 轮"
     assert [row[3:5] for row in chinese.values()][2:] == [row[3:5] for row in rows]
+
+
+def test_a_readme_shows_the_best_row_of_a_network(results):
+    for seed in (0, 1, 2):  # of which the best is better than their mean, the worst worse
+        folder = shutil.copytree(results / f"seg-4/seed{seed}", results / f"seg-4-small{seed}/seed0")
+        edit(
+            folder / "config.json", lambda config, seed=seed: config["settings"].update(seed=seed, size=[64, 8 + seed])
+        )
+    call(results)
+    table = wide_table(ranked_rows(find_runs(results), "segmentation"), "segmentation").set_index("experiment")
+    scores = {name: table.loc[name, "jaccard"].mean for name in table.index if name.startswith("seg-4")}
+    best, *rest = sorted(scores, key=lambda name: -scores[name])
+    shown = [row[0] for row in lines_of(results.parent / "README.md", "segmentation")]
+    assert len(scores) == 4 and best != "seg-4" and best in shown and not set(shown) & set(rest)
+    text = (results / "TABLES.md").read_text(encoding="utf-8")
+    assert all(f"| {name} " in text for name in scores)
 
 
 def test_the_files_of_results(written):

@@ -1,4 +1,4 @@
-"""The two tables of each README: the rows that were run, the best first, each number with a link to its runs."""
+"""The two tables of each README: the best row of each network, each number with a link to its runs."""
 
 import os
 import re
@@ -39,11 +39,16 @@ WORDS = {
 
 
 def readme_table(rows: Sequence[Row], table: pd.DataFrame, task: str, readme: Path) -> str:
-    """Markdown of six columns; rows and their line of `utils.evaluation.tables.wide_table`, in one order."""
+    """Markdown of six columns; rows and their line of `utils.evaluation.tables.wide_table`, the best first.
+
+    Of a network the best row is shown, and the best ensemble.
+    """
     words, score = WORDS[readme.name], PRIMARY[task]
     lines = [words["head"].format(words[score]), " | ".join(["---"] * 6)]
-    known = {row.name: row for row in rows}
+    known, shown = {row.name: row for row in rows}, {}
     for row, (_, line) in zip(rows, table.iterrows(), strict=True):
+        shown.setdefault((line["network"], "ensemble" in row.settings), (row, line))
+    for row, line in shown.values():
         folder = Path(os.path.commonpath([run.folder for run in row.runs]))
         link = Path(os.path.relpath(folder, readme.parent)).as_posix()
         scores = [re.sub(r"^[\d.]+", rf"[\g<0>]({link})", str(line[name])) for name in (score, f"test {score}")]
