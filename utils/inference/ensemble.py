@@ -4,8 +4,8 @@
     python -m utils.inference.ensemble cls-b1 cls-b4                   those of several rows, each run with equal weight
 
 Reads results/<row>/seed<k>/, needs no weights, and writes results/<rows>-ensemble/seed0/ in the form of a run's
-results, so that tables and notebooks show it as a row of its own. The data are needed for the true masks only. Where a
-segmenter keeps no probabilities, as old runs do not, the majority of masks decides.
+results, so that tables and notebooks show it as a row of its own. The data are needed for the true masks only. Masks of
+a segmenter that keeps no probabilities, as old runs do not, count as probabilities of 0 and 1.
 """
 
 import argparse
@@ -149,14 +149,15 @@ def _merge(members: Sequence[RunResult], split: str, folder: Path, data: Path) -
 
 
 def _mask(members: Sequence[RunResult], split: str, image_id: str) -> np.ndarray:
-    """bool [H, W]: where the mean probability is above one half; without probabilities, that of the masks."""
+    """bool [H, W]: where the mean probability is above one half."""
     masks = [run.predicted_mask(split, image_id) for run in members]
     if len({mask.shape for mask in masks}) > 1:
         raise UserError(f"{members[0].folder}: masks of {image_id} differ in size between the runs")
-    probabilities = [run.lesion_probability(split, image_id) for run in members]
-    if any(each is None for each in probabilities):
-        return np.mean(masks, axis=0) > 0.5
-    return np.mean([enlarged(each, masks[0].shape[::-1]) for each in probabilities], axis=0) > 0.5
+    each = []
+    for run, mask in zip(members, masks, strict=True):
+        probability = run.lesion_probability(split, image_id)
+        each.append(mask if probability is None else enlarged(probability, mask.shape[::-1]))
+    return np.mean(each, axis=0) > 0.5
 
 
 def main(argv: list[str] | None = None) -> None:
