@@ -63,9 +63,13 @@ def _scoring(run: RunResult) -> dict[str, Any]:
 
 
 def _agreed(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What those that say something of it agree on."""
-    merged = {name: value for one in each for name, value in one.items()}
-    return {name: value for name, value in merged.items() if all(one.get(name, value) == value for one in each)}
+    """What all have alike; of extra training images, what those say that have some."""
+    found = {}
+    for name, value in (item for one in each for item in one.items()):
+        others = [one.get(name, value if name.startswith("extra") else None) for one in each]
+        if all(other == value for other in others):
+            found[name] = value
+    return found
 
 
 def make_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> None:
