@@ -141,9 +141,10 @@ def _together(ensemble: Mapping[str, Sequence[int]]) -> str:
 
 
 def _row_of(run: RunResult) -> Experiment:
-    name = next(iter(run.settings.get("ensemble", ())), run.experiment)
-    name = name.removesuffix("".join(f"-{folder}" for folder in run.settings.get("extra", ())))
-    if name in EXPERIMENTS:
+    name = next(iter(run.settings.get("ensemble", ())), run.experiment)  # seg-b3, or seg-b3-ham10000
+    while name and name not in EXPERIMENTS:
+        name = name.rpartition("-")[0]
+    if name:
         return EXPERIMENTS[name]
     net, pretrained = run.settings["net"], run.settings["pretrained"]
     return replace(DEFAULTS[run.task], name=run.experiment, net=net, pretrained=pretrained, **default_attention(net))

@@ -106,7 +106,7 @@ def _write_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> N
         pd.concat(per_image).to_csv(folder / "per_image.csv", index=False, lineterminator="\n")
     rows: dict[str, list[int]] = {}
     for run in members:
-        rows.setdefault(run.experiment, []).append(run.seed)
+        rows.setdefault(run.folder.parent.name, []).append(run.seed)
     settings = _agreed([run.settings for run in members]) | {"name": f"{'+'.join(rows)}-ensemble", "seed": 0}
     settings["net"] = " + ".join(dict.fromkeys(run.settings["net"] for run in members))
     settings["pretrained"] = all(run.settings["pretrained"] for run in members)
