@@ -33,7 +33,7 @@ import seg_main
 from nets.pretrained import PRETRAINED
 from utils import UserError
 from utils.command_line import NETS, at_least
-from utils.config import EXPERIMENTS, MODEL, ROOT, Config
+from utils.config import EXPERIMENTS, LATER, MODEL, ROOT, Config
 from utils.files import written_whole
 from utils.logger import log, run_script
 
@@ -90,12 +90,12 @@ def needs_arl18(job: Job, folders: Sequence[Path]) -> bool:
 
 def differences(job: Job) -> str:
     """In what a job's existing results were made with other settings, in words; "" where they fit."""
-    from utils.model.run import read_config, read_json  # with PyTorch, which takes seconds: after --help
+    from utils.evaluation.runs import read_run  # with pandas, which takes seconds: after --help
 
-    made, metrics = read_config(job.results)["settings"], read_json(job.results / "metrics.json")
-    made |= {name: metrics[name] for name in ("views", "flips") if name in metrics}
+    run = read_run(job.results)
+    made = {**run.settings} | {name: run.metrics[name] for name in ("views", "flips") if name in run.metrics}
     made["weights"] = (made.get("weights") or {}).get("file")
-    asked = {**job.config.settings(), "views": job.config.views, "flips": job.config.flips}
+    asked = {**LATER, **job.config.settings(), "views": job.config.views, "flips": job.config.flips}
     if job.config.weights:
         asked["weights"] = job.config.weights.name
     if asked["class_weights"] == "balanced":  # kept as numbers

@@ -90,9 +90,11 @@ class Config(Experiment):
         if self.extra:
             row |= {name: getattr(self, name) for name in ("extra_share", "extra_epochs", "others")}
             row["extra"] = [path.resolve().name for path in self.extra]
-        unused = {name for name in ("colour", "ema") if not row[name]}  # as in runs of before these were there
-        return {name: value for name, value in row.items() if name not in {"views", "flips", *unused}}
+        unsaid = {"views", "flips"} | {name for name, value in LATER.items() if row[name] == value}
+        return {name: value for name, value in row.items() if name not in unsaid}
 
+
+LATER = {"colour": False, "ema": 0.0}  # settings that runs from before they were there do not have
 
 DEFAULTS: dict[str, Experiment] = {
     "segmentation": Experiment(

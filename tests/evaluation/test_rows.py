@@ -204,3 +204,12 @@ def test_seeds_with_other_labels_are_refused(tmp_path):
     (row,) = [row for row in result_rows(find_runs(tmp_path), "classification", "test") if row.runs]
     with pytest.raises(UserError, match="were scored on different images"):
         row.probabilities("test")
+
+
+def test_a_setting_that_is_not_recorded_was_off(tmp_path):
+    """As a run records it that turned it off, and as runs did before it was there."""
+    folder = segmentation_run(tmp_path / "seg-b3/seed0", EXPERIMENTS["seg-b3"])
+    config = json.loads((folder / "config.json").read_text())
+    assert config["settings"].pop("colour")
+    (folder / "config.json").write_text(json.dumps(config))
+    assert deviations(find_runs(tmp_path)[0]) == ["no other colours"]
