@@ -52,7 +52,7 @@ def readme_table(rows: Sequence[Row], table: pd.DataFrame, task: str, readme: Pa
         folder = Path(os.path.commonpath([run.folder for run in row.runs]))
         link = Path(os.path.relpath(folder, readme.parent)).as_posix()
         scores = [re.sub(r"^[\d.]+", rf"[\g<0>]({link})", str(line[name])) for name in (score, f"test {score}")]
-        network = f"`{line['network'].replace(' + ', '`, `')}` {line['size']}"
+        network = f"`{line['network'].replace(' + ', '`, `')}` {line['size']}".removesuffix(" –")
         members = [known.get(name, row) for name in row.settings.get("ensemble", [row.name])]
         start = ", ".join(dict.fromkeys(_start(member, words) for member in members))
         lines.append(" | ".join([row.name, network, start, *scores, _training(row, words)]))
