@@ -146,6 +146,8 @@ def test_what_does_not_belong_together_is_refused(masks, tmp_path):
     results, _ = masks
     with pytest.raises(UserError, match=r"seg-2: 0 finished runs; an ensemble takes two or more"):
         ensemble.find_members([results / "seg-2"])
+    with pytest.raises(UserError, match=r"seg-2: 0 finished runs"):
+        ensemble.find_members([results / "seg-4", results / "seg-2"])
     with pytest.raises(UserError, match=r"none: true masks of 0 of the validation images; choose the folder by --data"):
         ensemble.main(["seg-4", "--results", str(results), "--data", str(tmp_path / "none")])
     assert not (results / "seg-4-ensemble/seed0/metrics.json").exists()

@@ -35,11 +35,14 @@ from utils.model.run import environment
 
 
 def find_members(folders: Sequence[Path]) -> tuple[RunResult, ...]:
-    """The runs below each results/<row>/, by row and seed. UserError when they are fewer than two, of two tasks, or
-    those of a row differ in other things than the seed."""
-    members = tuple(run for folder in folders for run in _seeds(folder))
-    if len(members) < 2:
-        raise UserError(f"{folders[0]}: {len(members)} finished runs; an ensemble takes two or more")
+    """The runs below each results/<row>/, by row and seed. UserError when they are fewer than two, a row has
+    none, they are of two tasks, or those of a row differ in other things than the seed.
+    """
+    rows = {folder: _seeds(folder) for folder in folders}
+    members = tuple(run for row in rows.values() for run in row)
+    for folder, row in rows.items():
+        if not row or len(members) < 2:
+            raise UserError(f"{folder}: {len(row)} finished runs; an ensemble takes two or more")
     if other := [run for run in members if run.task != members[0].task]:
         raise UserError(f"{members[0].folder} is of {members[0].task}, {other[0].folder} of {other[0].task}")
     return members
@@ -170,9 +173,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=Path("results"), help="where results are (%(default)s)")
     parser.add_argument("--data", type=Path, default=Path("Data/ISIC2017"), help="for true masks (%(default)s)")
     args = parser.parse_args(argv)
-    members = find_members([args.results / row for row in args.rows])
+    folders = [args.results / row for row in dict.fromkeys(args.rows)]
+    members = find_members(folders)
     log.info("ensemble of %s", ", ".join(str(run.folder) for run in members))
-    make_ensemble(members, args.results / f"{'+'.join(args.rows)}-ensemble" / "seed0", args.data)
+    make_ensemble(
+        members, args.results / f"{'+'.join(folder.name for folder in folders)}-ensemble" / "seed0", args.data
+    )
 
 
 if __name__ == "__main__":
