@@ -174,6 +174,8 @@ def _words(settings: Mapping[str, Any], row: Experiment) -> dict[str, str]:
         "train_views": "trained on {train_views}",
         "colour": "other colours" if settings.get("colour") else "no other colours",
         "ema": "moving average {ema:g}" if settings.get("ema") else "no moving average",
+        "warmup": "warm-up of {warmup}" if settings.get("warmup") else "no warm-up",
+        "smoothing": "labels smoothed by {smoothing:g}" if settings.get("smoothing") else "labels as they are",
     }
 
 
