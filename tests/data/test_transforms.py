@@ -146,6 +146,17 @@ def test_images_are_turned_and_what_that_uncovers_is_filled_with_surroundings(ki
     assert limit * 0.8 < max(angles) < limit * 1.2 and np.mean(np.array(angles) > 0.5) == pytest.approx(share, abs=0.2)
 
 
+def test_a_turned_patch_has_the_middle_and_the_scale_of_the_one_that_was_drawn():
+    image = ramp(800, 400)[..., :3]
+    for pixels in (image, (image[::4, ::4], image[120:280, 240:560])):
+        for seed in range(100):
+            left, top, scale, _ = draw_patch(np.random.default_rng(seed))
+            drawn, middle = PATCHES((48, 32))(pixels, SAMPLE, seed)[0][..., :2].astype(float), (left, top)
+            assert drawn.mean(axis=(0, 1)) / 255 == pytest.approx(np.add(middle, scale / 2), abs=0.015)
+            across = [np.diff(drawn[:, [12, 36], 0].mean(0)), np.diff(drawn[[8, 24], :, 1].mean(1))]  # half of a side
+            assert np.abs(across) / 255 == pytest.approx(scale / 2, rel=0.1)
+
+
 @pytest.mark.parametrize("kind", [SegmentationTransforms, FRAMES])
 def test_crops_hold_half_of_the_area_or_more(kind):
     transforms = only(kind((48, 32)), A.RandomResizedCrop)

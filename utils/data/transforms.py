@@ -66,20 +66,24 @@ def in_center(patch: Patch) -> Patch | None:
     return inner if inside else None
 
 
+def _cut(pixels: Pixels, patch: Patch) -> np.ndarray:
+    """The pixels of a patch, of the finer center where that holds it: uint8 [h, w, 3], no copy."""
+    if isinstance(pixels, tuple):
+        frame, center = pixels
+        inner = in_center(patch)
+        pixels, patch = (center, inner) if inner else (frame, patch)
+    height, width = pixels.shape[:2]
+    left, right = (round(width * share) for share in (patch[0], patch[0] + patch[2]))
+    top, bottom = (round(height * share) for share in (patch[1], patch[1] + patch[3]))
+    return pixels[max(0, top) : bottom, max(0, left) : right]
+
+
 def take(pixels: Pixels, patch: Patch, size: Size) -> np.ndarray:
     """A patch of an image, of its finer center where that holds it, resized to `size` = (width, height).
 
     uint8 [height, width, 3]; by area averaging or linear.
     """
-    if isinstance(pixels, tuple):
-        frame, center = pixels
-        inner = in_center(patch)
-        return take(center, inner, size) if inner else take(frame, patch, size)
-    height, width = pixels.shape[:2]
-    left, right = (round(width * share) for share in (patch[0], patch[0] + patch[2]))
-    top, bottom = (round(height * share) for share in (patch[1], patch[1] + patch[3]))
-    view = pixels[max(0, top) : bottom, max(0, left) : right]
-    return resized(view, size)
+    return resized(_cut(pixels, patch), size)
 
 
 TRAIN_SCALE = 1.5  # training images are cached at 1.5 × the network's size: a crop of half the area stays sharp
@@ -182,12 +186,16 @@ class PatchTransforms:
     def __call__(self, pixels: Pixels, sample: Sample, seed: int) -> tuple[np.ndarray, int]:
         """Cached pixels → image uint8 [H, W, 3] and class index; `seed` decides all draws."""
         rng = np.random.default_rng(seed)
-        image = take(pixels, draw_patch(rng), self.size)
-        # Flips and rotation in one warp about the middle: half the time of albumentations' three steps.
+        patch = cv2.cvtColor(_cut(pixels, draw_patch(rng)), cv2.COLOR_RGB2RGBA)  # OpenCV warps four channels faster
+        # Resizing, flips and rotation in one warp about the middle: half the time of one after the other, and nearer
+        # to an exact mean over each pixel. From an output pixel to where it comes from in the patch.
+        own, size = (np.array(shape) for shape in (patch.shape[1::-1], self.size))
         turn = cv2.getRotationMatrix2D((0, 0), rng.uniform(-10, 10), 1)[:, :2] * rng.choice((-1, 1), 2)
-        middle = (np.array(self.size) - 1) / 2
-        warp = np.column_stack([turn, middle - turn @ middle])
-        image = cv2.warpAffine(image, warp, self.size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        turn = turn.T * (own / size)[:, None]
+        warp = np.column_stack([turn, (own - 1) / 2 - turn @ ((size - 1) / 2)])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        image = cv2.warpAffine(patch, warp, self.size, flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+        image = cv2.cvtColor(image, cv2.COLOR_RGBA2RGB)
         return recoloured(image, rng) if self.colour else image, sample.label
 
 
