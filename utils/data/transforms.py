@@ -142,16 +142,18 @@ class FrameTransforms:
 
     def __call__(self, pixels: np.ndarray, sample: Sample, seed: int) -> tuple[np.ndarray, int]:
         """Cached pixels uint8 [h, w, 3] → image uint8 [H, W, 3] and class index; `seed` decides all draws."""
-        drawn, rng = self.drawn(seed, image=np.ascontiguousarray(pixels))
+        drawn, rng = self.drawn(seed, image=cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA))
         return recoloured(drawn["image"], rng) if self.colour else drawn["image"], sample.label
 
     def drawn(self, seed: int, **planes: np.ndarray) -> tuple[dict[str, np.ndarray], np.random.Generator]:
-        """Image, and mask with it, after all steps; and the generator, to draw more from."""
+        """The first three channels of an image of four (OpenCV turns four faster than three), and the mask
+        with it, after all steps; and the generator, to draw more from."""
         # One state that all transforms draw from in turn. set_random_seed would give each its own generator with the
         # same seed, and an image would be flipped one way exactly when it is flipped the other way.
         rng = np.random.default_rng(seed)
         self.transforms.set_random_state(rng, random.Random(seed))
-        return self.transforms(**planes), rng
+        drawn = self.transforms(**planes)
+        return drawn | {"image": cv2.cvtColor(drawn["image"], cv2.COLOR_RGBA2RGB)}, rng
 
 
 class SegmentationTransforms(FrameTransforms):
@@ -165,9 +167,8 @@ class SegmentationTransforms(FrameTransforms):
 
     def __call__(self, pixels: np.ndarray, sample: Sample, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Cached pixels uint8 [h, w, 4] → image uint8 [H, W, 3], mask uint8 [H, W] of 0 and 1; `seed` decides all."""
-        # OpenCV takes channels apart in a fiftieth of NumPy's time.
-        planes = {"image": cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB), "mask": cv2.extractChannel(pixels, 3)}
-        drawn, rng = self.drawn(seed, **planes)
+        # OpenCV takes a channel apart in a fiftieth of NumPy's time.
+        drawn, rng = self.drawn(seed, image=np.ascontiguousarray(pixels), mask=cv2.extractChannel(pixels, 3))
         image = drawn["image"]
         if rng.random() < self.noisy:
             image = _with_noise(image, 255 * rng.uniform(0.01, 0.05), int(rng.integers(2**31)))
@@ -186,7 +187,7 @@ class PatchTransforms:
     def __call__(self, pixels: Pixels, sample: Sample, seed: int) -> tuple[np.ndarray, int]:
         """Cached pixels → image uint8 [H, W, 3] and class index; `seed` decides all draws."""
         rng = np.random.default_rng(seed)
-        patch = cv2.cvtColor(_cut(pixels, draw_patch(rng)), cv2.COLOR_RGB2RGBA)  # OpenCV warps four channels faster
+        patch = cv2.cvtColor(_cut(pixels, draw_patch(rng)), cv2.COLOR_RGB2RGBA)
         # Resizing, flips and rotation in one warp about the middle: half the time of one after the other, and nearer
         # to an exact mean over each pixel. From an output pixel to where it comes from in the patch.
         own, size = (np.array(shape) for shape in (patch.shape[1::-1], self.size))
