@@ -102,8 +102,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("runs", nargs="*", default=["best"], help="a run's folder, a row's name, or best (best): one of each task")
-    add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: every machine that reaches this one")
-    add("--port", type=at_least(1), default=7860, help="(7860)")
+    add("--host", default="127.0.0.1", help="address (127.0.0.1); 0.0.0.0: for every machine that reaches this one")
+    add("--port", type=at_least(1), default=7860, help="of that address (7860)")
     add("--megabytes", type=at_least(1), default=50, help="largest photograph (50)")
     add("--no-browser", action="store_true", help="do not open the page")
     add("--device", help="cuda, cuda:1, mps, cpu … (the first of these that is there)")

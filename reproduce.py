@@ -3,7 +3,7 @@
 
     python reproduce.py seg-b1 cls-b1 cls-b2 --seeds 0 1 2
     python reproduce.py --jobs 2                              every row, two at a time
-    python reproduce.py cls-2-4 --seeds 0 -- --size 112 112   what follows -- goes to seg_main.py or cls_main.py
+    python reproduce.py cls-2-3 --seeds 0 -- --size 112 112   what follows -- goes to seg_main.py or cls_main.py
 
 A name is a row (seg-2) or a network (arl18, which leaves the encoder of seg-5). Each run is a process of its own, with
 its output in model/<row>/run<seed>.log; its small files are copied to results/<row>/seed<seed>/. The same command goes
@@ -48,9 +48,10 @@ KEPT = (
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its config, the command that makes the same, and where its results go."""
+    """One run: its config, its folder, the command that makes the same, and where its results go."""
 
     config: Config
+    folder: Path
     command: tuple[str, ...]
     results: Path
 
@@ -61,7 +62,7 @@ class Job:
     @property
     def output(self) -> Path:
         """What the run prints."""
-        return self.config.folder.with_suffix(".log")
+        return self.folder.with_suffix(".log")
 
 
 def make_job(name: str, seed: int, flags: Sequence[str], output: Path, results: Path) -> Job:
@@ -71,14 +72,17 @@ def make_job(name: str, seed: int, flags: Sequence[str], output: Path, results: 
     else:
         task, chosen = next((task for task in NETS if name in NETS[task]), None), ["-n", name]
     if task is None:
-        networks = ", ".join(net for nets in NETS.values() for net in nets)
+        networks = ", ".join(dict.fromkeys(net for nets in NETS.values() for net in nets))
         raise UserError(f"{name!r} is neither a row ({', '.join(EXPERIMENTS)}) nor a network ({networks})")
     script = SCRIPTS[task]
     arguments = [*chosen, "-i", str(seed), "--seed", str(seed), "--output", str(output), *flags]
     config = script.parse(arguments)
     if (config.id, config.seed, config.output, config.resume) != (seed, seed, output, True):
         raise UserError("-i, --seed, --output and -c may not follow --: --seeds and --output before it set them")
-    return Job(config, (Path(script.__file__).name, *arguments), results / config.name / f"seed{seed}")
+    from utils.data.own import named  # with NumPy and OpenCV: after --help
+
+    run = named(config)
+    return Job(config, run.folder, (Path(script.__file__).name, *arguments), results / run.name / f"seed{seed}")
 
 
 def needs_arl18(job: Job, folders: Sequence[Path]) -> bool:
@@ -105,17 +109,32 @@ def differences(job: Job) -> str:
     return ", ".join(f"{name} {made[name]} (asked for: {asked[name]})" for name in sorted(differ))
 
 
+def split_off(jobs: Sequence[Job]) -> tuple[list[Job], list[str]]:
+    """The jobs that have no results yet, and what is wrong with the results of others."""
+    waiting, wrong = [], []
+    for job in jobs:
+        if not (job.results / "metrics.json").is_file():
+            waiting.append(job)
+        elif differ := differences(job):
+            wrong.append(
+                f"{job.name}: {job.results} is of other settings, {differ}: move it away or choose --results DIR"
+            )
+        else:
+            log.info("%s: there already (%s)", job.name, job.results)
+    return waiting, wrong
+
+
 def keep(job: Job) -> None:
     """Copy the small files of a finished run to its results; config.json without the folders of this machine."""
     job.results.mkdir(parents=True, exist_ok=True)
-    config = json.loads((job.config.folder / "config.json").read_text())
+    config = json.loads((job.folder / "config.json").read_text())
     for facts in (config, *config.get("continued", [])):
         facts["command"] = portable(facts["command"])
         facts["data"] = portable(facts["data"])
     with written_whole(job.results / "config.json") as file:
         file.write((json.dumps(config, indent=2) + "\n").encode())
     for name in KEPT:
-        source = job.config.folder / name
+        source = job.folder / name
         if source.is_file():
             with written_whole(job.results / name) as file, source.open("rb") as content:
                 shutil.copyfileobj(content, file)
@@ -199,11 +218,6 @@ class Runner:
 
     def _run_job(self, job: Job, place: Place) -> str | None:
         """Run to the end and keep the results; returns what went wrong, or None."""
-        if (job.results / "metrics.json").is_file():
-            if differ := differences(job):
-                return f"{job.name}: {job.results} is of other settings, {differ}: move it away or choose --results DIR"
-            log.info("%s: there already (%s)", job.name, job.results)
-            return None
         job.output.parent.mkdir(parents=True, exist_ok=True)
         process = self._context.Process(target=run_alone, args=(job, place), name=job.name)
         with self._lock:
@@ -245,10 +259,14 @@ def main(argv: list[str] | None = None) -> None:
     args.output, args.results = args.output.resolve(), args.results.resolve()  # runs start in the repository's root
     # A row's first seed before any second one: a stopped list holds as many rows as it can.
     jobs = [make_job(name, seed, flags, args.output, args.results) for seed in args.seeds for name in args.names]
-    runner, failed = Runner((visible_gpus() or [None]) * args.jobs), []
-    if any(needs_arl18(job, (args.output, MODEL)) for job in jobs):
-        failed = runner.run([make_job("arl18", args.seeds[0], flags, args.output, args.results)])
-    failed += runner.run(jobs)
+    waiting, failed = split_off(jobs)
+    for problem in failed:
+        log.warning("left out: %s", problem)
+    runner = Runner((visible_gpus() or [None]) * args.jobs)
+    if any(needs_arl18(job, (args.output, MODEL)) for job in waiting):
+        first, wrong = split_off([make_job("arl18", args.seeds[0], flags, args.output, args.results)])
+        failed += wrong + runner.run(first)
+    failed += runner.run(waiting)
     log.info("%d of %d runs are in %s", len(jobs) - len(failed), len(jobs), args.results)
     if failed:
         raise UserError(f"{len(failed)} failed; the same command tries them again\n  " + "\n  ".join(failed))

@@ -137,6 +137,11 @@ def test_jobs_are_the_scripts_commands(tmp_path):
     assert job.results == tmp_path / "results/cls-2-4/seed2" and job.name == "cls-2-4 seed 2"
     job = make_job("arl", 0, ["-p", "0"], tmp_path, tmp_path)
     assert (job.config.net, job.results) == ("arl_unet", tmp_path / "arl_unet-scratch/seed0")
+    (tmp_path / "mine/images").mkdir(parents=True)
+    (tmp_path / "mine/masks").mkdir()
+    for fold, name in (([], "mine-seg-1/run2"), (["--fold", "2/5"], "mine-seg-1-5fold/run2")):  # as training calls it
+        job = make_job("seg-1", 2, ["--data", str(tmp_path / "mine"), *fold], tmp_path, tmp_path / "results")
+        assert job.folder == tmp_path / name and job.results == tmp_path / "results" / Path(name).parent / "seed2"
     with pytest.raises(UserError, match="'seg-9' is neither a row"):
         make_job("seg-9", 0, [], tmp_path, tmp_path)
 

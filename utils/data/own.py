@@ -106,6 +106,22 @@ def _one_of(row: Mapping[str, str], names: Sequence[str], where: str) -> str:
     return ones[0]
 
 
+def named(config: Config) -> Config:
+    """With the name and number of a run on a folder of one's own: mine-seg-1/run0, of a fold mine-seg-1-5fold/run2.
+
+    With other data as it is. UserError for another number than the fold's.
+    """
+    if not is_own(config.data):
+        return config
+    name = f"{config.data.resolve().name}-{config.name}"
+    if not config.fold:
+        return replace(config, name=name)
+    fold, folds = config.fold
+    if config.id not in (0, fold):
+        raise UserError(f"-i {config.id}: the run of --fold {fold}/{folds} is run{fold}, leave -i away")
+    return replace(config, id=fold, name=f"{name}-{folds}fold")
+
+
 def own_data(config: Config, *, masks: bool) -> tuple[Config, dict[str, Sequence[Sample]]] | None:
     """The images of each split that have a mask, or a label; and the config with what only the folder tells.
 
@@ -131,14 +147,9 @@ def own_data(config: Config, *, masks: bool) -> tuple[Config, dict[str, Sequence
     log.info("%s: %s", config.data, ", ".join(f"{split} {len(samples)} images" for split, samples in data.items()))
     if empty := [split for split in ("train", "validation") if not data[split]]:
         raise UserError(f"{config.data}: no {empty[0]} image; choose other shares by --split")
-    name = f"{config.data.resolve().name}-{config.name}"
-    if config.fold:
-        fold, folds = config.fold
-        if config.id not in (0, fold):
-            raise UserError(f"-i {config.id}: the run of --fold {fold}/{folds} is run{fold}, leave -i away")
-        config = replace(config, id=fold, name=f"{name}-{folds}fold")
-    else:
-        config = replace(config, name=name, split="given" if folder.given else config.split or SHARES)
+    config = named(config)
+    if not config.fold:
+        config = replace(config, split="given" if folder.given else config.split or SHARES)
     return (config if masks else _with_classes(config, folder, data)), data
 
 

@@ -91,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--out", type=Path, default=Path("Data/synthetic"), help="new or empty folder (%(default)s)")
     for split, count in COUNTS.items():
         add(f"--{split}", type=at_least(0), default=count, metavar="N", help=f"{split} images (%(default)s)")
-    add("--size", type=at_least(64), nargs=2, default=SIZE, metavar=("WIDTH", "HEIGHT"), help="in pixels")
+    add("--size", type=at_least(64), nargs=2, default=SIZE, metavar=("WIDTH", "HEIGHT"),
+        help="pixels ({} {})".format(*SIZE))  # fmt: skip
     add("--seed", type=at_least(0), default=0, help="another seed draws other images")
     args = parser.parse_args(argv)
     make_synthetic(args.out, {split: getattr(args, split) for split in COUNTS}, tuple(args.size), args.seed)
