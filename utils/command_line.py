@@ -75,9 +75,6 @@ def _add_settings(parser: argparse.ArgumentParser, task: str) -> None:
         "contrast, saturation, hue")  # fmt: skip
     add("--ema", type=_share, metavar="DECAY", help="score and keep the weights' moving average of this decay a step, "
         "such as 0.99 (0: the weights themselves)")  # fmt: skip
-    add("--warmup", type=at_least(0), metavar="N", help="epochs in which the learning rate rises to --lr (0)")
-    add("--smoothing", type=_share, metavar="SHARE", help="of each label, spread evenly over the classes by "
-        "cross-entropy (0)")  # fmt: skip
     add("--seed", type=at_least(0), default=0, help="random seed of weights, order and augmentation (0)")
 
 

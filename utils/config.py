@@ -44,8 +44,6 @@ class Experiment:
     flips: bool = False  # whether scores also average the four flips
     colour: bool = False  # train on other colours too (`utils.data.transforms.recoloured`)
     ema: float = 0.0  # decay a step of the weights' moving average, which is then scored and kept; 0 for none
-    warmup: int = 0  # epochs in which the learning rate rises to `lr`
-    smoothing: float = 0.0  # share of each label that cross-entropy spreads evenly over the classes
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,7 @@ class Config(Experiment):
         return {name: value for name, value in row.items() if name not in unsaid}
 
 
-# Settings that runs from before they were there do not have.
-LATER = {"colour": False, "ema": 0.0, "warmup": 0, "smoothing": 0.0}
+LATER = {"colour": False, "ema": 0.0}  # settings that runs from before they were there do not have
 
 DEFAULTS: dict[str, Experiment] = {
     "segmentation": Experiment(

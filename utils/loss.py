@@ -48,16 +48,12 @@ class Loss(nn.Module):
 
 
 class CrossEntropyLoss(Loss):
-    """Weighted cross-entropy: Σ w_t · -log p_t / Σ w_t over all targets t, as in torch; so is `smoothing`."""
-
-    def __init__(self, weight: Sequence[float] | None = None, smoothing: float = 0.0) -> None:
-        super().__init__(weight)
-        self.smoothing = smoothing
+    """Weighted cross-entropy: Σ w_t · -log p_t / Σ w_t over all targets t, as in torch."""
 
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
         weight = None if self.weight is None else self.weight.to(logits.dtype)
         # torch would skip targets of -100; an index that is no class is a fault here, as in the other losses.
-        return F.cross_entropy(logits, target, weight, ignore_index=-(2**63), label_smoothing=self.smoothing)
+        return F.cross_entropy(logits, target, weight, ignore_index=-(2**63))
 
 
 class FocalLoss(Loss):
@@ -103,9 +99,9 @@ class DiceWith(Loss):
         return self.dice.compute(logits, target) + self.other.compute(logits, target)
 
 
-def create_loss(name: str, class_weights: Sequence[float] | None = None, smoothing: float = 0.0) -> Loss:
-    """The loss called name: ce, focal, dice_ce or dice_focal; smoothing: of labels, in ce and dice_ce."""
-    other = FocalLoss(class_weights) if name.endswith("focal") else CrossEntropyLoss(class_weights, smoothing)
+def create_loss(name: str, class_weights: Sequence[float] | None = None) -> Loss:
+    """The loss called name: ce, focal, dice_ce or dice_focal."""
+    other = (FocalLoss if name.endswith("focal") else CrossEntropyLoss)(class_weights)
     return DiceWith(other) if name.startswith("dice") else other
 
 

@@ -28,6 +28,8 @@ from utils.model.run import digest
 
 WITHOUT_EXTRA, COPIES = "without the 1320 extra training images", "copies of scored images in training"
 
+EXTRA = {"extra_images": "30 images, sha256 0123", "extra": ["mine"], "extra_share": 0.25, "extra_epochs": None}
+
 
 def note(row: Experiment, **changed) -> list[str]:
     """`deviations` of a run with these settings; a name whose value is ... is not there."""
@@ -69,6 +71,9 @@ def test_a_run_with_its_rows_settings_deviates_in_nothing(name):
         ("seg-4", {"weights": {"file": "resnet18-5c106cde.pth"}}, []),
         ("seg-4", {"weights": {"file": "mine.pth"}}, ["weights mine.pth"]),
         ("cls-2-4", {"pretrained": True, "weights": {"file": "mine.pth"}}, ["pretrained", "weights mine.pth"]),
+        ("cls-b1", {"smoothing": 0.1}, ["smoothing 0.1"]),  # of a version that had it
+        ("seg-4", EXTRA, ["with 30 images of mine, 25% of each batch"]),
+        ("seg-4", {**EXTRA, "extra_epochs": 7}, ["with 30 images of mine, 25% of each batch of the first 7 epochs"]),
     ],
 )
 def test_deviations_in_words(experiment, changed, words):

@@ -1,7 +1,7 @@
 """Which runs make one row of a results table, and in what they differ from the experiment they are named after."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import pandas as pd
 
 from nets.pretrained import find_pretrained
 from utils import UserError
-from utils.config import DEFAULTS, EXPERIMENTS, Experiment, default_attention, experiments
+from utils.config import DEFAULTS, EXPERIMENTS, Config, Experiment, default_attention, experiments
 from utils.data.isic import CLASSES
 from utils.evaluation.runs import IMAGES, RunResult, reading
 
@@ -21,6 +21,7 @@ _KNOWN = {
     "train": _TRAIN | _TRAIN_WITH_COPIES | _EXTRA | _EXTRA_WITH_COPIES,
     "validation": {"bd160fd18a14af16", "cf672a04da0db6dc"},
 }
+_KEYS = {field.name for field in fields(Config)} | {"ensemble", "train_images", "validation_images", "extra_images"}
 _VIEWS = {"9": "scored by nine patches", "1": "scored by the whole frame"}
 
 
@@ -127,6 +128,7 @@ def deviations(run: RunResult) -> list[str]:
         told = [
             text.format(**settings) for name, text in _words(settings, row).items() if _differs(settings, name, row)
         ]
+        told += [f"{name} {settings[name]}" for name in sorted(settings.keys() - _KEYS)]  # of another version
         weights, source = settings.get("weights") or {}, find_pretrained(settings["net"])
         if weights and not (settings["pretrained"] and source and weights["file"] in source.files):
             told.append(f"weights {weights['file']}")
@@ -174,8 +176,6 @@ def _words(settings: Mapping[str, Any], row: Experiment) -> dict[str, str]:
         "train_views": "trained on {train_views}",
         "colour": "other colours" if settings.get("colour") else "no other colours",
         "ema": "moving average {ema:g}" if settings.get("ema") else "no moving average",
-        "warmup": "warm-up of {warmup}" if settings.get("warmup") else "no warm-up",
-        "smoothing": "labels smoothed by {smoothing:g}" if settings.get("smoothing") else "labels as they are",
     }
 
 
@@ -183,7 +183,9 @@ def _other_images(run: RunResult) -> list[str]:
     told = []
     if extra := run.settings.get("extra_images"):
         licence = f" ({run.licence.partition(':')[0]})" if run.licence else ""
-        told.append(f"with {extra.partition(',')[0]} of {' and '.join(run.settings['extra'])}{licence}")
+        epochs = f" of the first {run.settings['extra_epochs']} epochs" if run.settings["extra_epochs"] else ""
+        share = f"{run.settings['extra_share']:.0%} of each batch{epochs}"
+        told.append(f"with {extra.partition(',')[0]} of {' and '.join(run.settings['extra'])}, {share}{licence}")
     for part, known in _KNOWN.items():
         count, _, sha256 = (run.settings.get(f"{part}_images") or "").partition(" images, sha256 ")
         if not count:

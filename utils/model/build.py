@@ -80,7 +80,7 @@ def build_training(
         cache, transforms, config.batch_size, config.seed, device, config.workers, config.accumulate, extra
     )
     model.to(device, memory_format=torch.channels_last)
-    schedule = Schedule(config.epochs, config.lr, config.weight_decay, config.patience, config.optimizer, config.warmup)
+    schedule = Schedule(config.epochs, config.lr, config.weight_decay, config.patience, config.optimizer)
     steps, record = loader.batch_sampler.steps, find_record(config.graphs, precision)
     return Trainer(model, criterion, schedule, steps, precision, config.on_nan, record, config.ema), loader
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from torch.utils.data import DataLoader
 
 from utils import UserError, distributed
@@ -33,7 +33,6 @@ class Schedule:
     weight_decay: float
     patience: int  # epochs without a better validation score after which training stops
     optimizer: str = "adamw"  # the rate falling to 0 along a half cosine; or "sgd" (0.9), halved every 30 epochs
-    warmup: int = 0  # of the epochs, in which adamw's rate rises to `lr` along a line
 
     def build(self, model: nn.Module, steps: int, device: torch.device) -> tuple[Optimizer, LRScheduler]:
         """The optimizer over the model's parameters and its scheduler, to be stepped `steps` times an epoch."""
@@ -48,11 +47,7 @@ class Schedule:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
             return optimizer, StepLR(optimizer, HALVED_EVERY * steps, gamma=0.5)
         optimizer = torch.optim.AdamW(model.parameters(), **options)
-        if not self.warmup:
-            return optimizer, CosineAnnealingLR(optimizer, steps * self.epochs)
-        rise = LinearLR(optimizer, 1 / (steps * self.warmup), total_iters=steps * self.warmup - 1)
-        fall = CosineAnnealingLR(optimizer, steps * (self.epochs - self.warmup))
-        return optimizer, SequentialLR(optimizer, [rise, fall], [steps * self.warmup])
+        return optimizer, CosineAnnealingLR(optimizer, steps * self.epochs)
 
 
 @dataclass

@@ -78,7 +78,7 @@ class Classification:
         return self.kind.build(self.config.size, self.config.colour)
 
     def loss(self) -> nn.Module:
-        return create_loss(self.config.loss, class_weights=self.config.class_weights, smoothing=self.config.smoothing)
+        return create_loss(self.config.loss, class_weights=self.config.class_weights)
 
     def validation(self, cache: ImageCache, precision: Precision) -> Validate:
         size, batch_size, truth = self.config.size, self.config.batch_size, labels_of(cache.samples)

@@ -57,7 +57,7 @@ class Segmentation:
         return SegmentationTransforms(self.config.size, self.config.colour)
 
     def loss(self) -> nn.Module:
-        return create_loss(self.config.loss, smoothing=self.config.smoothing)
+        return create_loss(self.config.loss)
 
     def validation(self, cache: ImageCache, precision: Precision) -> Validate:
         """What scores a network after each epoch, always by the same images; the loss is at the network's size."""
