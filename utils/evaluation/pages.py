@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from nets.pretrained import find_pretrained
-from utils.evaluation.rows import Row
+from utils.evaluation.rows import Row, leading
 from utils.evaluation.runs import reading
 from utils.files import load_json
 
@@ -45,10 +45,10 @@ def readme_table(rows: Sequence[Row], table: pd.DataFrame, task: str, readme: Pa
     """
     words, score = WORDS[readme.name], PRIMARY[task]
     lines = [words["head"].format(words[score]), " | ".join(["---"] * 6)]
-    known, shown = {row.name: row for row in rows}, {}
+    known, shown = {row.name: row for row in rows}, leading(rows)
     for row, (_, line) in zip(rows, table.iterrows(), strict=True):
-        shown.setdefault((line["network"], "ensemble" in row.settings), (row, line))
-    for row, line in shown.values():
+        if not any(row is each for each in shown):
+            continue
         folder = Path(os.path.commonpath([run.folder for run in row.runs]))
         link = Path(os.path.relpath(folder, readme.parent)).as_posix()
         scores = [re.sub(r"^[\d.]+", rf"[\g<0>]({link})", str(line[name])) for name in (score, f"test {score}")]

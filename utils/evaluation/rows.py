@@ -21,7 +21,8 @@ _KNOWN = {
     "train": _TRAIN | _TRAIN_WITH_COPIES | _EXTRA | _EXTRA_WITH_COPIES,
     "validation": {"bd160fd18a14af16", "cf672a04da0db6dc"},
 }
-_KEYS = {field.name for field in fields(Config)} | {"ensemble", "train_images", "validation_images", "extra_images"}
+_KEYS = {field.name for field in fields(Config)} | {f"{part}_images" for part in (*_KNOWN, "extra")}
+_KEYS |= {"ensemble", "stored_size"}  # the latter is of the size
 _VIEWS = {"9": "scored by nine patches", "1": "scored by the whole frame"}
 
 
@@ -106,6 +107,14 @@ def result_rows(runs: Sequence[RunResult], task: str, split: str) -> list[Row]:
         groups = sorted(found[name].items(), key=lambda item: (len(item[0]), item[0]))
         rows += [Row(name, tuple(group), ", ".join(note)) for note, group in groups] or [Row(name)]
     return rows
+
+
+def leading(rows: Sequence[Row]) -> list[Row]:
+    """Of rows with runs, the best first, the first of each network and its first ensemble."""
+    first: dict[tuple[str, bool], Row] = {}
+    for row in rows:
+        first.setdefault((row.settings["net"], "ensemble" in row.settings), row)
+    return list(first.values())
 
 
 def row_names(rows: Sequence[Row]) -> list[str]:
