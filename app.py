@@ -28,12 +28,12 @@ from utils.logger import log, run_script
 from utils.visualize.overlay import jpeg, pictures
 
 STYLE = Path(__file__).parent / "utils" / "visualize" / "app.css"
-PASTE = """() => document.addEventListener("paste", event => {
+PASTE = """<script>document.addEventListener("paste", event => {
   const input = document.querySelector("#photograph input[type=file]");
   if (!input || !event.clipboardData.files.length) return;
   input.files = event.clipboardData.files;
   input.dispatchEvent(new Event("change", { bubbles: true }));
-})"""
+})</script>"""  # in the page's head: there before what it pastes into
 
 
 def report(readers: Sequence[Reader], path: Path, title: str) -> str:
@@ -92,7 +92,6 @@ def page(readers: Sequence[Reader]) -> Any:
         upload.upload(predict, upload, [shown, upload], api_visibility="private")
         for label, button in enumerate(drawn):
             button.click(lambda label=label: draw(label), None, shown, api_visibility="private")
-        blocks.load(None, js=PASTE)
     return blocks
 
 
@@ -133,8 +132,8 @@ def serve(readers: Sequence[Reader], args: argparse.Namespace) -> None:
     try:
         page(readers).launch(
             server_name=args.host, server_port=args.port, inbrowser=not args.no_browser, quiet=True, share=False,
-            max_file_size=f"{args.megabytes}mb", theme=theme, css_paths=STYLE, footer_links=[], ssr_mode=False,
-            mcp_server=False,
+            max_file_size=f"{args.megabytes}mb", theme=theme, css_paths=STYLE, head=PASTE, footer_links=[],
+            ssr_mode=False, mcp_server=False,
         )  # fmt: skip
     except OSError as error:
         raise UserError(f"port {args.port} of {args.host} cannot be had: choose another --port") from error
