@@ -145,6 +145,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         _row("cls-b2", "classification", "arl_mobilenet", True, **_SMALL["classification"]),
         _row("cls-b3", "classification", "mobilenet", True, **_SMALL["classification"], **_RECIPE),
         _row("cls-b4", "classification", f"timm/{_LITE}", True, **_SMALL["classification"], **_RECIPE),
+        _row("cls-b5", "classification", f"timm/{_LITE}", True, **_SMALL["classification"]),
         _row("seg-1", "segmentation", "unet", False),
         _row("seg-2", "segmentation", "dense_unet", False),
         _row("seg-3", "segmentation", "dense_unet", True),
@@ -153,6 +154,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         _row("seg-b1", "segmentation", "mobilenet_unet", True, **_SMALL["segmentation"]),
         _row("seg-b2", "segmentation", "mobilenet_unet", True, **_SMALL["segmentation"] | _SHORT, **_RECIPE),
         _row("seg-b3", "segmentation", f"timm_unet/{_LITE}", True, **_SMALL["segmentation"] | _SQUARE, **_RECIPE),
+        _row("seg-b4", "segmentation", f"timm_unet/{_LITE}", True, **_SMALL["segmentation"]),
     )
 }
 

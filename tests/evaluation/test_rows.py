@@ -142,6 +142,7 @@ def test_rows_are_those_of_the_table_then_own_names(tmp_path):
         ("seg-b1", "", []),
         ("seg-b2", "", []),
         ("seg-b3", "", []),
+        ("seg-b4", "", []),
         ("unet-scratch", "ce loss", ["run8"]),
     ]
     assert rows[0].settings["net"] == "unet" and rows[4].settings["size"] == [128, 128]
