@@ -67,7 +67,7 @@ class Stopped(Exception):
 
 def a_trainer(steps: int = 3, *, epochs: int = 3, model: nn.Module | None = None, criterion=None, **options) -> Trainer:
     """options: of `Schedule` and `Trainer`."""
-    own = [options.pop(name, default) for name, default in (("on_nan", "stop"), ("record", None), ("ema", 0.0))]
+    own = [options.pop(name, default) for name, default in (("on_nan", "stop"), ("record", None))]
     schedule = Schedule(epochs, **{"lr": 1e-2, "weight_decay": 1e-4, "patience": 99} | options)
     return Trainer(model or Segmenter(), criterion or create_loss("dice_ce"), schedule, steps, FLOAT32, *own)
 

@@ -71,10 +71,6 @@ def _add_settings(parser: argparse.ArgumentParser, task: str) -> None:
     add("--alpha", choices=nets.ALPHA, help="of ARL networks, the weight of the attention: learn, fixed at 0.001, or 0")
     add("--flips", action=argparse.BooleanOptionalAction, help="scores average the four flips of each view (test-time "
         "augmentation)")  # fmt: skip
-    add("--colour", action=argparse.BooleanOptionalAction, help="train on other colours too: light, brightness, "
-        "contrast, saturation, hue")  # fmt: skip
-    add("--ema", type=_share, metavar="DECAY", help="score and keep the weights' moving average of this decay a step, "
-        "such as 0.99 (0: the weights themselves)")  # fmt: skip
     add("--seed", type=at_least(0), default=0, help="random seed of weights, order and augmentation (0)")
 
 

@@ -42,8 +42,6 @@ class Experiment:
     train_views: str | None = None  # classification: a name of `utils.data.transforms.TRAIN_TRANSFORMS`
     views: str | None = None  # classification: what scores average, a name of `utils.data.transforms.TEST_PATCHES`
     flips: bool = False  # whether scores also average the four flips
-    colour: bool = False  # train on other colours too (`utils.data.transforms.recoloured`)
-    ema: float = 0.0  # decay a step of the weights' moving average, which is then scored and kept; 0 for none
 
 
 @dataclass(frozen=True)
@@ -90,11 +88,8 @@ class Config(Experiment):
         if self.extra:
             row |= {name: getattr(self, name) for name in ("extra_share", "extra_epochs", "others")}
             row["extra"] = [path.resolve().name for path in self.extra]
-        unsaid = {"views", "flips"} | {name for name, value in LATER.items() if row[name] == value}
-        return {name: value for name, value in row.items() if name not in unsaid}
+        return {name: value for name, value in row.items() if name not in ("views", "flips")}
 
-
-LATER = {"colour": False, "ema": 0.0}  # settings that runs from before they were there do not have
 
 DEFAULTS: dict[str, Experiment] = {
     "segmentation": Experiment(
@@ -125,9 +120,6 @@ _SMALL = {
     },
 }  # fmt: skip
 
-_SHORT = {"size": (192, 192), "epochs": 8, "patience": 8}
-_SQUARE = {"size": (192, 192), "epochs": 12, "patience": 12}
-_RECIPE = {"colour": True, "ema": 0.99}
 _LITE = "tf_efficientnet_lite1"
 
 DEFAULT_NET = {"segmentation": "dense_unet", "classification": "arl50"}  # where neither row nor network is named
@@ -143,8 +135,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         _row("cls-2-4", "classification", "arl14", False, loss="ce", class_weights=(2.5, 2.5, 0.5)),
         _row("cls-b1", "classification", "mobilenet", True, **_SMALL["classification"]),
         _row("cls-b2", "classification", "arl_mobilenet", True, **_SMALL["classification"]),
-        _row("cls-b3", "classification", "mobilenet", True, **_SMALL["classification"], **_RECIPE),
-        _row("cls-b4", "classification", f"timm/{_LITE}", True, **_SMALL["classification"], **_RECIPE),
         _row("cls-b5", "classification", f"timm/{_LITE}", True, **_SMALL["classification"]),
         _row("seg-1", "segmentation", "unet", False),
         _row("seg-2", "segmentation", "dense_unet", False),
@@ -152,8 +142,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         _row("seg-4", "segmentation", "res_unet", True),
         _row("seg-5", "segmentation", "arl_unet", True),
         _row("seg-b1", "segmentation", "mobilenet_unet", True, **_SMALL["segmentation"]),
-        _row("seg-b2", "segmentation", "mobilenet_unet", True, **_SMALL["segmentation"] | _SHORT, **_RECIPE),
-        _row("seg-b3", "segmentation", f"timm_unet/{_LITE}", True, **_SMALL["segmentation"] | _SQUARE, **_RECIPE),
         _row("seg-b4", "segmentation", f"timm_unet/{_LITE}", True, **_SMALL["segmentation"]),
     )
 }

@@ -128,13 +128,13 @@ def test_copies_of_any_split_and_of_each_other_are_left_out(drawn):
 
 
 def test_a_run_keeps_what_it_was_trained_on_besides(drawn, undrawn):
-    flags = ["-n", "mobilenet", "-p", "0", "--size", "32", "32", "--epochs", "1", "--batch-size", "2", "--colour"]
+    flags = ["-n", "mobilenet", "-p", "0", "--size", "32", "32", "--epochs", "1", "--batch-size", "2"]
     folders = ["--data", drawn / "data", "--output", drawn / "out", "--cache", drawn / "cache"]
-    run = main([*flags, *map(str, folders), "--ema", "0.9", "--extra", str(drawn / "extra")])
+    run = main([*flags, *map(str, folders), "--extra", str(drawn / "extra")])
     assert run.folder == drawn / "out/mobilenet_unet-scratch-extra/run0"
     settings = json.loads((run.folder / "config.json").read_text())["settings"]
-    told = {name: settings[name] for name in ("extra", "extra_share", "extra_epochs", "others", "colour", "ema")}
+    told = {name: settings[name] for name in ("extra", "extra_share", "extra_epochs", "others")}
     assert told == {
-        "extra": ["extra"], "extra_share": 0.5, "extra_epochs": None, "others": None, "colour": True, "ema": 0.9,
+        "extra": ["extra"], "extra_share": 0.5, "extra_epochs": None, "others": None,
     }  # fmt: skip
     assert settings["extra_images"].startswith("2 images") and settings["train_images"].startswith("4 images")

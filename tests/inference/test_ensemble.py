@@ -127,11 +127,11 @@ def test_rows_of_several_networks(masks):
         for seed in seeds:
             folder = classification_run(results / f"{name}/seed{seed}", seed=seed, truth=("validation",))
             changes = {"name": name, "net": net, "size": size, "pretrained": name == "cls-b1"}
-            changes |= {"colour": True, "extra": ["ham10000"]} if name == "cls-b1" else {}
+            changes |= {"dropout": True, "extra": ["ham10000"]} if name == "cls-b1" else {}
             edit(folder / "config.json", lambda config, changes=changes: config["settings"].update(changes))
     ensemble.main(["cls-2-4", "cls-b1", "--results", str(results)])
     (run,) = find_runs(results / "cls-2-4+cls-b1-ensemble")
-    assert not run.settings["colour"] and run.settings["extra"] == ["ham10000"] and run.settings["epochs"] == 100
+    assert "dropout" not in run.settings and run.settings["extra"] == ["ham10000"] and run.settings["epochs"] == 100
     members = [run.predictions("test") for row in ("cls-2-4", "cls-b1") for run in find_runs(results / row)]
     mean = np.mean([table[list(CLASSES)] for table in members], axis=0)
     assert np.allclose(run.predictions("test")[list(CLASSES)], mean, atol=1e-6)

@@ -57,7 +57,6 @@ def test_what_is_in_results_is_passed_over_and_of_other_settings_refused(folder,
     for more, differs in (
         (("--epochs", "2"), r"epochs 1 \(asked for: 2\)"),
         (("--views", "9"), r"views 1 \(asked for: 9\)"),
-        (("--colour",), r"colour False \(asked for: True\)"),
     ):
         with pytest.raises(UserError, match=f"cls-b1 seed 3: .*seed3 is of other settings, {differs}"):
             main(arguments(folder, data, "cls-b1", more=more))

@@ -102,31 +102,13 @@ def _with_noise(image: np.ndarray, deviation: float, seed: int) -> np.ndarray:
     return cv2.add(image, noise.reshape(image.shape), dtype=cv2.CV_8U)
 
 
-def recoloured(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """uint8 [H, W, 3] as another camera under another light might show it.
-
-    Drawn are the illuminant (a factor for red and one for blue, deviation 5 %), saturation and contrast (0.8 to 1.2
-    times), hue (a turn about the grey axis by up to 5°) and brightness (up to 15 % of the range). All are affine in
-    RGB, so one matrix does them.
-    """
-    light = np.diag([np.exp(rng.normal(0, 0.05)), 1.0, np.exp(rng.normal(0, 0.05))])
-    saturation, contrast = rng.uniform(0.8, 1.2, 2)
-    hue, brightness = np.radians(rng.uniform(-5, 5)), 255 * rng.uniform(-0.15, 0.15)
-    grey = np.full((3, 3), 1 / 3)  # projects on the grey axis
-    across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)  # turns about it by 90°
-    colour = grey + saturation * (np.cos(hue) * (np.eye(3) - grey) + np.sin(hue) * across)
-    offset = np.full((3, 1), 127.5 * (1 - contrast) + brightness)
-    return cv2.transform(image, np.hstack([contrast * colour @ light, offset]))
-
-
 class FrameTransforms:
     """Training images for classification: random resized crop, flips, rotation by up to 30°; the target is the label.
 
-    The crop has half of the frame to all of it. size: (width, height) of the network's input; colour: other colours
-    too (`recoloured`).
+    The crop has half of the frame to all of it. size: (width, height) of the network's input.
     """
 
-    def __init__(self, size: Size, colour: bool = False) -> None:
+    def __init__(self, size: Size) -> None:
         import albumentations as A  # imports slowly, and prediction needs none of it
 
         width, height = size
@@ -138,12 +120,12 @@ class FrameTransforms:
             A.VerticalFlip(),
             A.Rotate(30, border_mode=cv2.BORDER_REFLECT_101),
         ]
-        self.transforms, self.colour = A.Compose(steps), colour
+        self.transforms = A.Compose(steps)
 
     def __call__(self, pixels: np.ndarray, sample: Sample, seed: int) -> tuple[np.ndarray, int]:
         """Cached pixels uint8 [h, w, 3] → image uint8 [H, W, 3] and class index; `seed` decides all draws."""
-        drawn, rng = self.drawn(seed, image=cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA))
-        return recoloured(drawn["image"], rng) if self.colour else drawn["image"], sample.label
+        drawn, _ = self.drawn(seed, image=cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA))
+        return drawn["image"], sample.label
 
     def drawn(self, seed: int, **planes: np.ndarray) -> tuple[dict[str, np.ndarray], np.random.Generator]:
         """The first three channels of an image of four (OpenCV turns four faster than three), and the mask
@@ -172,17 +154,17 @@ class SegmentationTransforms(FrameTransforms):
         image = drawn["image"]
         if rng.random() < self.noisy:
             image = _with_noise(image, 255 * rng.uniform(0.01, 0.05), int(rng.integers(2**31)))
-        return recoloured(image, rng) if self.colour else image, drawn["mask"]
+        return image, drawn["mask"]
 
 
 class PatchTransforms:
     """Training images for classification: a random patch, flips, rotation by up to 10°; the target is the label.
 
-    size: (width, height) of the network's input; colour: other colours too (`recoloured`).
+    size: (width, height) of the network's input.
     """
 
-    def __init__(self, size: Size, colour: bool = False) -> None:
-        self.size, self.colour = size, colour
+    def __init__(self, size: Size) -> None:
+        self.size = size
 
     def __call__(self, pixels: Pixels, sample: Sample, seed: int) -> tuple[np.ndarray, int]:
         """Cached pixels → image uint8 [H, W, 3] and class index; `seed` decides all draws."""
@@ -196,8 +178,7 @@ class PatchTransforms:
         warp = np.column_stack([turn, (own - 1) / 2 - turn @ ((size - 1) / 2)])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         image = cv2.warpAffine(patch, warp, self.size, flags=flags, borderMode=cv2.BORDER_REFLECT_101)
-        image = cv2.cvtColor(image, cv2.COLOR_RGBA2RGB)
-        return recoloured(image, rng) if self.colour else image, sample.label
+        return cv2.cvtColor(image, cv2.COLOR_RGBA2RGB), sample.label
 
 
 @dataclass(frozen=True)
@@ -205,14 +186,14 @@ class TrainTransforms:
     """What a classifier is trained on, and what goes with it.
 
     Attributes:
-        build: training transforms for a (width, height) of the network's input, and whether in other colours too.
+        build: training transforms for a (width, height) of the network's input.
         cached_scale: images are cached at so many times the network's size.
         center_scale: and their CENTER once more, at so many times that size.
         selection, selection_flips: what the best epoch is chosen by. One patch alone is too noisy for that.
         frame_scale: the whole frame shows things as large as the training images do at so many times the input's size.
     """
 
-    build: Callable[[Size, bool], Transforms]
+    build: Callable[[Size], Transforms]
     cached_scale: float
     center_scale: float | None
     selection: tuple[Patch, ...]

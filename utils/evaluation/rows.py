@@ -152,7 +152,7 @@ def _together(ensemble: Mapping[str, Sequence[int]]) -> str:
 
 
 def _row_of(run: RunResult) -> Experiment:
-    name = next(iter(run.settings.get("ensemble", ())), run.experiment)  # seg-b3, or seg-b3-ham10000
+    name = next(iter(run.settings.get("ensemble", ())), run.experiment)  # seg-b1, or seg-b1-ham10000
     while name and name not in EXPERIMENTS:
         name = name.rpartition("-")[0]
     if name:
@@ -183,8 +183,6 @@ def _words(settings: Mapping[str, Any], row: Experiment) -> dict[str, str]:
         "attention": "attention {attention}",
         "alpha": "alpha {alpha}" if settings.get("alpha") else "",
         "train_views": "trained on {train_views}",
-        "colour": "other colours" if settings.get("colour") else "no other colours",
-        "ema": "moving average {ema:g}" if settings.get("ema") else "no moving average",
     }
 
 

@@ -15,7 +15,6 @@ import pandas as pd
 from PIL import Image
 
 from utils import UserError
-from utils.config import LATER
 from utils.data.isic import CLASSES
 from utils.evaluation.classification import predictions_table
 from utils.evaluation.segmentation import METRICS, image_scores
@@ -212,4 +211,4 @@ def _read_run(folder: Path) -> RunResult | None:
         metrics, task = load_json(folder / "metrics.json"), settings["task"]
         for scores in (metrics[split] for split in IMAGES if metrics[split] is not None):
             _ = scores["images"], scores[{"segmentation": "official", "classification": "mean_auc"}[task]]
-    return RunResult(folder, settings["name"], task, LATER | settings, metrics, data, config.get("licence"))
+    return RunResult(folder, settings["name"], task, settings, metrics, data, config.get("licence"))

@@ -82,7 +82,7 @@ def build_training(
     model.to(device, memory_format=torch.channels_last)
     schedule = Schedule(config.epochs, config.lr, config.weight_decay, config.patience, config.optimizer)
     steps, record = loader.batch_sampler.steps, find_record(config.graphs, precision)
-    return Trainer(model, criterion, schedule, steps, precision, config.on_nan, record, config.ema), loader
+    return Trainer(model, criterion, schedule, steps, precision, config.on_nan, record), loader
 
 
 def start_run(

@@ -93,7 +93,7 @@ def fit(trainer: Trainer, loader: DataLoader, validate: Validate, run: Run, pict
             history.append(row)
             run.write_history(history)
             shows = picture is not None and distributed.is_main() and done.epoch % PICTURE_EVERY == 1
-            run.write_events(row, picture(trainer.best) if shows else None)
+            run.write_events(row, picture(trainer.model) if shows else None)
             save_checkpoint(trainer.state(), last)
             _keep_best(trainer, run)
             _tell(trainer, row, clock.left())
@@ -151,14 +151,12 @@ def _epoch(
         raise StopRequested(stop.number or signal.SIGTERM)
     seconds = time.perf_counter() - start
     distributed.share_buffers(trainer.model)
-    if trainer.ema:
-        distributed.share_buffers(trainer.best)
     _check_finite(trainer, run)
     if done.skipped > skipped:
         count = done.skipped - skipped
         log.warning("epoch %d: %d steps skipped, their loss or gradient was not finite", done.epoch + 1, count)
     with stop.at_once():
-        score, columns = validate(trainer.best)
+        score, columns = validate(trainer.model)
     images = (done.step - first) * loader.batch_sampler.batch_size
     row = {"epoch": done.epoch + 1, "lr": done.lr, "train_loss": loss, **columns, **alphas(trainer.model)}
     row |= {"train_seconds": round(seconds, 3), "images_per_second": round(images / seconds, 2)}
@@ -184,7 +182,7 @@ def _tell(trainer: Trainer, row: dict[str, float], left: str) -> None:
 def _keep_best(trainer: Trainer, run: Run) -> None:
     """best.pth, where the epoch just done is the best one. Written after last.pth, from which it can be made again."""
     if trainer.progress.best_epoch == trainer.progress.epoch:
-        state = {"model": trainer.best.state_dict(), "progress": vars(trainer.progress).copy()}
+        state = {"model": trainer.model.state_dict(), "progress": vars(trainer.progress).copy()}
         save_checkpoint(state, run.path("best.pth"))
 
 

@@ -1,6 +1,5 @@
 """Training on any device: the step, the pass over an epoch, and the state that a checkpoint keeps."""
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -93,11 +92,6 @@ class Trainer:
         precision: device and number type.
         on_nan: "stop" raises NotFinite at a gradient that is not finite, "skip" leaves its step out and counts it.
         record: where steps are recorded once and replayed, what does it (`utils.model.graphs`).
-        ema: decay a step of the moving average of weights and running statistics; 0 for none. It begins at the initial
-            weights, whose part in it falls to e⁻¹ in 1 / (1 - ema) steps.
-
-    Attributes:
-        best: the network to score and keep: the average, or the model itself.
     """
 
     def __init__(
@@ -109,7 +103,6 @@ class Trainer:
         precision: Precision,
         on_nan: str = "stop",
         record: Record | None = None,
-        ema: float = 0.0,
     ) -> None:
         if precision.device.type == "cpu":
             keep_freed_memory()
@@ -117,8 +110,7 @@ class Trainer:
             torch.backends.cudnn.benchmark = True  # all batches are of one size; does nothing without CUDA
         self.precision, self.schedule, self.on_nan = precision, schedule, on_nan
         self.model = model.to(precision.device, memory_format=torch.channels_last)
-        self.criterion, self.ema = criterion.to(precision.device), ema
-        self.best = copy.deepcopy(self.model).requires_grad_(False) if ema else self.model
+        self.criterion = criterion.to(precision.device)
         self.optimizer, self.scheduler = schedule.build(self.model, steps, precision.device)
         self.scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.dtype == torch.float16)
         self.progress, self.steps = Progress(), steps
@@ -230,15 +222,7 @@ class Trainer:
         if before:  # a NaN in running statistics would stay
             for buffer, old in zip(self.model.buffers(), before, strict=True):
                 buffer.copy_(torch.where(finite, buffer, old))
-        if self.ema:
-            self._average()
         return loss, finite
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        averages, values = self.best.state_dict(), self.model.state_dict()
-        names = [name for name, value in values.items() if value.is_floating_point()]  # not the counts of batch norm
-        torch._foreach_lerp_([averages[name] for name in names], [values[name] for name in names], 1 - self.ema)
 
     def _update_if(self, finite: Tensor) -> None:
         """On a GPU the optimizer's kernel decides, so that nothing waits for the flag."""
@@ -255,7 +239,6 @@ class Trainer:
         cuda = torch.cuda.get_rng_state_all() if self.precision.device.type == "cuda" else []
         return {
             "model": self.model.state_dict(),
-            "average": self.best.state_dict() if self.ema else {},
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -270,8 +253,6 @@ class Trainer:
         if done.epoch > self.schedule.epochs or done.step > self.steps or state["scheduler"]["last_epoch"] != steps:
             raise ValueError(f"epoch {done.epoch}, step {done.step}: not of this schedule")
         self.model.load_state_dict(state["model"])
-        if self.ema:
-            self.best.load_state_dict(state["average"])
         # The optimizer's own options stay: the run may have begun on another kind of device.
         groups = zip(self.optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"], strict=True)
         groups = [own | {"lr": kept["lr"]} for own, kept in groups]

@@ -75,7 +75,7 @@ class Classification:
         return {split: prepare(data[split], size, self.config.cache, masks=False) for split in data if data[split]}
 
     def transforms(self) -> Transforms:
-        return self.kind.build(self.config.size, self.config.colour)
+        return self.kind.build(self.config.size)
 
     def loss(self) -> nn.Module:
         return create_loss(self.config.loss, class_weights=self.config.class_weights)

@@ -54,7 +54,7 @@ class Segmentation:
 
     def transforms(self) -> SegmentationTransforms:
         """What makes training images and their targets of cached ones."""
-        return SegmentationTransforms(self.config.size, self.config.colour)
+        return SegmentationTransforms(self.config.size)
 
     def loss(self) -> nn.Module:
         return create_loss(self.config.loss)
