@@ -22,7 +22,7 @@ from utils import UserError
 from utils.config import DEFAULTS, EXPERIMENTS, Experiment, experiments
 from utils.data.isic import LEFT_OUT, Sample, read_labels, read_split
 from utils.evaluation.classification import official_truth
-from utils.evaluation.rows import deviations, result_rows, row_names
+from utils.evaluation.rows import Row, deviations, leading, result_rows, row_names
 from utils.evaluation.runs import RunResult, find_runs
 from utils.model.run import digest
 
@@ -208,3 +208,17 @@ def test_seeds_with_other_labels_are_refused(tmp_path):
     (row,) = [row for row in result_rows(find_runs(tmp_path), "classification", "test") if row.runs]
     with pytest.raises(UserError, match="were scored on different images"):
         row.probabilities("test")
+
+
+def test_the_best_row_of_each_network_and_its_best_ensemble_lead():
+    """Of rows that come the best first: b is the same network as a, d the same as c but no ensemble."""
+    rows = []
+    for name, net, more in (
+        ("a", "unet", {}),
+        ("b", "unet", {}),
+        ("c", "res_unet", {"ensemble": {"c": [0, 1]}}),
+        ("d", "res_unet", {}),
+        ("e", "res_unet", {"ensemble": {"e": [0, 1]}}),
+    ):
+        rows.append(Row(name, (RunResult(Path(name), name, "segmentation", {"net": net, **more}, {}),)))
+    assert [row.experiment for row in leading(rows)] == ["a", "c", "d"]

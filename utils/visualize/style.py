@@ -120,7 +120,8 @@ def finished(figure: Figure) -> Figure:
 
 
 def wrapped(label: str, width: int = 58) -> str:
-    return textwrap.fill(label, width, break_on_hyphens=False)
+    """Lines of at most `width` letters, broken between words and between the rows of an ensemble."""
+    return textwrap.fill(label.replace("+", " + "), width, break_on_hyphens=False)
 
 
 def words(name: str) -> str:
