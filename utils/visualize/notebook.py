@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -177,7 +178,8 @@ def show(content: Figure | pd.DataFrame) -> None:
 
         with pd.option_context("display.max_colwidth", None):
             html = table.to_html(index=False)
-        html = html.replace("<td>", '<td style="white-space: nowrap; text-align: left">').replace("<th>", _LEFT)
+        html = re.sub(r"<td>(?=[^<]{,60}<)", '<td style="white-space: nowrap; text-align: left">', html)
+        html = html.replace("<td>", '<td style="text-align: left">').replace("<th>", _LEFT)
         display(HTML(f'<div style="font-size: 90%">{html}</div>'))
     else:
         print(table.to_string(index=False))
