@@ -32,7 +32,7 @@ import torch
 
 from benchmarks import timing
 from benchmarks.timing import Training, figure, ratio
-from utils.command_line import AMP
+from utils.command_line import AMP, at_least
 from utils.config import CACHE, Config, configure
 from utils.data.images import image_size
 from utils.data.isic import Sample, read_split
@@ -188,6 +188,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--json", nargs="?", const=NAMED, metavar="FILE", help="for everything that was measured")
     add("--only", default=",".join(PARTS), metavar="PART,…", help=f"of {', '.join(PARTS)}")
+    add("--rounds", type=at_least(1), help="how often all take turns (3): more for a ratio that scatters less")
     add("--quick", action="store_true", help="tiny networks' inputs and few images: whether it runs, not how fast")
     add("--folder", type=Path, default=CACHE.with_name("benchmark"), help="for the originals (Data/benchmark)")
     add("--device", help="cuda, cuda:1, cpu … (the first of these that is there)")
@@ -203,6 +204,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(argv)
     precision = find_precision(find_device(args.device), args.amp)
     scale = QUICK if args.quick else CUDA if precision.device.type == "cuda" else Scale()
+    scale = replace(scale, rounds=args.rounds or scale.rounds)
     originals = args.folder / f"originals_{'quick' if args.quick else 'isic'}_{scale.originals}"
     make_synthetic(originals, {"train": scale.originals}, scale.original_size, SEED)
     samples = read_split(originals, "train", leave_out_copies=False)

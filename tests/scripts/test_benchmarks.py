@@ -52,9 +52,11 @@ def test_stopped_benchmark_keeps_what_it_has(tmp_path, monkeypatch):
 
     monkeypatch.setitem(run.PARTS, "networks", stopped)
     with pytest.raises(KeyboardInterrupt):
-        run.main([*QUICK, "--folder", str(tmp_path), "--json", str(tmp_path / "r.json"), "--only", "decode,networks"])
+        flags = [*QUICK, "--rounds", "2", "--folder", str(tmp_path), "--json", str(tmp_path / "r.json")]
+        run.main([*flags, "--only", "decode,networks"])
     kept = json.loads((tmp_path / "r.json").read_text())
     assert kept["decode"].keys() == {"seg-2", "cls-1-1"} and "networks" not in kept
+    assert kept["decode"]["seg-2"]["rounds"] == 2
     assert not list(tmp_path.glob("caches-*"))
 
 
