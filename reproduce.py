@@ -99,7 +99,7 @@ def differences(job: Job) -> str:
     run = read_run(job.results)
     made = {**run.settings} | {name: run.metrics[name] for name in ("views", "flips") if name in run.metrics}
     made["weights"] = (made.get("weights") or {}).get("file")
-    asked = {**job.config.settings(), "views": job.config.views, "flips": job.config.flips}
+    asked = job.config.settings() | {"views": job.config.views, "flips": job.config.flips}
     if job.config.weights:
         asked["weights"] = job.config.weights.name
     if asked["class_weights"] == "balanced":  # kept as numbers
