@@ -10,8 +10,10 @@ import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN as MEAN
 from timm.data import IMAGENET_DEFAULT_STD as STD
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
+from nets.fast.depthwise import with_fast_depthwise
 from nets.mobilenet import DROPOUT
 from nets.resnet import CLASSES
 from nets.unet import CLASSES as MASK_CLASSES
@@ -69,7 +71,8 @@ class TimmNetwork(nn.Module):
         )
         if config.fixed_input_size:
             raise misfit  # before it takes memory
-        self.backbone = timm.create_model(name, num_classes=num_classes, drop_rate=DROPOUT)
+        backbone = timm.create_model(name, num_classes=num_classes, drop_rate=DROPOUT)
+        self.backbone = with_fast_depthwise(backbone, Conv2dSame)
         if not isinstance(config.classifier, str) or not _has_pyramid(self.backbone):
             raise misfit
         levels = self.backbone.feature_info

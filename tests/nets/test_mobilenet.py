@@ -1,8 +1,5 @@
 """MobileNetV2 and its relatives: torchvision's network, attention that changes nothing at α = 0, older names."""
 
-import copy
-import math
-
 import pytest
 import torch
 import torchvision
@@ -10,8 +7,7 @@ from torch import nn
 
 import nets
 from nets.arl import ARLAttention
-from nets.fast import depthwise
-from nets.fast.depthwise import StridedDepthwise, strided_depthwise
+from nets.fast.depthwise import FastDepthwise
 from nets.unet import LibraryEncoder
 from utils.model.weights import load_pretrained
 
@@ -40,41 +36,6 @@ def test_weights_under_the_names_of_older_codes_give_torchvisions_features(tmp_p
         assert torch.equal(getattr(model, "encoder", model).features(x)[-1], network.features(x))
 
 
-@pytest.mark.parametrize("size", [(8, 6), (7, 5), (1, 2)], ids=str)
-def test_the_gradients_of_a_strided_depthwise_convolution_are_those_of_pytorch(size, monkeypatch):
-    """Images are worked on two at a time, and one is left."""
-    monkeypatch.setattr(depthwise, "CHUNK", 4 * math.prod(size))
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(5, 2, *size, dtype=torch.float64, generator=generator).requires_grad_()
-    weight = torch.randn(2, 1, 3, 3, dtype=torch.float64, generator=generator).requires_grad_()
-    expected = nn.functional.conv2d(x, weight, None, 2, 1, groups=2)
-    gradient = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
-    out = strided_depthwise(x, weight, (1, 1))
-    assert torch.equal(out, expected)
-    ours, theirs = (torch.autograd.grad(each, (x, weight), gradient) for each in (out, expected))
-    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in zip(ours, theirs, strict=True))
-
-
-@pytest.mark.parametrize("precision", ["bfloat16 autocast", "bfloat16", "float32"])
-def test_a_strided_depthwise_convolution_in_any_precision(precision):
-    torch.manual_seed(0)
-    theirs = nn.Conv2d(16, 16, 3, 2, 1, groups=16, bias=False)
-    ours, exact = StridedDepthwise(copy.deepcopy(theirs)), copy.deepcopy(theirs)
-    x, results = torch.randn(4, 16, 9, 12), []
-    if precision == "bfloat16":
-        ours, theirs, x = ours.bfloat16(), theirs.bfloat16(), x.bfloat16()
-    for conv, image in ((ours, x.clone()), (theirs, x.clone()), (exact.double(), x.double())):
-        image.requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled="autocast" in precision and conv is not exact):
-            out = conv(image)
-        out.double().square().sum().backward()
-        results.append((out.detach(), image.grad, conv.weight.grad))
-    assert torch.equal(results[0][0], results[1][0])
-    for mine, other, right in zip(*results, strict=True):
-        error = (mine.double() - right).norm() / right.norm()
-        assert mine.dtype == other.dtype and error < (1e-6 if precision == "float32" else 2**-6)
-
-
 @pytest.mark.parametrize("net", ["mobilenet", "arl_mobilenet", "mobilenet_unet"])
 def test_all_strided_depthwise_convolutions_are_fast_ones_with_the_same_weights(net):
     """One seed gives torchvision's network (of the U-Net: its encoder's library's) the same."""
@@ -86,7 +47,7 @@ def test_all_strided_depthwise_convolutions_are_fast_ones_with_the_same_weights(
     for name, tensor in getattr(reference, "backbone", reference).features.state_dict().items():
         assert torch.equal(state[f"backbone.features.{name}"], tensor)
     strided = [module for module in model.modules() if getattr(module, "stride", None) == (2, 2)]
-    assert len(strided) == 5 and sum(isinstance(module, StridedDepthwise) for module in strided) == 4  # not RGB's
+    assert len(strided) == 5 and sum(isinstance(module, FastDepthwise) for module in strided) == 4  # not RGB's
 
 
 def test_each_shortcut_has_attention_by_the_formula_and_nothing_else():
