@@ -11,7 +11,7 @@ from utils.data.loader import train_loader
 from utils.data.transforms import SegmentationTransforms
 from utils.device import Precision
 from utils.logger import log, run_script
-from utils.loss import create_loss
+from utils.loss import Loss
 from utils.model.fit import fit
 from utils.model.trainer import Schedule, Trainer
 
@@ -69,7 +69,7 @@ def a_trainer(steps: int = 3, *, epochs: int = 3, model: nn.Module | None = None
     """options: of `Schedule` and `Trainer`."""
     own = [options.pop(name, default) for name, default in (("on_nan", "stop"), ("record", None))]
     schedule = Schedule(epochs, **{"lr": 1e-2, "weight_decay": 1e-4, "patience": 99} | options)
-    return Trainer(model or Segmenter(), criterion or create_loss("dice_ce"), schedule, steps, FLOAT32, *own)
+    return Trainer(model or Segmenter(), criterion or Loss("dice_ce"), schedule, steps, FLOAT32, *own)
 
 
 def train(run, cache, scores: Sequence[float | type], *, workers: int = 0, **options) -> Trainer:

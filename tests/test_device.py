@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.small import FLOAT32, Classifier, Segmenter
 from utils.device import use_deterministic_kernels
-from utils.loss import create_loss
+from utils.loss import Loss
 from utils.model.trainer import Schedule, Trainer
 
 IMAGES = torch.randint(0, 256, (8, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
@@ -15,7 +15,7 @@ RARE = (2.5, 2.5, 0.5)
 
 
 def a_trainer(model: nn.Module, loss: str = "ce", weights: tuple[float, ...] | None = None) -> Trainer:
-    return Trainer(model, create_loss(loss, class_weights=weights), Schedule(3, 1e-3, 1e-4, 9), 5, FLOAT32)
+    return Trainer(model, Loss(loss, weights), Schedule(3, 1e-3, 1e-4, 9), 5, FLOAT32)
 
 
 @pytest.mark.parametrize("weights", [None, RARE])

@@ -1,6 +1,5 @@
 """The losses: hand-computed numbers, torch's own cross-entropy, derivatives, and behaviour in low precision."""
 
-import copy
 import math
 
 import pytest
@@ -9,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.loss import CrossEntropyLoss, DiceLoss, FocalLoss, create_loss, loss_of
+from utils.loss import Loss, dice, loss_of
 
 relaxed = settings(max_examples=25, deadline=None)  # timing is no property, and torch's first call is slow
 LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)
@@ -45,33 +44,42 @@ PAIR = torch.tensor([[LN3, 0.0], [LN3, 0.0]]), torch.tensor([0, 1])  # classific
 
 
 @pytest.mark.parametrize(
-    ("loss", "batch", "expected"),
+    ("loss", "weight", "batch", "expected"),
     [
-        (FocalLoss(), (torch.zeros(1, 2), torch.tensor([0])), LN2 / 4),
-        (FocalLoss(), (torch.zeros(1, 4), torch.tensor([3])), 9 / 16 * LN4),
-        (FocalLoss(), PAIR, ((LN4 - LN3) / 16 + 9 / 16 * LN4) / 2),
-        (FocalLoss(weight=[1, 3]), PAIR, ((LN4 - LN3) / 16 + 3 * 9 / 16 * LN4) / 4),
-        (FocalLoss(weight=[10, 30]), PAIR, ((LN4 - LN3) / 16 + 3 * 9 / 16 * LN4) / 4),  # only ratios count
-        (CrossEntropyLoss([1, 3]), PAIR, (LN4 - LN3 + 3 * LN4) / 4),
-        # lesion: Σ p·g = 1/2, Σ p = 2, Σ g = 1 -> (1 + 1) / (3 + 1)
-        (DiceLoss(), ONE_OF_FOUR, 1 / 2),
-        (DiceLoss(), NOTHING, 1 - 1 / 3),  # empty mask: smooth / (Σ p + smooth)
-        (DiceLoss(), BOTH, (1 / 2 + 2 / 3) / 2),  # mean over images, not pooled
-        (DiceLoss(), THREE, 1 - (2 / 3 + 1) / 3),  # classes 1 and 2: Σ p·g = 1/3, Σ p = Σ g = 1
-        (DiceLoss(), images([-50.0, 50.0], [[[1, 1]]]), 0),
-        (DiceLoss(), images([50.0, -50.0], [[[0, 0]]]), 0),  # nothing there, nothing predicted
-        (DiceLoss(), images([50.0, -50.0], [[[1, 1]]]), 1 - 1 / 3),
-        (create_loss("dice_ce"), ONE_OF_FOUR, 1 / 2 + LN2),
-        (create_loss("dice_ce", class_weights=[1, 3]), TWO, 1 - 1.5 / 2.5 + (LN4 - LN3 + 3 * LN4) / 4),
-        (create_loss("dice_focal"), ONE_OF_FOUR, 1 / 2 + LN2 / 4),
+        ("focal", None, (torch.zeros(1, 2), torch.tensor([0])), LN2 / 4),
+        ("focal", None, (torch.zeros(1, 4), torch.tensor([3])), 9 / 16 * LN4),
+        ("focal", None, PAIR, ((LN4 - LN3) / 16 + 9 / 16 * LN4) / 2),
+        ("focal", [1, 3], PAIR, ((LN4 - LN3) / 16 + 3 * 9 / 16 * LN4) / 4),
+        ("focal", [10, 30], PAIR, ((LN4 - LN3) / 16 + 3 * 9 / 16 * LN4) / 4),  # only ratios count
+        ("ce", [1, 3], PAIR, (LN4 - LN3 + 3 * LN4) / 4),
+        ("dice_ce", None, ONE_OF_FOUR, 1 / 2 + LN2),
+        ("dice_ce", [1, 3], TWO, 1 - 1.5 / 2.5 + (LN4 - LN3 + 3 * LN4) / 4),
+        ("dice_focal", None, ONE_OF_FOUR, 1 / 2 + LN2 / 4),
     ],
 )
 @pytest.mark.parametrize("device", DEVICES)
-def test_numbers_by_hand(loss, batch, expected, device):
+def test_numbers_by_hand(loss, weight, batch, expected, device):
     logits, target = (tensor.to(device) for tensor in batch)
-    value = copy.deepcopy(loss).to(device)(logits, target)
+    value = Loss(loss, weight).to(device)(logits, target)
     assert value.shape == () and value.device.type == device and value.dtype == torch.float32
     assert value.item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"),
+    [
+        # lesion: Σ p·g = 1/2, Σ p = 2, Σ g = 1 -> (1 + 1) / (3 + 1)
+        (ONE_OF_FOUR, 1 / 2),
+        (NOTHING, 1 - 1 / 3),  # empty mask: smooth / (Σ p + smooth)
+        (BOTH, (1 / 2 + 2 / 3) / 2),  # mean over images, not pooled
+        (THREE, 1 - (2 / 3 + 1) / 3),  # classes 1 and 2: Σ p·g = 1/3, Σ p = Σ g = 1
+        (images([-50.0, 50.0], [[[1, 1]]]), 0),
+        (images([50.0, -50.0], [[[0, 0]]]), 0),  # nothing there, nothing predicted
+        (images([50.0, -50.0], [[[1, 1]]]), 1 - 1 / 3),
+    ],
+)
+def test_dice_by_hand(batch, expected):
+    assert dice(*batch).item() == pytest.approx(expected, abs=1e-6)
 
 
 @relaxed
@@ -81,10 +89,10 @@ def test_focal_is_the_papers_formula_and_cross_entropy_that_of_torch(batch):
     log_p = logits.double().log_softmax(1).movedim(1, -1)[F.one_hot(target, logits.shape[1]).bool()]
     w = weight.double()[target.flatten()]
     expected = float((w * (1 - log_p.exp()) ** 2 * -log_p).sum() / w.sum())
-    loss, weights = FocalLoss(weight.tolist()), weight.tolist()
+    loss, weights = Loss("focal", weight.tolist()), weight.tolist()
     assert loss(logits.double(), target).item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
     assert loss(logits, target).item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    torch.testing.assert_close(CrossEntropyLoss(weights)(logits, target), F.cross_entropy(logits, target, weight))
+    torch.testing.assert_close(Loss("ce", weights)(logits, target), F.cross_entropy(logits, target, weight))
 
 
 @relaxed
@@ -93,8 +101,8 @@ def test_dice_is_its_formula(batch):
     logits, target, _ = batch
     p = logits.double().softmax(1)
     g = F.one_hot(target, logits.shape[1]).movedim(-1, 1)
-    dice = (2 * (p * g).sum((2, 3)) + 1) / (p.sum((2, 3)) + g.sum((2, 3)) + 1)  # of each image and class
-    assert DiceLoss()(logits, target).item() == pytest.approx(1 - dice[:, 1:].mean().item(), abs=1e-5)
+    expected = (2 * (p * g).sum((2, 3)) + 1) / (p.sum((2, 3)) + g.sum((2, 3)) + 1)  # of each image and class
+    assert dice(logits, target).item() == pytest.approx(1 - expected[:, 1:].mean().item(), abs=1e-5)
 
 
 @every_loss
@@ -102,7 +110,7 @@ def test_gradients(name):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 3, 2, dtype=torch.float64, generator=generator, requires_grad=True)
     target = torch.randint(3, (2, 3, 2), generator=generator)
-    loss = create_loss(name, class_weights=[2.5, 2.5, 0.5])
+    loss = Loss(name, [2.5, 2.5, 0.5])
     assert torch.autograd.gradcheck(lambda x: loss(x, target), (logits,))
 
 
@@ -113,7 +121,7 @@ def test_low_precision_and_autocast_change_nothing_but_the_logits(name, device, 
     generator = torch.Generator().manual_seed(0)
     rounded = (torch.randn(2, 3, 16, 16, generator=generator) * 5).to(device, dtype)
     target = torch.randint(3, (2, 16, 16), generator=generator).to(device)
-    loss = create_loss(name, class_weights=[2.5, 2.5, 0.5]).to(device)
+    loss = Loss(name, [2.5, 2.5, 0.5]).to(device)
     expected = loss(rounded.float(), target)
     with torch.autocast(device, torch.bfloat16):
         inside = loss(rounded, target)
@@ -128,7 +136,7 @@ def test_confident_logits_stay_finite(name, dtype):
         logits = torch.zeros(1, 2, 4, 4, dtype=dtype)
         logits[:, 1] = sign
         logits.requires_grad_()
-        value = create_loss(name)(logits, torch.arange(16).reshape(1, 4, 4) % 2)
+        value = Loss(name)(logits, torch.arange(16).reshape(1, 4, 4) % 2)
         value.backward()
         assert value.isfinite() and value < 200 and logits.grad.isfinite().all()
 
@@ -136,7 +144,7 @@ def test_confident_logits_stay_finite(name, dtype):
 @every_loss
 def test_class_weights_stay_as_given(name):
     """Old fault: the focal loss overwrote them after the first batch."""
-    loss = create_loss(name, class_weights=[2.5, 2.5, 0.5])
+    loss = Loss(name, [2.5, 2.5, 0.5])
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 3, 5, 5, generator=generator, requires_grad=True)
     target = torch.randint(3, (4, 5, 5), generator=generator)
@@ -150,7 +158,7 @@ def test_class_weights_stay_as_given(name):
 
 @every_loss
 def test_targets_that_are_no_classes(name):
-    loss, logits = create_loss(name), torch.zeros(1, 2, 4, 4)
+    loss, logits = Loss(name), torch.zeros(1, 2, 4, 4)
     for index in (2, -1, -100):  # torch's cross-entropy would skip -100
         with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
             loss(logits, torch.full((1, 4, 4), index))
@@ -163,14 +171,14 @@ def test_targets_that_are_no_classes(name):
 def test_any_integer_target(name):
     logits, target = ONE_OF_FOUR
     for dtype in (torch.uint8, torch.int32, torch.bool):
-        assert create_loss(name)(logits, target.to(dtype)) == create_loss(name)(logits, target)
+        assert Loss(name)(logits, target.to(dtype)) == Loss(name)(logits, target)
 
 
 @every_loss
 def test_of_probabilities_it_is_that_of_their_logits(name):
     generator = torch.Generator().manual_seed(0)
     logits, target = torch.randn(3, 2, 5, 4, generator=generator), torch.randint(2, (3, 5, 4), generator=generator)
-    criterion = create_loss(name, class_weights=(1.0, 3.0))
+    criterion = Loss(name, (1.0, 3.0))
     assert loss_of(criterion, logits.softmax(1).numpy(), target.numpy()) == pytest.approx(
         float(criterion(logits, target))
     )

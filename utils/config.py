@@ -28,7 +28,7 @@ class Experiment:
     task: str  # "segmentation" or "classification"
     net: str  # name for `nets.create_model`
     pretrained: bool  # whether the encoder starts from pretrained weights
-    loss: str  # name for `utils.loss.create_loss`
+    loss: str  # as for `utils.loss.Loss`
     size: tuple[int, int]  # (width, height) of the network's input, pixels
     batch_size: int  # images in a step
     lr: float  # this and the next three: as for `utils.model.trainer.Schedule`

@@ -17,13 +17,15 @@ SMOOTH = 1.0  # of Dice, which is 0/0 on empty masks without it
 
 
 class Loss(nn.Module):
-    """Casts once; subclasses say what to compute. weight: a positive number for each class, or None.
+    """The loss called name: "ce" or "focal"; "dice_ce" or "dice_focal" are Dice + one of these, 1:1.
 
-    The weights are a copy; nothing writes to it after construction.
+    weight: a positive number for each class, or None; Dice takes none. It is a copy; nothing writes to it.
     """
 
-    def __init__(self, weight: Sequence[float] | None = None) -> None:
+    def __init__(self, name: str, weight: Sequence[float] | None = None) -> None:
         super().__init__()
+        self.with_dice = name.startswith("dice")
+        self.other = focal if name.endswith("focal") else cross_entropy
         self.register_buffer("weight", None if weight is None else torch.tensor(weight, dtype=torch.float32))
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -35,10 +37,9 @@ class Loss(nn.Module):
         if target.shape != logits.shape[:1] + logits.shape[2:]:
             expected = "logits [B, C, ...] and target [B, ...]"
             raise ValueError(f"expected {expected}, got {tuple(logits.shape)} and {tuple(target.shape)}")
-        return self.compute(logits.to(torch.promote_types(logits.dtype, torch.float32)), target.long())
-
-    def compute(self, logits: Tensor, target: Tensor) -> Tensor:
-        raise NotImplementedError
+        logits, target = logits.to(torch.promote_types(logits.dtype, torch.float32)), target.long()
+        loss = self.other(logits, target, None if self.weight is None else self.weight.to(logits.dtype))
+        return dice(logits, target) + loss if self.with_dice else loss
 
     def batch_weight(self, target: Tensor) -> Tensor:
         """What the loss is a mean over, float32 []: by shares of it, losses of micro-batches add up to the batch's."""
@@ -47,31 +48,26 @@ class Loss(nn.Module):
         return self.weight[target.long()].sum()
 
 
-class CrossEntropyLoss(Loss):
+def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     """Weighted cross-entropy: Σ w_t · -log p_t / Σ w_t over all targets t, as in torch."""
-
-    def compute(self, logits: Tensor, target: Tensor) -> Tensor:
-        weight = None if self.weight is None else self.weight.to(logits.dtype)
-        # torch would skip targets of -100; an index that is no class is a fault here, as in the other losses.
-        return F.cross_entropy(logits, target, weight, ignore_index=-(2**63))
+    # torch would skip targets of -100; an index that is no class is a fault here, as in the other losses.
+    return F.cross_entropy(logits, target, weight, ignore_index=-(2**63))
 
 
-class FocalLoss(Loss):
+def focal(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     """Focal loss (Lin et al. 2017, arXiv:1708.02002), softmax form: Σ w_t · -(1 - p_t)^γ log p_t / Σ w_t, γ = 2.
 
     Divided by the sum of the weights, not of the modulated ones, so easy batches have a small loss.
     """
-
-    def compute(self, logits: Tensor, target: Tensor) -> Tensor:
-        log_p = F.log_softmax(logits, dim=1).gather(1, target.unsqueeze(1)).squeeze(1)  # [B, ...]
-        loss = -((1 - log_p.exp()) ** GAMMA) * log_p
-        if self.weight is None:
-            return loss.mean()
-        weight = self.weight.to(logits.dtype)[target]
-        return (weight * loss).sum() / weight.sum()
+    log_p = F.log_softmax(logits, dim=1).gather(1, target.unsqueeze(1)).squeeze(1)  # [B, ...]
+    loss = -((1 - log_p.exp()) ** GAMMA) * log_p
+    if weight is None:
+        return loss.mean()
+    weight = weight[target]
+    return (weight * loss).sum() / weight.sum()
 
 
-class DiceLoss(Loss):
+def dice(logits: Tensor, target: Tensor) -> Tensor:
     """1 - soft Dice of the softmax probabilities, averaged over images and classes but the background (class 0).
 
     Milletari et al. 2016 (arXiv:1606.04797), but with plain sums in the denominator where they have sums of squares:
@@ -79,30 +75,11 @@ class DiceLoss(Loss):
     mask (Σ g = 0): Dice = 1 / (Σ p + 1), so predicting nothing there costs nothing, and all predicted probability
     costs. logits [B, C, H, W], C ≥ 2.
     """
-
-    def compute(self, logits: Tensor, target: Tensor) -> Tensor:
-        probability = logits.softmax(dim=1)  # [B, C, H, W]
-        truth = torch.zeros_like(probability).scatter_(1, target.unsqueeze(1), 1.0)
-        overlap = (probability * truth).sum(dim=(2, 3))  # [B, C]
-        total = (probability + truth).sum(dim=(2, 3))
-        return 1 - ((2 * overlap + SMOOTH) / (total + SMOOTH))[:, 1:].mean()
-
-
-class DiceWith(Loss):
-    """Dice + another loss, 1:1; class weights act on the other one."""
-
-    def __init__(self, other: Loss) -> None:
-        super().__init__()
-        self.dice, self.other = DiceLoss(), other
-
-    def compute(self, logits: Tensor, target: Tensor) -> Tensor:
-        return self.dice.compute(logits, target) + self.other.compute(logits, target)
-
-
-def create_loss(name: str, class_weights: Sequence[float] | None = None) -> Loss:
-    """The loss called name: ce, focal, dice_ce or dice_focal."""
-    other = (FocalLoss if name.endswith("focal") else CrossEntropyLoss)(class_weights)
-    return DiceWith(other) if name.startswith("dice") else other
+    probability = logits.softmax(dim=1)  # [B, C, H, W]
+    truth = torch.zeros_like(probability).scatter_(1, target.unsqueeze(1), 1.0)
+    overlap = (probability * truth).sum(dim=(2, 3))  # [B, C]
+    total = (probability + truth).sum(dim=(2, 3))
+    return 1 - ((2 * overlap + SMOOTH) / (total + SMOOTH))[:, 1:].mean()
 
 
 def loss_of(criterion: nn.Module, probabilities: np.ndarray, target: np.ndarray) -> float:

@@ -19,7 +19,7 @@ from utils.data.transforms import SegmentationTransforms
 from utils.device import Precision
 from utils.inference.segmentation import score
 from utils.logger import readable_time
-from utils.loss import create_loss
+from utils.loss import Loss
 from utils.model.checkpoints import load_best
 from utils.model.fit import Clock, alphas
 from utils.model.run import Run
@@ -153,7 +153,7 @@ def test_bfloat16_and_the_compiled_function_learn_as_float32_does(cache):
     for dtype in (None, torch.bfloat16):
         torch.manual_seed(0)
         model, loader = arl_unet(decoder_channels=(64, 32, 16, 16)), train_loader(cache, TRANSFORMS, 6, 0, CPU)
-        trainer = Trainer(model, create_loss("dice_ce"), Schedule(3, 1e-3, 1e-4, 9), 2, Precision(CPU, dtype))
+        trainer = Trainer(model, Loss("dice_ce"), Schedule(3, 1e-3, 1e-4, 9), 2, Precision(CPU, dtype))
         losses.append([])
         for epoch in range(3):
             trainer.progress = Progress(epoch)

@@ -7,7 +7,7 @@ import torch
 
 from tests.small import Segmenter, a_trainer, same
 from utils.device import Precision
-from utils.loss import create_loss
+from utils.loss import Loss
 from utils.model.graphs import WARM_UP, find_record, record
 from utils.model.trainer import Schedule, Trainer
 
@@ -131,7 +131,7 @@ def test_a_cuda_graph_trains_as_the_eager_path(optimizer, dtype, on_nan):
     steps, results = batches(9, 2, 32), []
     for recording in (None, record):
         schedule = Schedule(3, 1e-3, 1e-4, 9, optimizer)
-        trainer = Trainer(Segmenter(), create_loss("dice_ce"), schedule, 3, Precision(CUDA, dtype), on_nan, recording)
+        trainer = Trainer(Segmenter(), Loss("dice_ce"), schedule, 3, Precision(CUDA, dtype), on_nan, recording)
         losses = trained(trainer, steps[:6], 5)
         trainer.progress.epoch = 2
         state = copy.deepcopy(trainer.state())

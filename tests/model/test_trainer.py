@@ -21,7 +21,7 @@ class FaultyLoss(Loss):
     """The constant loss 2; in the given calls NaN, or with an infinite gradient."""
 
     def __init__(self, *calls: int, gradient: bool = False) -> None:
-        super().__init__()
+        super().__init__("ce")
         self.calls, self.gradient, self.count = calls, gradient, 0
 
     def forward(self, logits, targets):
@@ -72,7 +72,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_one_line_that_names_accumulate
         def forward(self, logits, targets):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    trainer, (images, targets) = a_trainer(criterion=NoRoom()), a_batch(8)
+    trainer, (images, targets) = a_trainer(criterion=NoRoom("ce")), a_batch(8)
     micro_batches = list(zip(images.chunk(2), targets.chunk(2), strict=True))
     with pytest.raises(
         UserError,

@@ -16,7 +16,7 @@ from utils.data.isic import CLASSES, read_labels, read_split
 from utils.data.transforms import FRAME, TEST_PATCHES, TRAIN_TRANSFORMS
 from utils.evaluation.classification import TASKS, classification_scores
 from utils.inference.classification import class_probabilities, labels_of
-from utils.loss import create_loss, loss_of
+from utils.loss import Loss, loss_of
 from utils.model.build import build_model
 from utils.tasks.classification import Classification, balanced_weights
 
@@ -96,7 +96,7 @@ def test_epochs_are_compared_by_views_like_those_that_it_is_trained_on(kind, fli
     scores = classification_scores(probabilities, labels_of(validation.samples))
     assert score == sum(scores[task]["auc"] for task in TASKS)
     assert columns.items() >= {f"val_{task}_auc": scores[task]["auc"] for task in TASKS}.items()
-    assert columns["val_loss"] == loss_of(create_loss("focal"), probabilities, labels_of(validation.samples))
+    assert columns["val_loss"] == loss_of(Loss("focal"), probabilities, labels_of(validation.samples))
 
 
 def test_a_finished_run_is_scored_anew_with_other_views(folders, undrawn):

@@ -29,7 +29,7 @@ from utils.evaluation.classification import (
 from utils.evaluation.export import format_scores
 from utils.inference.classification import class_probabilities, labels_of
 from utils.logger import log
-from utils.loss import create_loss, loss_of
+from utils.loss import Loss, loss_of
 from utils.model.fit import Validate
 from utils.model.run import Run
 from utils.model.weights import export_arl18
@@ -78,7 +78,7 @@ class Classification:
         return self.kind.build(self.config.size)
 
     def loss(self) -> nn.Module:
-        return create_loss(self.config.loss, class_weights=self.config.class_weights)
+        return Loss(self.config.loss, self.config.class_weights)
 
     def validation(self, cache: ImageCache, precision: Precision) -> Validate:
         size, batch_size, truth = self.config.size, self.config.batch_size, labels_of(cache.samples)

@@ -21,7 +21,7 @@ from utils.evaluation.export import format_scores
 from utils.evaluation.segmentation import SegmentationCounts, summarize
 from utils.inference.segmentation import TrueMasks, score, write_masks
 from utils.logger import log
-from utils.loss import create_loss, loss_of
+from utils.loss import Loss, loss_of
 from utils.model.fit import Picture, Validate
 from utils.model.run import Run
 from utils.visualize.examples import outlined_examples, plot_examples
@@ -57,7 +57,7 @@ class Segmentation:
         return SegmentationTransforms(self.config.size)
 
     def loss(self) -> nn.Module:
-        return create_loss(self.config.loss)
+        return Loss(self.config.loss)
 
     def validation(self, cache: ImageCache, precision: Precision) -> Validate:
         """What scores a network after each epoch, always by the same images; the loss is at the network's size."""
