@@ -150,7 +150,7 @@ def begin(experiment: str, root: Path, **changes: Any) -> None:
     """As far as the data can stop it: what `utils.tasks.train` does before it builds a network."""
     folders = {"data": root, "cache": root.parent / "cache", "output": root.parent / "model"}
     config = configure(experiment, pretrained=False, size=(64, 64), **folders, **changes)
-    data, _ = TASKS[config.task](config).read_data()
+    data = TASKS[config.task](config).read_data()
     caches = TASKS[config.task](config).prepare(data)
     refuse_copies(copies_between(caches), data, keep_copies=config.keep_copies)
 

@@ -20,9 +20,9 @@ from utils.data import isic
 from utils.data.copies import Copy, Looks, find_copies, thumbnail
 from utils.data.images import Frame, pair_fault, read_frame, stored_mask
 from utils.data.isic import CLASSES, SPLITS, Sample, SplitFiles
-from utils.data.own import Folder, drawn_splits, is_own, own_data, read_folder
+from utils.data.own import Folder, drawn_splits, is_own, read_folder
 from utils.data.parallel import attempts
-from utils.data.splits import classification_data, foreign_ids, later_years, refuse_copies, segmentation_data
+from utils.data.splits import foreign_ids, later_years, read_data, refuse_copies
 from utils.files import listed, sha256
 from utils.logger import run_script
 
@@ -232,10 +232,7 @@ def _fault(report: Report, masks: bool) -> str:
     """Why training on the images, and their masks, could not start; else ""."""
     try:
         task = "segmentation" if masks else "classification"
-        if own := own_data(configure(task=task, data=report.root), masks=masks):
-            data = own[1]
-        else:
-            data = segmentation_data(report.root) if masks else classification_data(report.root)[0]
+        _, data = read_data(configure(task=task, data=report.root), masks=masks)
         refuse_copies([copy for copy in report.copies if copy.near], data)
     except UserError as error:
         return f"{error}"

@@ -5,6 +5,7 @@ from itertools import combinations
 from pathlib import Path
 
 from utils import UserError
+from utils.config import Config
 from utils.data.copies import Copy
 from utils.data.isic import (
     CLASSES,
@@ -21,10 +22,19 @@ from utils.data.isic import (
     read_labels,
     read_split,
 )
+from utils.data.own import own_data
 from utils.files import listed
 from utils.logger import log
 
 Data = dict[str, Sequence[Sample]]  # by split
+
+
+def read_data(config: Config, *, masks: bool) -> tuple[Config, Data]:
+    """The images of each split that the task uses; and the config, with what only a folder of one's own tells."""
+    if own := own_data(config, masks=masks):
+        return own
+    read = segmentation_data if masks else classification_data
+    return config, read(config.data, keep_copies=config.keep_copies)
 
 
 def segmentation_data(root: Path, *, keep_copies: bool = False) -> Data:
@@ -47,19 +57,16 @@ def segmentation_data(root: Path, *, keep_copies: bool = False) -> Data:
     return data
 
 
-def classification_data(
-    root: Path, *, keep_copies: bool = False, require_all: bool = False
-) -> tuple[Data, dict[str, list[str]]]:
-    """The images of each split with their labels, and by split the ids whose label is there but whose image is not.
+def classification_data(root: Path, *, keep_copies: bool = False) -> Data:
+    """The images of each split with their labels.
 
     The training labels are those of `ISIC-2017_Training_Aug_Part3_GroundTruth.csv` (2,000 images and 1,320 more of the
-    ISIC Archive) where it lies there. Images that are absent are left out, unless `require_all`. Test labels may be
-    absent: the samples then have None. `keep_copies` as for `segmentation_data`.
+    ISIC Archive) where it lies there. Images that are absent are left out. Test labels may be absent: the samples then
+    have None. `keep_copies` as for `segmentation_data`.
 
     UserError when labels are faulty, absent or incomplete, or ids where they must not be (`refuse_foreign_ids`).
     """
-    data, absent = {}, {}
-    files = {split: find_files(root, split) for split in SPLITS}
+    data, files = {}, {split: find_files(root, split) for split in SPLITS}
     for split in SPLITS:
         samples, path = read_split(root, split, leave_out_copies=not keep_copies), files[split].labels
         data[split] = tuple(samples)
@@ -71,19 +78,15 @@ def classification_data(
             raise UserError(f"{root}: no labels of the {split} images; expected {expected}")
         labelled, images = read_labels(path).keys(), files[split].images.keys()
         _check_labels(path, split, samples, labelled & {id_ for s in SPLITS if s != split for id_ in files[s].images})
-        absent[split] = sorted(labelled - images)
         if split != "test" and not samples:
             raise UserError(f"{root}: no {split} image; {layout_hint(root, split)}")
         left_out = len(images) - len(samples)
         more = f", {left_out} copies of validation or test images left out" if left_out else ""
-        if gone := absent[split]:
-            text = f"{len(gone)} of the {len(labelled)} labelled images are not there ({listed(gone)})"
-            if require_all:
-                raise UserError(f"{path}: {text}; fetch them or go on without --require-all")
-            more += f", {text}"
+        if gone := sorted(labelled - images):
+            more += f", {len(gone)} of the {len(labelled)} labelled images are not there ({listed(gone)})"
         log.info("%s: %d images%s", split, len(samples), more)
     refuse_foreign_ids(root, data)
-    return data, absent
+    return data
 
 
 def _check_labels(path: Path, split: str, samples: Sequence[Sample], foreign: set[str]) -> None:

@@ -91,12 +91,11 @@ def start_run(
     weights: Mapping[str, Any] | None,
     precision: Precision,
     caches: Mapping[str, ImageCache],
-    facts: Mapping[str, Any],
 ) -> Run:
     """The run's folder, with its settings and what it is made with written to config.json."""
     settings = {**config.settings(), "weights": weights}
     settings |= {f"{split}_images": digest(data[split]) for split in ("train", "validation", "extra") if split in data}
-    facts = {"data": str(config.data), "test_images": digest(data["test"]), "message": config.message, **facts}
+    facts = {"data": str(config.data), "test_images": digest(data["test"]), "message": config.message}
     if "extra" in data:
         facts |= {"licence": licence(each.id for each in data["extra"])}
     facts |= {"prepared": {split: caches[split].path.stem for split in SPLITS if split in caches}}

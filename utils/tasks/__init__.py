@@ -48,7 +48,7 @@ def train(config: Config) -> Run:
 def _train(task: Task, precision: Precision) -> Run:
     """Read data → build the model → prepare images → build trainer and loader → open the run → fit → evaluate."""
     with distributed.main_first():
-        data, facts = task.read_data()
+        data = task.read_data()
         config = task.config
         torch.manual_seed(config.seed)
         model, weights = build_model(config)
@@ -63,7 +63,7 @@ def _train(task: Task, precision: Precision) -> Run:
 
     validate = task.validation(caches["validation"], precision)
     trainer, loader = build_training(config, model, task.loss(), training, task.transforms(), precision)
-    with start_run(config, data, weights, precision, caches, facts) as run:
+    with start_run(config, data, weights, precision, caches) as run:
         fit(trainer, loader, validate, run, task.picture(caches["validation"], precision))
         if distributed.is_main():
             with distributed.alone():

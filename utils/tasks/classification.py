@@ -14,8 +14,7 @@ from utils.config import Config
 from utils.data.cache import ImageCache, prepare
 from utils.data.extra import extra_samples
 from utils.data.isic import CLASSES, lesions
-from utils.data.own import own_data
-from utils.data.splits import Data, classification_data
+from utils.data.splits import Data, read_data
 from utils.data.transforms import TEST_PATCHES, TRAIN_TRANSFORMS, Transforms, cache_sizes
 from utils.device import Precision
 from utils.evaluation.classification import (
@@ -48,16 +47,9 @@ class Classification:
     def classes(self) -> tuple[str, ...]:
         return self.config.classes or CLASSES
 
-    def read_data(self) -> tuple[Data, dict[str, Any]]:
-        config, facts = self.config, {}
-        if own := own_data(config, masks=False):
-            self.config, data = own
-        else:
-            data, absent = classification_data(
-                config.data, keep_copies=config.keep_copies, require_all=config.require_all
-            )
-            facts = {"images_not_there": {split: len(ids) for split, ids in absent.items()}}
-        weights, count = config.class_weights, len(self.classes)
+    def read_data(self) -> Data:
+        self.config, data = read_data(self.config, masks=False)
+        weights, count = self.config.class_weights, len(self.classes)
         if weights == "balanced":
             weights = balanced_weights(labels_of(data["train"]), self.classes)
         elif set(weights) == {1.0}:
@@ -66,9 +58,9 @@ class Classification:
             names = ", ".join(self.classes)
             raise UserError(f"--class-weights: {len(weights)} numbers for {count} classes ({names}); give one for each")
         self.config = replace(self.config, class_weights=weights)
-        if config.extra:
+        if self.config.extra:
             data["extra"] = extra_samples(self.config, data, masks=False)
-        return data, facts
+        return data
 
     def prepare(self, data: Data) -> dict[str, ImageCache]:
         size = partial(cache_sizes, size=self.config.size, transforms=self.kind)

@@ -13,8 +13,7 @@ from utils import distributed
 from utils.config import Config
 from utils.data.cache import ImageCache, prepare
 from utils.data.extra import extra_samples
-from utils.data.own import own_data
-from utils.data.splits import Data, segmentation_data
+from utils.data.splits import Data, read_data
 from utils.data.transforms import SegmentationTransforms, cache_size
 from utils.device import Precision
 from utils.evaluation.export import format_scores
@@ -36,15 +35,12 @@ class Segmentation:
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def read_data(self) -> tuple[Data, dict[str, Any]]:
-        """The images of each split, and further facts for config.json. UserError when data are missing or faulty."""
-        if own := own_data(self.config, masks=True):
-            self.config, data = own
-        else:
-            data = segmentation_data(self.config.data, keep_copies=self.config.keep_copies)
+    def read_data(self) -> Data:
+        """The images of each split. UserError when data are missing or faulty."""
+        self.config, data = read_data(self.config, masks=True)
         if self.config.extra:
             data["extra"] = extra_samples(self.config, data, masks=True)
-        return data, {}
+        return data
 
     def prepare(self, data: Data) -> dict[str, ImageCache]:
         """Every split decoded before training starts, so that an unreadable file shows now and not after it."""
