@@ -18,7 +18,7 @@ ASK_FINISHED_RUNS = {
     *("utils/evaluation/tables.py", "utils/inference/ensemble.py", "utils/inference/findings.py"),
     *("utils/inference/release.py", "utils/inference/trained.py"),
 }
-LIGHT = "seg_main, cls_main, nets, utils.command_line, utils.distributed, utils.files, utils.signals"
+LIGHT = "seg_main, cls_main, nets, utils.command_line, utils.files, utils.signals"
 
 
 @cache

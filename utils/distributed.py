@@ -6,19 +6,19 @@ A step's batch is shared out among the processes: batch size, learning rate, num
 not depend on how many there are. Batch norm does: it normalises by each process's own images, unless --sync-batchnorm.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from utils import UserError
-
-if TYPE_CHECKING:  # imported where processes are connected: it takes seconds, and the logger asks here who speaks
-    import torch
-    from torch import Tensor, nn
+from utils.logger import is_main
 
 Value = TypeVar("Value")
 WAIT = timedelta(hours=2)  # for the process that prepares images or scores the test images; torch's own is 10 minutes
@@ -30,11 +30,6 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def is_main() -> bool:
-    """Whether this process is the one that writes and prints."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def rank() -> int:
     """Number of this process, from 0."""
     return int(os.environ["RANK"]) if processes() > 1 else 0
@@ -44,8 +39,6 @@ def processes() -> int:
     """How many processes train together."""
     if not launched() or _alone:
         return 1
-    import torch.distributed as dist
-
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -58,8 +51,6 @@ def joined(device: torch.device) -> Iterator[None]:
     if not launched():
         yield
         return
-    import torch.distributed as dist
-
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
     except (RuntimeError, ValueError) as error:
@@ -100,9 +91,6 @@ def any_process(flag: bool) -> bool:
     """Whether the flag is set in any of the processes; all get the same answer."""
     if processes() == 1:
         return flag
-    import torch
-    import torch.distributed as dist
-
     value = torch.tensor(int(flag))  # on the CPU, so that no GPU has to finish first
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return bool(value)
@@ -112,8 +100,6 @@ def mean(value: Tensor) -> Tensor:
     """Of a tensor over the processes, where it is; no GPU is waited for."""
     if processes() == 1:
         return value
-    import torch.distributed as dist
-
     total = value.detach().clone()
     dist.all_reduce(total)
     return total / processes()
@@ -123,8 +109,6 @@ def gather(items: list[Value]) -> list[Value]:
     """The items of all processes, in their order, on every one of them; plain values."""
     if processes() == 1:
         return items
-    import torch.distributed as dist
-
     lists: list[Any] = [None] * processes()
     dist.all_gather_object(lists, items)
     return [item for each in lists for item in each]
@@ -138,8 +122,6 @@ def share(count: int) -> range:
 def share_buffers(model: nn.Module) -> None:
     """Give every process the first one's running statistics: each has its own after a step, and one set is saved."""
     if processes() > 1:
-        import torch.distributed as dist
-
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
@@ -148,7 +130,5 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """The model, its gradients averaged over the processes in the backward pass; alone, itself."""
     if processes() == 1:
         return model
-    from torch.nn.parallel import DistributedDataParallel
-
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)  # `share_buffers` does that

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm  # text in notebooks too: of a widget for each epoch, a saved notebook keeps error messages
 
-from utils import UserError, distributed
+from utils import UserError
 from utils.signals import stop_signals
 
 Item = TypeVar("Item")
@@ -26,6 +26,11 @@ WAYS_OUT = {  # of what the system refuses; else the disk, or the network that i
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG), "check the name"),
     errno.EMFILE: "allow more open files (ulimit -n), or take fewer --workers",
 }
+
+
+def is_main() -> bool:
+    """Whether this process writes and prints: of those that `torchrun` started, the first one alone does."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 class _Lasting:
@@ -66,8 +71,7 @@ def start_logging() -> None:
     handler = _Handler()
     handler.setFormatter(logging.Formatter(stamp + "%(message)s", "%Y-%m-%d %H:%M:%S"))
     log.handlers = [handler]
-    # Of processes that train together one speaks for all.
-    log.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
+    log.setLevel(logging.INFO if is_main() else logging.ERROR)
     log.propagate = False
 
 
@@ -134,7 +138,7 @@ def progress(items: Iterable[Item], description: str, total: int | None = None) 
     """Iterate with a bar on a terminal or in a notebook; elsewhere a line at most every 30 seconds."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)
-    if distributed.is_main() and (sys.stdout.isatty() or "ipykernel" in sys.modules):
+    if is_main() and (sys.stdout.isatty() or "ipykernel" in sys.modules):
         yield from tqdm(items, description, total, leave=False, file=sys.stdout)
         return
     last = time.monotonic()
