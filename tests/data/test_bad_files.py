@@ -89,6 +89,12 @@ def lower_case(root: Path) -> None:
     labels(root).rename(labels(root).with_name(labels(root).name.upper()))
 
 
+def move_inside(root: Path) -> None:
+    folder = root.rename(root.with_name("ISIC2017"))
+    root.mkdir()
+    folder.rename(root / folder.name)
+
+
 def as_tiff(path: Path, picture: np.ndarray | Image.Image, **options: Any) -> None:
     """Under the name that is there."""
     save(path, picture, "TIFF", **options)
@@ -183,14 +189,15 @@ LINKS = [
 NAMES = [
     Case("all names in other case", lower_case, everything, "read"),
     Case("two images whose names differ in case", lambda r: shutil.copy(image(r), images(r) / "isic_9000000.JPG"),
-        "isic_9000000.JPG: differs only in case from ISIC_9000000.jpg; keep one of them", "read"),
+        "isic_9000000.JPG: ISIC_9000000.jpg has the same id; keep one of them", "read"),
     Case("two folders whose names differ in case", lambda r: (r / images(r).name.lower()).mkdir(),
-        "isic-2017_training_data: differs only in case from ISIC-2017_Training_Data", "inspect"),
+        everything, "read"),
     Case("two images of one id", lambda r: save(images(r) / PNG, original()),
         PNG + ": ISIC_9000000.jpg has the same id; keep one of them", "seg"),
     Case("files that are no images", lambda r: [shutil.copy(image(r), images(r) / name) for name in NO_IMAGES],
         everything, "read"),
     Case("no data folder", shutil.rmtree, "data: no such folder; put the challenge's data there", "seg inspect"),
+    Case("the folder above the data folder", move_inside, "data/ISIC2017/ has them: --data /…data/ISIC2017", "seg"),
     Case("a file in its place", lambda r: (shutil.rmtree(r), r.write_text("")), "data: no such folder", "cls"),
 ]  # fmt: skip
 

@@ -109,33 +109,25 @@ def find_files(root: str | Path, split: str) -> SplitFiles:
             f"{root}: no such folder; put the challenge's data there (Data/README.md), "
             "or draw synthetic data (python -m utils.data.synthetic) and take --data Data/synthetic"
         )
-    here = _entries(Path(root))
-    images, masks, labels = _NAMES[split]
-    image_folders = list(_folders(here, images))
+    root, (images, masks, labels) = Path(root), _NAMES[split]
+    image_folders = list(_folders(root, images))
     return SplitFiles(
         images=_by_id(image_folders, _IMAGE),
-        masks=_by_id(_folders(here, masks), _MASK),
-        labels=_first([here, *_folders(here, [Path(name).stem for name in labels])], labels),
-        metadata=_first([here, *image_folders], [f"{name}_metadata.csv" for name in images]),
+        masks=_by_id(_folders(root, masks), _MASK),
+        labels=_first([root, *_folders(root, [Path(name).stem for name in labels])], labels),
+        metadata=_first([root, *image_folders], [f"{name}_metadata.csv" for name in images]),
     )
 
 
 def layout_hint(root: str | Path, split: str) -> str:
     """What lies in `root` in place of a split's images and masks, and what is expected; the end of a message."""
-    names, here = [*_NAMES[split][0], *_NAMES[split][1]], _entries(Path(root))
-    for path in here.values():
-        if path.suffix == ".zip" and path.stem in names:
-            return f"{path} is not unpacked: unzip it there"
-        if path.is_dir() and _entries(path).keys() & {name.lower() for name in names}:
+    there, official = sorted(Path(root).iterdir()), PREFIXES[split]
+    for path in there:
+        if (path / f"{official}_Data").is_dir() and (path / f"{official}_Part1_GroundTruth").is_dir():
             return f"{path}/ has them: --data {path}"
-    folders = [here[name.lower()] for name in names if name.lower() in here]
-    for folder in [*folders, Path(root)]:
-        inside = [path.name + "/" * path.is_dir() for path in _entries(folder).values()]
-        if folder == Path(root) or (not any(map(_IMAGE.fullmatch, inside)) and not any(map(_MASK.fullmatch, inside))):
-            break
-    there, official = f"{folder} holds {listed(inside, 8) or 'nothing'}", PREFIXES[split]
+    names = listed([path.name + "/" * path.is_dir() for path in there], 8) or "nothing"
     expected = f"{official}_Data/ISIC_0000000.jpg and {official}_Part1_GroundTruth/ISIC_0000000_segmentation.png"
-    return f"{there}; expected {expected} (Data/README.md), or images/ and masks/"
+    return f"{root} holds {names}; expected {expected} (Data/README.md), or images/ and masks/"
 
 
 def read_split(
@@ -222,30 +214,26 @@ def read_rows(
 
 
 def _entries(folder: Path) -> dict[str, Path]:
-    """By name in lower case. UserError where two names differ in nothing but case: one of them would be passed over."""
-    found: dict[str, Path] = {}
-    for name in sorted(path.name for path in folder.iterdir()):
-        other = found.setdefault(name.lower(), folder / name).name
-        if other != name and name.lower().startswith(("isic", "aug_")):
-            raise UserError(f"{folder / name}: differs only in case from {other}; keep one of them")
-    return found
+    """By name in lower case; of two names that differ in nothing else, the official one (capitals come first)."""
+    return {path.name.lower(): path for path in sorted(folder.iterdir(), reverse=True)}
 
 
-def _folders(here: dict[str, Path], names: Iterable[str]) -> Iterator[dict[str, Path]]:
-    """The entries of each folder of these names, and of one nested in it under its own name, as some mirrors have."""
+def _folders(root: Path, names: Iterable[str]) -> Iterator[Path]:
+    """Each folder of these names, and one nested in it under its own name, as some mirrors have it."""
     for name in map(str.lower, names):
-        inside = here
+        folder = root
         for _ in range(2):
+            inside = _entries(folder)
             if name in inside and inside[name].is_dir():
-                inside = _entries(inside[name])
-                yield inside
+                folder = inside[name]
+                yield folder
 
 
-def _by_id(folders: Iterable[dict[str, Path]], pattern: re.Pattern) -> dict[str, Path]:
+def _by_id(folders: Iterable[Path], pattern: re.Pattern) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for inside in folders:
+    for folder in folders:
         here: dict[str, Path] = {}
-        for path in inside.values():
+        for path in sorted(folder.iterdir()):
             if match := pattern.fullmatch(path.name):
                 id_ = match[1].upper()
                 if id_ in here:
@@ -255,8 +243,9 @@ def _by_id(folders: Iterable[dict[str, Path]], pattern: re.Pattern) -> dict[str,
     return found
 
 
-def _first(folders: Iterable[dict[str, Path]], names: Iterable[str]) -> Path | None:
-    return next((folder[name.lower()] for folder in folders for name in names if name.lower() in folder), None)
+def _first(folders: Iterable[Path], names: Iterable[str]) -> Path | None:
+    inside = map(_entries, folders)
+    return next((paths[name.lower()] for paths in inside for name in names if name.lower() in paths), None)
 
 
 def _official_rows(path: str | Path, columns: Sequence[str]) -> Iterator[tuple[str, str, dict[str, str]]]:
