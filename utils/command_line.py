@@ -45,7 +45,6 @@ def make_parser(task: str, doc: str) -> argparse.ArgumentParser:
         "2016 or 2018 in their layouts, or a folder of your own")  # fmt: skip
     add("--extra-share", type=_share, default=Config.extra_share, metavar="SHARE", help="of each batch, that --extra "
         "has (0.5)")  # fmt: skip
-    add("--extra-epochs", type=at_least(1), metavar="N", help="train on --extra in the first N epochs only")
     add("--split", type=_share, nargs=3, metavar=("TRAIN", "VALIDATION", "TEST"), help="of a folder of your own: "
         "shares of its images, drawn by class and group (0.8 0.1 0.1)")  # fmt: skip
     add("--fold", type=_fold, metavar="K/N", help="of a folder of your own: test on the Kth of N parts, validate "

@@ -59,7 +59,6 @@ class Config(Experiment):
     keep_copies: bool = False  # keep training images that are copies of validation or test images
     extra: tuple[Path, ...] = ()  # folders of images to train on besides (`utils.data.extra`)
     extra_share: float = 0.5  # of each batch
-    extra_epochs: int | None = None  # after so many, only `data` is trained on; None: never
     others: str | None = None  # what diagnoses of `extra` count as that are none of the classes; None: left out
     split: tuple[float, float, float] | str | None = None  # of one's own folder: training, validation, test shares
     split_seed: int = 0
@@ -85,7 +84,7 @@ class Config(Experiment):
         if self.split or self.fold:
             row |= {name: getattr(self, name) for name in ("split", "split_seed", "fold", "classes")}
         if self.extra:
-            row |= {name: getattr(self, name) for name in ("extra_share", "extra_epochs", "others")}
+            row |= {name: getattr(self, name) for name in ("extra_share", "others")}
             row["extra"] = [path.resolve().name for path in self.extra]
         return {name: value for name, value in row.items() if name not in ("views", "flips")}
 

@@ -13,7 +13,7 @@ import torch
 from tests.small import CPU
 from utils import UserError
 from utils.data.cache import prepare
-from utils.data.loader import EpochBatches, Extra, TrainingSet, to_input, train_loader
+from utils.data.loader import EpochBatches, TrainingSet, to_input, train_loader
 from utils.data.transforms import SegmentationTransforms
 
 # A notebook that was converted to a script: without a guard, importing it once more would run it once more.
@@ -122,18 +122,11 @@ def test_input_is_normalised_and_channels_last():
 
 
 @pytest.mark.parametrize(("share", "images", "mixed"), [(0.5, 90, 4), (0.25, 90, 2), (0.5, 3, 4), (1.0, 90, 8)])
-def test_extra_images_have_their_share_of_each_batch_in_the_first_epochs(share, images, mixed):
+def test_extra_images_have_their_share_of_each_batch(share, images, mixed):
     """As many steps as without them; every image once at most, but for extra ones that are too few."""
-    batches = EpochBatches(50, 8, seed=3, accumulate=2, extra=Extra(images, share, epochs=1))
+    batches = EpochBatches(50, 8, seed=3, accumulate=2, extra=images, share=share)
     drawn = np.array([[index for _, index in half] for half in batches]).reshape(6, 8)
     extra, own = drawn[drawn >= 50], drawn[drawn < 50]
     assert ((drawn >= 50).sum(1) == mixed).all() and len(set(own)) == len(own)
     assert extra.max(initial=50) < 50 + images and (len(set(extra)) == len(extra) or images == 3)
     assert share == 1.0 or len({tuple(row) for row in drawn >= 50}) > 1  # not all extra ones in one micro-batch
-    batches.epoch = 1
-    assert [*batches] == [[(1, index) for _, index in half] for half in _of_epoch(EpochBatches(50, 8, 3, 2), 1)]
-
-
-def _of_epoch(batches: EpochBatches, epoch: int) -> EpochBatches:
-    batches.epoch = epoch
-    return batches

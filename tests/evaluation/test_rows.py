@@ -28,7 +28,7 @@ from utils.model.run import digest
 
 WITHOUT_EXTRA, COPIES = "without the 1320 extra training images", "copies of scored images in training"
 
-EXTRA = {"extra_images": "30 images, sha256 0123", "extra": ["mine"], "extra_share": 0.25, "extra_epochs": None}
+EXTRA = {"extra_images": "30 images, sha256 0123", "extra": ["mine"], "extra_share": 0.25}
 
 
 def note(row: Experiment, **changed) -> list[str]:
@@ -73,6 +73,7 @@ def test_a_run_with_its_rows_settings_deviates_in_nothing(name):
         ("cls-2-4", {"pretrained": True, "weights": {"file": "mine.pth"}}, ["pretrained", "weights mine.pth"]),
         ("cls-b1", {"smoothing": 0.1}, ["smoothing 0.1"]),  # of a version that had it
         ("seg-4", EXTRA, ["with 30 images of mine, 25% of each batch"]),
+        ("seg-4", {**EXTRA, "extra_epochs": None}, ["with 30 images of mine, 25% of each batch"]),  # likewise
         ("seg-4", {**EXTRA, "extra_epochs": 7}, ["with 30 images of mine, 25% of each batch of the first 7 epochs"]),
     ],
 )

@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -39,20 +38,11 @@ class TrainingSet(Dataset):
         return self.transforms(self.cache.image(index), self.cache.samples[index], seed)
 
 
-@dataclass(frozen=True)
-class Extra:
-    """Images that are mixed into the batches: how many there are, which share of each, in how many first epochs."""
-
-    images: int = 0
-    share: float = 0.0
-    epochs: int | None = None
-
-
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Every index below `count` once an epoch, in an order drawn from (seed, epoch), in batches of (epoch, index).
 
-    With `extra`, its images follow as indices from `count` on. They take their share of every batch, and an epoch has
-    as many steps as without them: it goes through the other part of the images, each at most once.
+    `extra` more images follow as indices from `count` on. They take `share` of every batch, and an epoch has as many
+    steps as without them: it goes through the other part of the images, each at most once.
 
     Each of `processes` gets its share of a step's batch, in `accumulate` micro-batches; together, and in order, they
     are the batch that a single process gets as a whole.
@@ -72,9 +62,10 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         accumulate: int = 1,
         rank: int = 0,
         processes: int = 1,
-        extra: Extra = Extra(),
+        extra: int = 0,
+        share: float = 0.0,
     ) -> None:
-        self.extra = extra
+        self.extra, self.share = extra, share
         self.count, self.batch_size, self.seed = count, min(count, batch_size), seed
         self.accumulate, self.rank, self.processes = accumulate, rank, processes
         self.epoch = self.start = 0
@@ -100,12 +91,12 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     def _batches(self) -> np.ndarray:
         """Of this epoch: [steps, batch size]."""
         rng = np.random.default_rng(draw_seed(self.seed, self.epoch))
-        order, extra = rng.permutation(self.count), self.extra
-        if not extra.images or (extra.epochs is not None and self.epoch >= extra.epochs):
+        order = rng.permutation(self.count)
+        if not self.extra:
             return order[: self.steps * self.batch_size].reshape(self.steps, -1)
-        mixed = round(extra.share * self.batch_size)  # images of a batch
+        mixed = round(self.share * self.batch_size)  # images of a batch
         wanted = self.steps * mixed
-        others = np.concatenate([rng.permutation(extra.images) for _ in range(-(-wanted // extra.images))])
+        others = np.concatenate([rng.permutation(self.extra) for _ in range(-(-wanted // self.extra))])
         own = order[: self.steps * (self.batch_size - mixed)].reshape(self.steps, -1)
         batches = np.hstack([own, self.count + others[:wanted].reshape(self.steps, mixed)])
         return rng.permuted(batches, axis=1)  # within a batch, so that every micro-batch has of both
@@ -155,18 +146,20 @@ def train_loader(
     device: torch.device,
     workers: int | None = None,
     accumulate: int = 1,
-    extra: Extra = Extra(),
+    extra_share: float = 0.0,
 ) -> DataLoader:
     """Augmented images uint8 [B, H, W, 3] and targets [B, …]: a step's batch as `accumulate` micro-batches in turn.
 
     `loader.batch_sampler` is an `EpochBatches`: set its `epoch` before each pass. Of several processes
     (`utils.distributed`), each gets its share of every batch. UserError when the batch cannot be shared evenly.
+    extra_share: part of each batch that the extra images of a `JoinedCache` have.
     """
     workers = default_workers(device) if workers is None else workers
-    share, count = (distributed.rank(), distributed.processes()), len(cache.samples) - extra.images
+    extra = len(cache.kept) if isinstance(cache, JoinedCache) else 0
+    count, process = len(cache.samples) - extra, (distributed.rank(), distributed.processes())
     return TrainLoader(
         TrainingSet(cache, transforms, seed),
-        batch_sampler=EpochBatches(count, batch_size, seed, accumulate, *share, extra),
+        batch_sampler=EpochBatches(count, batch_size, seed, accumulate, *process, extra, extra_share),
         num_workers=workers,
         worker_init_fn=_start_worker,
         pin_memory=device.type == "cuda",

@@ -22,7 +22,7 @@ _KNOWN = {
     "validation": {"bd160fd18a14af16", "cf672a04da0db6dc"},
 }
 _KEYS = {field.name for field in fields(Config)} | {f"{part}_images" for part in (*_KNOWN, "extra")}
-_KEYS |= {"ensemble", "stored_size"}  # the latter is of the size
+_KEYS |= {"ensemble", "extra_epochs", "stored_size"}  # the last is of the size
 _VIEWS = {"9": "scored by nine patches", "1": "scored by the whole frame"}
 
 
@@ -190,7 +190,8 @@ def _other_images(run: RunResult) -> list[str]:
     told = []
     if extra := run.settings.get("extra_images"):
         licence = f" ({run.licence.partition(':')[0]})" if run.licence else ""
-        epochs = f" of the first {run.settings['extra_epochs']} epochs" if run.settings["extra_epochs"] else ""
+        epochs = run.settings.get("extra_epochs")  # of an earlier version
+        epochs = f" of the first {epochs} epochs" if epochs else ""
         share = f"{run.settings['extra_share']:.0%} of each batch{epochs}"
         told.append(f"with {extra.partition(',')[0]} of {' and '.join(run.settings['extra'])}, {share}{licence}")
     for part, known in _KNOWN.items():

@@ -16,7 +16,7 @@ from utils.config import MODEL, Config
 from utils.data.cache import ImageCache, JoinedCache
 from utils.data.extra import licence
 from utils.data.isic import SPLITS, SYNTHETIC
-from utils.data.loader import Extra, train_loader
+from utils.data.loader import train_loader
 from utils.data.splits import Data
 from utils.data.transforms import Transforms
 from utils.device import Precision, use_deterministic_kernels
@@ -73,12 +73,8 @@ def build_training(
         if device.type != "cuda":
             raise UserError(f"--sync-batchnorm needs CUDA devices, not {device.type}: leave it away")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    extra = Extra()
-    if isinstance(cache, JoinedCache):
-        extra = Extra(len(cache.kept), config.extra_share, config.extra_epochs)
-    loader = train_loader(
-        cache, transforms, config.batch_size, config.seed, device, config.workers, config.accumulate, extra
-    )
+    batches = (config.batch_size, config.seed, device, config.workers, config.accumulate, config.extra_share)
+    loader = train_loader(cache, transforms, *batches)
     model.to(device, memory_format=torch.channels_last)
     schedule = Schedule(config.epochs, config.lr, config.weight_decay, config.patience, config.optimizer)
     steps, record = loader.batch_sampler.steps, find_record(config.graphs, precision)
