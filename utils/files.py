@@ -5,7 +5,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -97,21 +97,11 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        _to_disk(path.parent)
     except OSError as error:
         error.filename = error.filename or str(path)  # those of writing to an open file name none
         raise
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _to_disk(folder: Path) -> None:
-    """The names in a folder survive a power cut, where the system can promise it."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        with suppress(OSError):  # some network file systems cannot
-            os.fsync(handle)
-        os.close(handle)
 
 
 def sha256(path: Path) -> str:

@@ -75,17 +75,11 @@ def start_logging() -> None:
     log.propagate = False
 
 
-class _FileHandler(logging.FileHandler):
-    """Of a file beside what is shown: where it cannot be written any more, that stops nothing and is not told."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        pass
-
-
 @contextmanager
 def logged_to(path: Path) -> Iterator[None]:
     """What is logged within goes to the end of this file too, with date and time; and the error that ends it."""
-    handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler.handleError = lambda record: None  # where it cannot be written any more, that stops nothing
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)
     try:
