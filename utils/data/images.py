@@ -179,8 +179,8 @@ def _opened(
     path: str | Path, size: tuple[int, int] | None = None, decode: bool = True, min_side: int = 1
 ) -> Iterator[tuple[Image.Image, Frame]]:
     """The file as a Pillow image, decoded and upright, and its frame; what Pillow cannot read becomes a UserError."""
-    kind = _kind(check_file(path))
     try:
+        kind = _kind(check_file(path))
         with kind(path) as image:  # not Image.open, which warns of large images where we refuse them
             width, height = image.size
             if width * height > MAX_PIXELS:
@@ -215,11 +215,8 @@ def _opened(
 
 def _kind(path: Path) -> type[Image.Image]:
     """Pillow's class for the file, by its first bytes: names of files often tell another format."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(132)
-    except OSError as error:
-        raise UserError(f"{path}: not readable ({error.strerror})") from error
+    with path.open("rb") as file:
+        start = file.read(132)
     for signature, kind in _READ.items():
         if re.match(signature, start, re.DOTALL):
             return kind
