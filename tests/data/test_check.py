@@ -3,11 +3,8 @@
 import shutil
 
 from tests.data.bad_folder import bring, cut, image, images, labels, lesion, mask, photograph, row, save
-from utils import UserError
-from utils.data.cache import prepare
 from utils.data.check import inspect_folder, main
 from utils.data.isic import KNOWN_COPIES, SPLITS, find_files
-from utils.data.splits import segmentation_data
 
 
 def lines_with(text: str, *words: str) -> list[str]:
@@ -83,28 +80,6 @@ def test_without_masks_it_is_for_classification(root):
     labels(root).unlink()
     assert "\ntraining cannot start: " in (text := str(inspect_folder(root)))
     assert text.splitlines()[-1].endswith("(Data/README.md), or images/ and labels.csv")
-
-
-def test_it_agrees_with_training_on_what_stops_it(root, tmp_path):
-    """Whatever the check lets pass, training starts with, and the other way round."""
-    damages = {
-        "nothing": (lambda: None, True),
-        "known copy, left out, cut": (lambda: bring(root, b"cut", "ISIC_0012271"), True),
-        "training image without a mask, cut": (lambda: (mask(root).unlink(), cut(image(root))), True),
-        "test image, cut": (lambda: cut(image(root, "test")), False),
-        "id in two splits": (lambda: shutil.copy(image(root, index=2), images(root, "test")), False),
-    }
-    for what, (damage, can_start) in damages.items():
-        save(image(root, "test"), photograph(201))
-        damage()
-        assert (not inspect_folder(root).fault) == can_start, what
-        try:
-            for samples in segmentation_data(root).values():
-                prepare(samples, (32, 32), tmp_path / "cache")
-        except UserError:
-            assert not can_start, what
-        else:
-            assert can_start, what
 
 
 def test_real_images_hold_the_known_copies_and_no_others(isic2017, tmp_path):
