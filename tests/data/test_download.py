@@ -244,22 +244,6 @@ def test_label_files_are_read_before_they_count(server, tmp_path, body, message)
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--data", "taken/below"], "error: taken/below: Not a directory"),
-        (["--url", "x.org/a"], "error: Invalid URL"),
-    ],
-)
-def test_mistakes_end_with_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, flags, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "taken").write_text("")
-    with pytest.raises(SystemExit) as stop:
-        run_script(lambda: main(flags))
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and message in error and "Traceback" not in error
-
-
-@pytest.mark.parametrize(
     ("entries", "message"),
     [
         ({"A/x": b"1", "../evil": b"2"}, "leaves the folder"),

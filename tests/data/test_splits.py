@@ -4,11 +4,9 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
-from tests.data.bad_folder import add_row, image, images, labels
-from utils import UserError
+from tests.data.bad_folder import add_row, image, labels
 from utils.data.cache import prepare
 from utils.data.copies import copies_between
 from utils.data.isic import (
@@ -93,13 +91,3 @@ def test_a_start_raises_no_false_alarm_and_counts_the_known_copies_that_are_kept
     refuse_copies(found, data, keep_copies=True)
     (warning,) = [line for line in lines if "copies of images" in line]
     assert warning.startswith("training on 31 copies of images of other splits: ") and "ISIC_0012175.jpg = " in warning
-
-
-def test_a_start_reads_no_original_again(root, tmp_path):
-    """The prepared images are enough: the originals may be gone by then."""
-    shutil.copy(image(root, "test"), image(root))
-    data = segmentation_data(root)
-    caches = {split: prepare(data[split], (96, 96), tmp_path / "cache") for split in data}
-    shutil.rmtree(images(root))
-    with pytest.raises(UserError, match=r"ISIC_9000000.jpg = .*ISIC_9200000.jpg \(same file\): 1 training images"):
-        refuse_copies(copies_between(caches), data)
