@@ -28,6 +28,7 @@ def parse(argv: list[str] | None = None) -> Config:
     add("--views", choices=("9", "1"), help="what scores average over: nine fixed patches, or the whole frame (9; "
         "1 with --train-views frame)")  # fmt: skip
     add("--others", metavar="CLASS", help="what other diagnoses of --extra count as (they are left out)")
+    add("--require-all", action="store_true", help="stop when a labelled image is missing")
     args = parser.parse_args(argv)
     if args.class_weights == ["balanced"]:
         args.class_weights = "balanced"  # numbers once the labels are read

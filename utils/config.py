@@ -57,6 +57,7 @@ class Config(Experiment):
     weights: Path | None = None  # file to start from in place of the pretrained one
     message: str = ""  # a note kept with the run
     keep_copies: bool = False  # keep training images that are copies of validation or test images
+    require_all: bool = False  # classification: stop when a labelled image is missing
     extra: tuple[Path, ...] = ()  # folders of images to train on besides (`utils.data.extra`)
     extra_share: float = 0.5  # of each batch
     others: str | None = None  # what diagnoses of `extra` count as that are none of the classes; None: left out

@@ -4,9 +4,11 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.data.bad_folder import add_row, image, labels
+from utils import UserError
 from utils.data.cache import prepare
 from utils.data.copies import copies_between
 from utils.data.isic import (
@@ -39,6 +41,8 @@ def test_real_data_with_the_1320_extra_labels(isic2017, lines):
         assert all(sample.mask is not None for sample in whole[split])
     assert all(sample.label is None and sample.mask is None for sample in data["test"])
     assert {sample.id for sample in whole["train"]} - {sample.id for sample in data["train"]} == LEFT_OUT
+    with pytest.raises(UserError, match=r"Aug_Part3.*1320 of the 3320 .*\(ISIC_0000005.*without --require-all"):
+        classification_data(isic2017, require_all=True)
 
 
 def test_augmented_labels_come_first_and_their_images_are_used_where_they_are(root, lines):

@@ -116,7 +116,7 @@ def test_a_finished_run_is_scored_anew_with_other_views(folders, undrawn):
 
 def test_settings_arrive_where_they_act(folders, data):
     labels = list(read_labels(data / "ISIC-2017_Training_Part3_GroundTruth.csv").values())
-    task = Classification(cls_main.parse(["--class-weights", "balanced", *folders]))
+    task = Classification(cls_main.parse(["--class-weights", "balanced", "--require-all", *folders]))
     task.read_data()
     assert task.config.class_weights == balanced_weights(labels) != (1, 1, 1)
     loss = Classification(cls_main.parse(["--loss", "ce", "--class-weights", "1", "2", "3"])).loss()

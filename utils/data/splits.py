@@ -33,8 +33,9 @@ def read_data(config: Config, *, masks: bool) -> tuple[Config, Data]:
     """The images of each split that the task uses; and the config, with what only a folder of one's own tells."""
     if own := own_data(config, masks=masks):
         return own
-    read = segmentation_data if masks else classification_data
-    return config, read(config.data, keep_copies=config.keep_copies)
+    if masks:
+        return config, segmentation_data(config.data, keep_copies=config.keep_copies)
+    return config, classification_data(config.data, keep_copies=config.keep_copies, require_all=config.require_all)
 
 
 def segmentation_data(root: Path, *, keep_copies: bool = False) -> Data:
@@ -57,12 +58,12 @@ def segmentation_data(root: Path, *, keep_copies: bool = False) -> Data:
     return data
 
 
-def classification_data(root: Path, *, keep_copies: bool = False) -> Data:
+def classification_data(root: Path, *, keep_copies: bool = False, require_all: bool = False) -> Data:
     """The images of each split with their labels.
 
     The training labels are those of `ISIC-2017_Training_Aug_Part3_GroundTruth.csv` (2,000 images and 1,320 more of the
-    ISIC Archive) where it lies there. Images that are absent are left out. Test labels may be absent: the samples then
-    have None. `keep_copies` as for `segmentation_data`.
+    ISIC Archive) where it lies there. Images that are absent are left out, unless `require_all`. Test labels may be
+    absent: the samples then have None. `keep_copies` as for `segmentation_data`.
 
     UserError when labels are faulty, absent or incomplete, or ids where they must not be (`refuse_foreign_ids`).
     """
@@ -83,7 +84,10 @@ def classification_data(root: Path, *, keep_copies: bool = False) -> Data:
         left_out = len(images) - len(samples)
         more = f", {left_out} copies of validation or test images left out" if left_out else ""
         if gone := sorted(labelled - images):
-            more += f", {len(gone)} of the {len(labelled)} labelled images are not there ({listed(gone)})"
+            text = f"{len(gone)} of the {len(labelled)} labelled images are not there ({listed(gone)})"
+            if require_all:
+                raise UserError(f"{path}: {text}; fetch them or go on without --require-all")
+            more += f", {text}"
         log.info("%s: %d images%s", split, len(samples), more)
     refuse_foreign_ids(root, data)
     return data
