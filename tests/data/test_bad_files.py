@@ -136,6 +136,10 @@ IMAGES = [
     *(Case(f"{what} named .jpg", lambda r, start=start: image(r).write_bytes(start + bytes(200)), f"{JPG}: {advice}",
         "read") for what, start, advice in (
             ("HEIC", b"\0\0\0\x18ftypheic", "HEIC; convert it to JPEG or PNG"),
+            ("AVIF", b"\0\0\0\x20ftypavif", "AVIF; convert it to JPEG or PNG"),
+            ("JPEG 2000", b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000; convert it to JPEG or PNG"),
+            ("JPEG XL", b"\xff\x0a", "JPEG XL; convert it to JPEG or PNG"),
+            ("GIF", b"GIF89a", "GIF; convert it to PNG"),
             ("DICOM", bytes(128) + b"DICM", "DICOM; export the photograph in it as JPEG or PNG"),
             ("Git LFS pointer", b"version https://git-lfs.github.com", "a Git LFS pointer instead of the file; git"),
         )),
