@@ -1,6 +1,7 @@
 """Networks as ONNX files: what onnxruntime says of photographs is what the program says of the same pixels."""
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from utils.data.images import read_image
 from utils.data.loader import to_input
 from utils.data.transforms import CENTER, Pixels, take
 from utils.evaluation.runs import RunResult, read_run
-from utils.inference.export import main, onnx_file, resized
+from utils.inference.export import main, metadata, onnx_file, resized
 from utils.inference.trained import load_network, predict_photographs, stored_sizes
 
 pytest.importorskip("onnx", reason="onnx is not installed: pip install -r requirements-optional.txt")
@@ -150,6 +151,13 @@ def test_the_command_writes_the_released_network(isic2017, isic2017_fullsize, tm
     assert json.loads(told["scores"])["validation"]["interval_95"] == run.metrics["validation"]["interval_95"]
     assert (told["run"], told["commit"][:7]) == ("cls-b1, seed 5", "4660998")
     assert "not a medical device" in told["notice"] and "CC-0" in told["licence_of_photographs"]
+
+
+def test_extra_training_images_are_told_with_their_licence():
+    told = metadata(read_run(ROOT / "results/cls-b3-ham10000/seed0"))
+    assert told["trained_on"].startswith("Data/ISIC2017: 1969 images, ")
+    assert "; ham10000: 5397 images, " in told["trained_on"]
+    assert re.fullmatch(r"ISIC Archive, CC-0 .*; HAM10000, CC BY-NC 4\.0: .*", told["licence_of_photographs"])
 
 
 def test_a_missing_package_is_named(monkeypatch, tmp_path, capsys):

@@ -69,6 +69,13 @@ class RunResult:
         """Of a classifier, in the order of its probabilities."""
         return tuple(self.settings.get("classes") or CLASSES)
 
+    @property
+    def licences(self) -> str:
+        """Of all photographs that it was trained on."""
+        own = self.settings.get("split") or self.settings.get("fold")
+        licences = ["their owner's" if own else "ISIC Archive, CC-0 (arXiv:1710.05006)", self.licence]
+        return "; ".join(filter(None, licences))
+
     def score(self, split: str, path: Sequence[str]) -> float | None:
         """A score of metrics.json, such as ("melanoma", "auc"); None where it is undefined."""
         with reading(self.folder / "metrics.json"):

@@ -148,16 +148,16 @@ EXPORTED = {"segmentation": ExportedSegmenter, "classification": ExportedClassif
 def metadata(run: RunResult) -> dict[str, str]:
     """What the file tells of itself, as text or JSON."""
     settings, weights = run.settings, run.settings.get("weights") or {}
+    extra = f"; {' and '.join(settings['extra'])}: {settings['extra_images']}" if settings.get("extra") else ""
     told = {"segmentation": {"classes": ["lesion"], "threshold": 0.5}, "classification": {"classes": run.classes}}
-    own = settings.get("split") or settings.get("fold")
     return {name: json.dumps(value) for name, value in told[run.task].items()} | {
         "notice": "For research on methods, never for a decision about a patient: not a medical device.",
         "task": run.task,
         "input": "photographs: uint8 [N, H, W, 3], RGB, upright",
         "network": settings["net"],
         "starts_from": weights.get("source") or weights.get("file") or "random weights",
-        "trained_on": f"{run.data}: {settings.get('train_images')}",
-        "licence_of_photographs": "their owner's" if own else "ISIC 2017: ISIC Archive, CC-0 (arXiv:1710.05006)",
+        "trained_on": f"{run.data}: {settings.get('train_images')}{extra}",
+        "licence_of_photographs": run.licences,
         "averaged": f"patches: {run.metrics.get('views', '1')}, flips: {run.metrics.get('flips', False)}",
         "scores": json.dumps({split: run.metrics[split] for split in IMAGES}),
         "run": f"{run.experiment}, seed {run.seed}",

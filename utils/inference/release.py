@@ -82,7 +82,7 @@ def model_card(run: RunResult, scores: str, size: int) -> str:
         "file": RELEASED,
         "megabytes": f"{size / 1e6:.1f}",
         "scores": scores,
-        "licence": "; ".join(filter(None, ["ISIC Archive, CC-0 (arXiv:1710.05006)", config.get("licence")])),
+        "licence": run.licences,
         "elsewhere": "".join(_elsewhere(path) for path in sorted(run.folder.glob("elsewhere_*.json"))),
     }  # fmt: skip
     return Template(CARD.read_text(encoding="utf-8")).substitute(facts)
