@@ -44,6 +44,22 @@ def test_probabilities_are_averaged_and_scored(tmp_path):
     assert row.probabilities("validation")[0].shape == (1, 25, 3)
 
 
+def test_classifiers_of_other_classes(tmp_path):
+    own = {"melanoma": "wart", "seborrheic_keratosis": "mole", "nevus": "scar"}
+    for seed in (0, 1):
+        classification_run(tmp_path / f"cls-2-4/seed{seed}", seed=seed)
+        folder = classification_run(tmp_path / f"mine-arl14/seed{seed}", seed=seed, classes=[*own.values()])
+        for path in (*folder.glob("*_predictions.csv"), *folder.glob("*_truth_official.csv")):
+            pd.read_csv(path).rename(columns=own).to_csv(path, index=False)
+    for row in ("mine-arl14", "cls-2-4"):
+        ensemble.main([row, "--results", str(tmp_path)])
+    run, same = (find_runs(tmp_path / f"{row}-ensemble")[0] for row in ("mine-arl14", "cls-2-4"))
+    assert run.predictions("validation").equals(same.predictions("validation").rename(columns=own))
+    assert run.metrics["test"]["wart"] == same.metrics["test"]["melanoma"] and "scar" in run.metrics["test"]
+    with pytest.raises(UserError, match=r"mine-arl14/seed0 is of wart, mole, scar, .*cls-2-4/seed0 of melanoma, seb"):
+        ensemble.main(["mine-arl14", "cls-2-4", "--results", str(tmp_path)])
+
+
 @pytest.fixture
 def masks(tmp_path):
     """Three runs that each get other images wrong, and the data folder."""

@@ -22,13 +22,14 @@ import torch
 
 from utils import UserError
 from utils.data.images import read_mask
-from utils.data.isic import CLASSES, lesions, read_split
+from utils.data.isic import lesions, read_split
 from utils.evaluation import classification, segmentation
 from utils.evaluation.classification import official_predictions, official_truth, predictions_table
 from utils.evaluation.export import format_scores
 from utils.evaluation.rows import Row
 from utils.evaluation.runs import RunResult, find_runs
 from utils.evaluation.segmentation import SegmentationCounts, confusion_counts
+from utils.files import listed
 from utils.inference.segmentation import add_file, enlarged, png, zip_file
 from utils.logger import log, run_script
 from utils.model.run import environment
@@ -36,15 +37,16 @@ from utils.model.run import environment
 
 def find_members(folders: Sequence[Path]) -> tuple[RunResult, ...]:
     """The runs below each results/<row>/, by row and seed. UserError when they are fewer than two, a row has
-    none, they are of two tasks, or those of a row differ in other things than the seed.
+    none, they are of two tasks or of other classes, or those of a row differ in other things than the seed.
     """
     rows = {folder: _seeds(folder) for folder in folders}
     members = tuple(run for row in rows.values() for run in row)
     for folder, row in rows.items():
         if not row or len(members) < 2:
             raise UserError(f"{folder}: {len(row)} finished runs; an ensemble takes two or more")
-    if other := [run for run in members if run.task != members[0].task]:
-        raise UserError(f"{members[0].folder} is of {members[0].task}, {other[0].folder} of {other[0].task}")
+    for what in (lambda run: run.task, lambda run: listed(run.classes, 10)):
+        if other := [run for run in members if what(run) != what(members[0])]:
+            raise UserError(f"{members[0].folder} is of {what(members[0])}, {other[0].folder} of {what(other[0])}")
     return members
 
 
@@ -122,15 +124,15 @@ def _write_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> N
 def _average(members: Sequence[RunResult], split: str, folder: Path) -> dict[str, Any] | None:
     """Of classification; the scores of a split whose truth the members keep."""
     tables = Row(members[0].experiment, tuple(members)).per_image(split)
-    ids = list(tables[0]["image_id"])
-    mean = np.mean([table[list(CLASSES)] for table in tables], axis=0).astype(np.float32)
-    table = predictions_table(ids, mean)
-    files = {"predictions": table, "predictions_official": official_predictions(table)}
+    ids, classes = list(tables[0]["image_id"]), members[0].classes
+    mean = np.mean([table[list(classes)] for table in tables], axis=0).astype(np.float32)
+    table = predictions_table(ids, mean, classes)
+    files = {"predictions": table, "predictions_official": official_predictions(table, classes)}
     scores = None
     if "label" in tables[0]:
         labels = tables[0]["label"].to_numpy()
-        files["truth_official"] = official_truth(dict(zip(ids, labels.tolist(), strict=True)))
-        scores = classification.summarize(mean, labels, groups=lesions(ids))
+        files["truth_official"] = official_truth(dict(zip(ids, labels.tolist(), strict=True)), classes)
+        scores = classification.summarize(mean, labels, classes, lesions(ids))
     for name, content in files.items():
         content.to_csv(folder / f"{split}_{name}.csv", index=False, lineterminator="\n")
     return scores
