@@ -39,26 +39,20 @@ def find_members(folders: Sequence[Path]) -> tuple[RunResult, ...]:
     """The runs below each results/<row>/, by row and seed. UserError when they are fewer than two, a row has
     none, they are of two tasks or of other classes, or those of a row differ in other things than the seed.
     """
-    rows = {folder: _seeds(folder) for folder in folders}
+    rows = {folder: sorted(find_runs(folder), key=lambda run: run.seed) for folder in folders}
     members = tuple(run for row in rows.values() for run in row)
     for folder, row in rows.items():
         if not row or len(members) < 2:
             raise UserError(f"{folder}: {len(row)} finished runs; an ensemble takes two or more")
+        for one, other in pairwise(row):
+            ours, theirs = ({**_scoring(run), **run.settings, "seed": None} for run in (one, other))
+            if differ := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
+                raise UserError(f"{other.folder} and {one.folder} differ in {', '.join(differ)}: leave one out")
+            if one.seed == other.seed:
+                raise UserError(f"{one.folder} and {other.folder} are both of seed {one.seed}: leave one out")
     for what in (lambda run: run.task, lambda run: listed(run.classes, 10)):
         if other := [run for run in members if what(run) != what(members[0])]:
             raise UserError(f"{members[0].folder} is of {what(members[0])}, {other[0].folder} of {what(other[0])}")
-    return members
-
-
-def _seeds(folder: Path) -> list[RunResult]:
-    members = sorted(find_runs(folder), key=lambda run: run.seed)
-    for run in members[1:]:
-        ours, theirs = ({**_scoring(each), **each.settings, "seed": None} for each in (members[0], run))
-        if differ := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
-            raise UserError(f"{run.folder} and {members[0].folder} differ in {', '.join(differ)}: leave one out")
-    for one, other in pairwise(members):
-        if one.seed == other.seed:
-            raise UserError(f"{one.folder} and {other.folder} are both of seed {one.seed}: leave one out")
     return members
 
 
