@@ -1,5 +1,6 @@
 """Photographs unlike the training images: told, and the others not; also by the file that is passed on."""
 
+import json
 from pathlib import Path
 
 import cv2
@@ -10,12 +11,18 @@ from sklearn.datasets import load_sample_images
 
 import nets
 from tests.conftest import ROOT
+from tests.data.test_own import lesions, own_folder
+from utils import UserError
+from utils.config import configure
 from utils.data.dermoscopy import draw_lesion
 from utils.data.isic import Sample, read_split
+from utils.data.own import own_data
 from utils.device import Precision
 from utils.evaluation.runs import RunResult, read_run
+from utils.inference import likeness
 from utils.inference.findings import Finding, Reader, examine, load
 from utils.inference.likeness import pixel_faults, read_likeness, write_likeness
+from utils.inference.trained import RELEASED, write_released
 
 FLOAT32 = Precision(torch.device("cpu"), None)
 SHADES = np.linspace(20, 230, 64).astype(np.uint8)
@@ -51,11 +58,39 @@ def test_other_pictures_are_unlike_and_others_of_the_same_kind_are_not(net, task
     assert read_likeness(tmp_path) is None
     with caplog.at_level("INFO"):
         write_likeness(run, model, samples[:40], samples[40:])
-    likeness = read_likeness(tmp_path)
-    assert likeness.unlike(model, NOISE) and likeness.unlike(model, np.zeros((64, 64, 3), np.uint8))
+    known = read_likeness(tmp_path)
+    assert known.unlike(model, NOISE) and known.unlike(model, np.zeros((64, 64, 3), np.uint8))
     drawn = [cv2.resize(draw_lesion(0, index, (96, 72))[0], (64, 64)) for index in range(40, 60)]
-    assert sum(likeness.unlike(model, frame) for frame in drawn) <= 5
+    assert sum(known.unlike(model, frame) for frame in drawn) <= 5
     assert "of 40 training images; unlike them are" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(
+    ("task", "net", "split"),
+    [
+        ("segmentation", "mobilenet_unet", {"fold": (1, 3)}),
+        ("classification", "resnet14", {"split": (0.5, 0.3, 0.2), "split_seed": 1}),
+    ],
+)
+def test_the_command_takes_the_images_that_the_run_was_trained_on(task, net, split, tmp_path, caplog):
+    data = own_folder(tmp_path / "mine", *lesions(24))
+    settings = {"name": "mine", "task": task, "net": net, "pretrained": False, "seed": 0, "size": [32, 32]}
+    settings |= {"batch_size": 4, "train_views": "frame", **split}
+    config, trained = {"settings": settings, "data": str(data)}, tmp_path / "run"
+    trained.mkdir()
+    (trained / "config.json").write_text(json.dumps(config))
+    (trained / "metrics.json").write_text(json.dumps({"validation": None, "test": None, "views": "1", "flips": False}))
+    write_released(nets.create_model(net), trained / RELEASED)
+    with caplog.at_level("INFO"):
+        likeness.main([str(trained)])
+    _, samples = own_data(configure(task=task, data=data, **split), masks=task == "segmentation")
+    assert f"of {len(samples['train'])} training images; unlike them are" in caplog.messages[-1]
+    assert f"of {len(samples['validation'])} validation images" in caplog.messages[-1]
+    for name in split:
+        del settings[name]
+    (trained / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"run: no training image there; choose the folder by --data"):
+        likeness.main([str(trained), "--data", str(trained)])
 
 
 def test_the_released_classifier_tells_pictures_without_skin(isic2017, tmp_path):

@@ -1,6 +1,6 @@
 """Whether a photograph is like those that a network was trained on, told from its features, and from its pixels.
 
-    python -m utils.inference.likeness model/seg-4/run0 --data Data/ISIC2017
+    python -m utils.inference.likeness model/seg-4/run0
 
 writes likeness.safetensors into a run's folder, as `utils.inference.release` does. Of every channel of
 the encoder's levels but the first and the last, mean and standard deviation over the positions are taken. (The last
@@ -19,15 +19,16 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from utils.config import Config
 from utils.data.cache import load_image
 from utils.data.images import image_size
-from utils.data.isic import Sample, read_split
+from utils.data.isic import Sample
 from utils.data.loader import to_input
 from utils.data.parallel import in_order
 from utils.device import find_device
 from utils.evaluation.runs import RunResult, read_run, reading
 from utils.files import written_whole
-from utils.inference.trained import load_network, stored_sizes, whole_frame
+from utils.inference.trained import load_network, stored_sizes, training_data, whole_frame
 from utils.logger import log, progress, run_script
 from utils.model.weights import load_file
 
@@ -117,11 +118,11 @@ def write_likeness(run: RunResult, model: nn.Module, train: Sequence[Sample], va
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m utils.inference.likeness", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the run's folder, with weights")
-    parser.add_argument("--data", type=Path, default=Path("Data/ISIC2017"), help="data folder (%(default)s)")
+    parser.add_argument("--data", type=Path, help="data folder (the one that the run was trained on)")
     args = parser.parse_args(argv)
     run = read_run(args.run)
-    samples = (read_split(args.data, split, with_labels=False) for split in ("train", "validation"))
-    write_likeness(run, load_network(run, find_device(None)), *samples)
+    data = training_data(run, args.data or run.data or Config.data)
+    write_likeness(run, load_network(run, find_device(None)), data["train"], data["validation"])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The trained network of a finished run: from its checkpoint, or from the smaller file that is passed on."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from torch import nn
 import nets
 from utils import UserError
 from utils.command_line import SCRIPTS
-from utils.config import EXPERIMENTS, ROOT
+from utils.config import EXPERIMENTS, ROOT, configure
+from utils.data.isic import Sample, read_split
+from utils.data.own import own_data
 from utils.data.transforms import FRAME, TEST_PATCHES, TRAIN_TRANSFORMS, Pixels, Size, Sizes, cache_sizes, take
 from utils.device import Precision
 from utils.evaluation.runs import RunResult, read_run, reading
@@ -130,6 +132,21 @@ def predict_photographs(
     if run.task == "segmentation":
         return outline(model, images, precision, batch_size, flips)
     return classify(model, images, precision, size, batch_size, TEST_PATCHES[run.metrics["views"]], flips)
+
+
+def training_data(run: RunResult, folder: Path) -> Mapping[str, Sequence[Sample]]:
+    """The images there that a run is trained and validated on, by split; one's own are split as they were for the run.
+
+    UserError when there are none to train on.
+    """
+    drawn = {name: value for name in ("split", "split_seed", "fold") if (value := run.settings.get(name)) != "given"}
+    config = configure(task=run.task, net=run.settings["net"], pretrained=False, data=folder, **drawn)
+    if own := own_data(config, masks=run.task == "segmentation"):
+        return own[1]
+    data = {split: read_split(folder, split, with_labels=False) for split in ("train", "validation")}
+    if not data["train"]:
+        raise UserError(f"{folder}: no training image there; choose the folder by --data")
+    return data
 
 
 def whole_frame(run: RunResult, pixels: Pixels) -> np.ndarray:
