@@ -9,6 +9,7 @@ images, and README.md, the card, with the scores of that file: it is read back. 
 """
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from string import Template
@@ -18,7 +19,7 @@ import numpy as np
 from utils import UserError
 from utils.config import CACHE
 from utils.data.cache import prepare
-from utils.data.isic import read_split
+from utils.data.isic import Sample, read_split
 from utils.device import find_device, find_precision
 from utils.evaluation import classification, segmentation
 from utils.evaluation.export import format_scores
@@ -28,7 +29,14 @@ from utils.files import load_json, written_whole
 from utils.inference.classification import labels_of
 from utils.inference.likeness import write_likeness
 from utils.inference.segmentation import score
-from utils.inference.trained import RELEASED, load_network, predict_photographs, stored_sizes, write_released
+from utils.inference.trained import (
+    RELEASED,
+    load_network,
+    predict_photographs,
+    stored_sizes,
+    training_data,
+    write_released,
+)
 from utils.logger import log, run_script
 from utils.model.run import read_config
 
@@ -41,10 +49,8 @@ _TASKS = {
 }
 
 
-def score_again(run: RunResult, data: Path, cache: Path) -> str:
-    """The validation scores of the weights in the run's folder, as lines of text."""
-    precision = find_precision(find_device(None))
-    model = load_network(run, precision.device)
+def scored_images(run: RunResult, data: Path) -> list[Sample]:
+    """The validation images that the run was scored on. UserError when they are not there with their truth."""
     masks = run.task == "segmentation"
     samples = read_split(data, "validation", with_labels=not masks)
     samples = [sample for sample in samples if (sample.mask if masks else sample.label is not None)]
@@ -53,8 +59,15 @@ def score_again(run: RunResult, data: Path, cache: Path) -> str:
             f"{data}: {len(samples)} validation images with truth, the run was scored on "
             f"{run.metrics['validation']['images']}; choose the folder by --data"
         )
+    return samples
+
+
+def score_again(run: RunResult, samples: Sequence[Sample], cache: Path) -> str:
+    """The scores on these images of the weights in the run's folder, as lines of text."""
+    precision = find_precision(find_device(None))
+    model = load_network(run, precision.device)
     images = prepare(samples, partial(stored_sizes, run), cache, masks=False)
-    if masks:
+    if run.task == "segmentation":
         counts = score(model, images, precision, run.settings["batch_size"], run.metrics["flips"])
         return format_scores("validation", segmentation.summarize(counts))
     each = predict_photographs(run, model, map(images.image, range(len(samples))), precision)
@@ -105,11 +118,11 @@ def main(argv: list[str] | None = None) -> None:
     run, results = read_run(args.run), read_run(args.results)
     if run.settings != results.settings or run.metrics != results.metrics:
         raise UserError(f"{args.results} does not hold the results of {args.run}: reproduce.py copies them")
+    validation, train = scored_images(results, args.data), training_data(results, args.data)["train"]
     path = args.results / RELEASED
     write_released(load_network(run, find_device("cpu")), path)
-    scores = score_again(results, args.data, args.cache)
-    samples = (read_split(args.data, split, with_labels=False) for split in ("train", "validation"))
-    write_likeness(results, load_network(results, find_device(None)), *samples)
+    scores = score_again(results, validation, args.cache)
+    write_likeness(results, load_network(results, find_device(None)), train, validation)
     with written_whole(args.results / "README.md") as file:
         file.write(model_card(results, scores, path.stat().st_size).encode())
     log.info("%s\n%s: %.1f MB", scores, path, path.stat().st_size / 1e6)
