@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         except StopRequested as request:
             raise StopRequested(request.number, "while predicting; the same command goes on from here") from None
     done = len(photographs) - len(failed)
-    if done:
+    if record.finished:
         write_tables(record, failed, " and ".join(map(run_label, runs)), NOTICE)
         log.info("%s: look at index.html there, or at summary.csv", args.output)
     told = [f"{Path(name).name} ({re.split(' [(]|;', why)[0]})" for name, why in failed.items()] + skipped

@@ -129,10 +129,22 @@ def test_a_stopped_call_goes_on_and_a_changed_photograph_is_predicted_again(home
     assert caplog.messages[-1] == f"{len(photographs)} of {len(photographs)} predicted, 1 of them before"
     del whole["0_overlay.jpg"]
     assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+
+    def row_of_0() -> dict[str, str]:
+        (row,) = (row for row in rows(out) if Path(row["file"]).name == "0.jpg")
+        return row
+
+    (mine / "0.jpg").rename(tmp_path / "first.jpg")
     shutil.copy(photographs[1], mine / "0.jpg")
     on(home, tmp_path, "model/seg-b1/run0", mine)
-    assert (out / "0_segmentation.png").read_bytes() == whole["1_segmentation.png"]
-    assert [Path(row["file"]).name for row in rows(out)].count("0.jpg") == 1
+    assert (out / "0_segmentation.png").read_bytes() == whole["1_segmentation.png"] and row_of_0()
+    (tmp_path / "first.jpg").replace(mine / "0.jpg")
+    on(home, tmp_path, "model/seg-b1/run0", mine)
+    assert (out / "0_segmentation.png").read_bytes() == whole["0_segmentation.png"] and row_of_0()["lesion_share"]
+    (mine / "0.jpg").write_bytes(photographs[0].read_bytes()[:-300])
+    with pytest.raises(SystemExit):
+        on(home, tmp_path, "model/seg-b1/run0", mine / "0.jpg")
+    assert row_of_0()["warnings"].startswith("not predicted: truncated") and not row_of_0()["lesion_share"]
     with pytest.raises(UserError, match=r"out holds what seg-b1, seed 0 predicted: choose another --output, or move"):
         on(home, tmp_path, "model/cls-b1/run0", mine)
 

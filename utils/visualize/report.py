@@ -1,20 +1,19 @@
 """What predictions of a folder of photographs are kept in: a record to go on from, tables, and a page to look at.
 
 record.jsonl has a line for each finished photograph, written once its pictures are there; summary.csv, predictions.csv
-and index.html are made of it, a line at a time.
+and index.html are made of it.
 """
 
-import csv
 import html
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from io import StringIO
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 from urllib.parse import quote
+
+import pandas as pd
 
 from utils import UserError
 from utils.files import written_whole
@@ -32,30 +31,37 @@ class Record:
     """record.jsonl in a folder of outputs: a line that tells which networks they are of, then one a photograph.
 
     networks: what identifies them, by the name to show: {"cls-b1, seed 5": SHA-256 of the weights}. UserError when the
-    outputs there are of others, or the file is damaged. `names`: the photograph's absolute path by name of its outputs.
+    outputs there are of others, or the file is damaged.
+
+    Attributes:
+        finished: what was added last of each photograph, by its absolute path.
+        names: that path by the name of the outputs.
     """
 
     def __init__(self, folder: Path, networks: Mapping[str, str]) -> None:
         self.path, self._networks = folder / RECORD, networks
+        self.finished: dict[str, Mapping[str, Any]] = {}
         self.names: dict[str, str] = {}
-        self._finished: dict[str, list[int]] = {}
         if not self.path.is_file():
             return
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]  # a last line that a kill cut short goes
         try:
-            lines = self._lines()
-            there = next(lines)["networks"]
-            for line in lines:
-                self.names[line["name"]], self._finished[line["file"]] = line["file"], line["identity"]
-        except (LookupError, StopIteration, TypeError, ValueError) as error:
+            there, *lines = map(json.loads, whole.splitlines())
+            there = there["networks"]
+            self.finished = {line["file"]: line for line in lines}
+            self.names = {line["name"]: line["file"] for line in lines}
+        except (LookupError, TypeError, ValueError) as error:
             raise UserError(f"{self.path}: damaged; choose another --output, or move {folder} away") from error
         if there != networks:
             others = " and ".join(there)
             raise UserError(f"{folder} holds what {others} predicted: choose another --output, or move it away")
+        os.truncate(self.path, len(whole))
 
     def waits(self, file: Path) -> bool:
         """Whether a photograph is not finished, or has changed since."""
-        there = self._finished.get(str(file.absolute()))
-        return there is None or not file.is_file() or there != identity(file)
+        there = self.finished.get(str(file.absolute()))
+        return there is None or not file.is_file() or there["identity"] != identity(file)
 
     def start(self, names: Iterable[str]) -> None:
         """Before lines are added. UserError when, without a record, outputs of these names are there already."""
@@ -73,24 +79,7 @@ class Record:
         """A photograph whose files are written: "file" (absolute), "identity", "name"; what `write_tables` takes."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        self._finished[line["file"]] = line["identity"]
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Of the finished photographs in order; of one that was predicted again, as it had changed, the last."""
-        for line in self._lines():
-            if self._finished.get(line.get("file")) == line.get("identity", ()):
-                yield line
-
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        """A last one that a kill cut short goes."""
-        with self.path.open("rb+") as file:
-            end = 0
-            for line in file:
-                if not line.endswith(b"\n"):
-                    file.truncate(end)
-                    return
-                end += len(line)
-                yield json.loads(line)
+        self.finished[line["file"]] = line
 
 
 def write_tables(record: Record, failed: Mapping[str, str], title: str, notice: str) -> None:
@@ -98,41 +87,33 @@ def write_tables(record: Record, failed: Mapping[str, str], title: str, notice: 
 
     failed: why a photograph, by its path, has no prediction; it gets a row all the same.
     """
-    folder, first = record.path.parent, next(record.rows())
-    columns = list(first["row"])
-    head, tail = _page_around(columns, title, notice)
-    with written_whole(folder / "summary.csv") as table, written_whole(folder / "index.html") as page:
-        page.write(head)
-        table.write(_csv([*columns, "use"]))
-        missing = ({"row": {"file": file, "warnings": f"not predicted: {why}"}} for file, why in failed.items())
-        for line in chain(record.rows(), missing):
-            row = dict.fromkeys(columns, "") | line["row"]
-            table.write(_csv([*row.values(), notice]))
-            page.write(_page_row(row, line.get("pictures", [])))
-        page.write(tail)
+    first, gone = next(iter(record.finished.values())), {str(Path(file).absolute()) for file in failed}
+    done = [line for file, line in record.finished.items() if file not in gone]  # of those it is outdated
+    missing = [{"file": file, "warnings": f"not predicted: {why}"} for file, why in failed.items()]
+    rows = [*(line["row"] for line in done), *missing]
+    table = pd.DataFrame(rows, columns=list(first["row"]), dtype=object).fillna("")  # objects: names may be no UTF-8
+    pictures = [line["pictures"] for line in done] + [[] for _ in missing]
+    heads = (html.escape(name.replace("_", " ")) for name in table)
+    page = Template(PAGE.read_text(encoding="utf-8")).substitute(
+        title=html.escape(title),
+        notice=html.escape(notice),
+        columns="".join(f'<th scope="col"><button>{name}</button></th>' for name in heads),
+        rows="".join(map(_page_row, table.to_dict("records"), pictures)),
+    )
+    texts = {"summary.csv": _csv(table.assign(use=notice)), "index.html": page}
     if first["classes"]:
-        with written_whole(folder / "predictions.csv") as table:
-            table.write(_csv(["image_id", *first["classes"]]))
-            for line in record.rows():
-                table.write(_csv([line["name"], *line["classes"].values()]))
+        each, names = [{"image_id": line["name"], **line["classes"]} for line in done], ["image_id", *first["classes"]]
+        texts["predictions.csv"] = _csv(pd.DataFrame(each, columns=names, dtype=object))
+    for name, text in texts.items():
+        with written_whole(record.path.parent / name) as file:
+            file.write(text.encode(errors="backslashreplace"))
 
 
-def _csv(values: Iterable[Any]) -> bytes:
-    text = StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue().encode(errors="backslashreplace")
+def _csv(table: pd.DataFrame) -> str:
+    return table.to_csv(index=False, lineterminator="\n")
 
 
-def _page_around(columns: Iterable[str], title: str, notice: str) -> list[bytes]:
-    """What stands before and after the rows."""
-    names = (html.escape(column.replace("_", " ")) for column in columns)
-    heads = "".join(f'<th scope="col"><button>{name}</button></th>' for name in names)
-    template = Template(PAGE.read_text(encoding="utf-8"))
-    page = template.substitute(title=html.escape(title), notice=html.escape(notice), columns=heads)
-    return page.encode().split(b"<!-- rows -->\n")
-
-
-def _page_row(row: Mapping[str, str], pictures: Iterable[Sequence[str]]) -> bytes:
+def _page_row(row: Mapping[str, str], pictures: Iterable[Sequence[str]]) -> str:
     """pictures: (what it shows, file relative to the page, thumbnail in base64)."""
     shown = "".join(
         f'<a href="{quote(os.fsencode(file))}"><img loading="lazy" decoding="async" alt="{html.escape(what)}" '
@@ -140,4 +121,4 @@ def _page_row(row: Mapping[str, str], pictures: Iterable[Sequence[str]]) -> byte
         for what, file, small in pictures
     )
     cells = "".join(f'<td class="{name}">{html.escape(value)}</td>' for name, value in row.items())
-    return f'<tr><td class="pictures">{shown}</td>{cells}</tr>\n'.encode(errors="backslashreplace")
+    return f'<tr><td class="pictures">{shown}</td>{cells}</tr>\n'
