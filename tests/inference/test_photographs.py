@@ -15,14 +15,12 @@ from utils.inference.photographs import find_photographs
         (["a/x.jpg", "a/b/y.PNG"], ["a"], True, {"a/x.jpg": "x", "a/b/y.PNG": "b/y"}),
         (["a/x.jpg", "a/b/x.jpg"], ["a"], True, {"a/x.jpg": "x", "a/b/x.jpg": "b/x"}),
         (["a/x.jpg"], ["a", "a/x.jpg"], False, {"a/x.jpg": "x"}),  # given twice
-        (["a/x.jpg", "a/x.png"], ["a"], False, {"a/x.jpg": "x.jpg", "a/x.png": "x.png"}),
-        (["a/x.jpg", "a/X.JPG"], ["a"], False, {"a/X.JPG": "X-1", "a/x.jpg": "x-2"}),
+        (["a/x.jpg", "a/x.png"], ["a"], False, {"a/x.jpg": "x", "a/x.png": "x-2"}),
+        (["a/x.jpg", "a/X.JPG"], ["a"], False, {"a/X.JPG": "X", "a/x.jpg": "x-2"}),
         (["a/x.jpg", "b/x.jpg", "b/y.jpg"], ["a", "b"], False, {
-            "a/x.jpg": "a/x.jpg", "b/x.jpg": "b/x.jpg", "b/y.jpg": "y"}),
-        (["1/a/x.jpg", "2/a/x.jpg"], ["1/a", "2/a"], False, {
-            "1/a/x.jpg": "x-1", "2/a/x.jpg": "x-2"}),
-        (["a/x.jpg", "a/x.png", "a/x.jpg.bmp"], ["a"], False, {
-            "a/x.jpg": "a/x.jpg", "a/x.png": "x.png", "a/x.jpg.bmp": "x.jpg"}),
+            "a/x.jpg": "x", "b/x.jpg": "x-2", "b/y.jpg": "y"}),
+        (["a/x-2.jpg", "a/x.jpg", "a/x.png"], ["a"], False, {
+            "a/x-2.jpg": "x-2", "a/x.jpg": "x", "a/x.png": "x-3"}),
         (["a/x.jpg", "a/out/x_overlay.jpg", "a/out/z.jpg"], ["a"], True, {"a/x.jpg": "x"}),  # "a/out": the output
     ],
 )  # fmt: skip
@@ -61,9 +59,13 @@ def test_only_an_output_folder_below_is_left_out(output, names, tmp_path, monkey
 
 
 def test_names_of_earlier_outputs_stay_theirs(tmp_path):
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "x.jpg").touch()
-    taken = {"x": str(tmp_path / "a/x.jpg")}
-    first, second = (find_photographs([tmp_path / each], tmp_path / "out", taken=taken)[0] for each in "ab")
-    assert [first[0].name, second[0].name] == ["x", "x.jpg"]
+    """Also of photographs beside others that come before them, or given by another folder."""
+    for name in ("a/x.bmp", "a/x.jpg", "b/x.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    taken = {str(tmp_path / "a/x.jpg"): "x"}
+    names = [
+        [each.name for each in find_photographs([tmp_path / given], tmp_path / "out", True, taken)[0]]
+        for given in ("a", "b", ".")
+    ]
+    assert names == [["x-2", "x"], ["x-2"], ["a/x", "x", "b/x"]]

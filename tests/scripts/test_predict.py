@@ -136,7 +136,9 @@ def test_a_stopped_call_goes_on_and_a_changed_photograph_is_predicted_again(home
 
     (mine / "0.jpg").rename(tmp_path / "first.jpg")
     shutil.copy(photographs[1], mine / "0.jpg")
+    shutil.copy(photographs[2], mine / "0.bmp")
     on(home, tmp_path, "model/seg-b1/run0", mine)
+    assert (out / "0-2_segmentation.png").read_bytes() == whole["2_segmentation.png"]
     assert (out / "0_segmentation.png").read_bytes() == whole["1_segmentation.png"] and row_of_0()
     (tmp_path / "first.jpg").replace(mine / "0.jpg")
     on(home, tmp_path, "model/seg-b1/run0", mine)

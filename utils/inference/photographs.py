@@ -1,9 +1,8 @@
 """Photographs of one's own: which files they are, and what their outputs are called."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 from utils.data.own import SUFFIXES
@@ -28,8 +27,8 @@ def find_photographs(
 ) -> tuple[list[Photograph], list[str]]:
     """The files among `paths` and the photographs in the folders among them; then what is passed over, with reasons.
 
-    output: not looked into. recursive: folders in folders too; else the log tells that there are any. taken: absolute
-    file by name, of earlier outputs. UserError for a path that does not exist.
+    output: not looked into. recursive: folders in folders too; else the log tells that there are any. taken: names of
+    earlier outputs by absolute file. UserError for a path that does not exist.
     """
     found: dict[Path, tuple[Path, Path]] = {}
     skipped = []
@@ -63,23 +62,12 @@ def _passed_over(path: Path) -> str:
 
 
 def _named(found: Sequence[tuple[Path, Path]], taken: Mapping[str, str]) -> list[Photograph]:
-    """Names that differ, also where capitals do not count: of each file the shortest form that is free, or a number."""
-    forms = (
-        lambda file, top: file.relative_to(top).with_suffix(""),
-        lambda file, top: file.relative_to(top),
-        lambda file, top: top.resolve().name / file.relative_to(top),
-    )
-    names: dict[Path, str] = {}
-
-    for form in forms:
-        asked = {file: form(file, top).as_posix() for file, top in found if file not in names}
-        often = Counter(name.lower() for name in [*asked.values(), *names.values()])
-        for file, name in asked.items():
-            if often[name.lower()] == 1 and taken.get(name, str(file.absolute())) == str(file.absolute()):
-                names[file] = name
+    """Names that differ, also where capitals do not count: that of earlier outputs, else with a number if need be."""
+    names, used = dict(taken), {name.lower() for name in taken.values()}
     for file, top in found:
-        if file not in names:
-            stem = forms[0](file, top).as_posix()
-            used = {name.lower() for name in [*names.values(), *taken]}
-            names[file] = next(name for n in count(1) if (name := f"{stem}-{n}").lower() not in used)
-    return [Photograph(file, names[file]) for file, _ in found]
+        if str(file.absolute()) not in names:
+            stem = file.relative_to(top).with_suffix("").as_posix()
+            forms = chain([stem], (f"{stem}-{number}" for number in count(2)))
+            name = names[str(file.absolute())] = next(form for form in forms if form.lower() not in used)
+            used.add(name.lower())
+    return [Photograph(file, names[str(file.absolute())]) for file, _ in found]

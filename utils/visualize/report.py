@@ -35,13 +35,11 @@ class Record:
 
     Attributes:
         finished: what was added last of each photograph, by its absolute path.
-        names: that path by the name of the outputs.
     """
 
     def __init__(self, folder: Path, networks: Mapping[str, str]) -> None:
         self.path, self._networks = folder / RECORD, networks
         self.finished: dict[str, Mapping[str, Any]] = {}
-        self.names: dict[str, str] = {}
         if not self.path.is_file():
             return
         content = self.path.read_bytes()
@@ -50,13 +48,17 @@ class Record:
             there, *lines = map(json.loads, whole.splitlines())
             there = there["networks"]
             self.finished = {line["file"]: line for line in lines}
-            self.names = {line["name"]: line["file"] for line in lines}
         except (LookupError, TypeError, ValueError) as error:
             raise UserError(f"{self.path}: damaged; choose another --output, or move {folder} away") from error
         if there != networks:
             others = " and ".join(there)
             raise UserError(f"{folder} holds what {others} predicted: choose another --output, or move it away")
         os.truncate(self.path, len(whole))
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Of the outputs, by the photograph's absolute path."""
+        return {file: line["name"] for file, line in self.finished.items()}
 
     def waits(self, file: Path) -> bool:
         """Whether a photograph is not finished, or has changed since."""
