@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from utils import UserError
+from utils.data.images import image_size
 from utils.inference.photographs import find_photographs
 
 
@@ -40,8 +42,13 @@ def test_what_is_passed_over_is_told(tmp_path):
     }  # fmt: skip
     for name in kinds:
         (tmp_path / name).touch()
+    kinds["circle.jpg"] = ""  # likewise
+    (tmp_path / "circle.jpg").symlink_to("circle.jpg")
     found, skipped = find_photographs([tmp_path], tmp_path / "out")
     assert {each.file.name for each in found} == {name for name, reason in kinds.items() if not reason}
+    for file in (tmp_path / "photo.jpg", tmp_path / "circle.jpg"):
+        with pytest.raises(UserError, match=f"^{file}: [^\n]+$"):
+            image_size(file)
     assert sorted(skipped) == sorted(f"{name} ({reason})" for name, reason in kinds.items() if reason)
     alone, _ = find_photographs([tmp_path / "notes.txt"], tmp_path / "out")  # asked for by name: looked at
     assert [each.name for each in alone] == ["notes"]

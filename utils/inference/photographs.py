@@ -1,5 +1,6 @@
 """Photographs of one's own: which files they are, and what their outputs are called."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -30,15 +31,15 @@ def find_photographs(
     output: not looked into. recursive: folders in folders too; else the log tells that there are any. taken: names of
     earlier outputs by absolute file. UserError for a path that does not exist.
     """
-    found: dict[Path, tuple[Path, Path]] = {}
+    found: dict[str, tuple[Path, Path]] = {}  # by the real path; other than Path.resolve, it takes links in a circle
     skipped = []
     for top in paths:
         if not top.is_dir():
-            found.setdefault(check_file(top).resolve(), (top, top.parent))
+            found.setdefault(os.path.realpath(check_file(top)), (top, top.parent))
             continue
         inside = sorted(top.rglob("*") if recursive else top.iterdir())
         if top.resolve() in output.resolve().parents:
-            inside = [path for path in inside if output.resolve() not in path.resolve().parents]
+            inside = [path for path in inside if output.resolve() not in Path(os.path.realpath(path)).parents]
         folders = sum(path.is_dir() for path in inside)
         if folders and not recursive:
             log.info("%s: %d folders in it are not looked into; --recursive does", top, folders)
@@ -48,7 +49,7 @@ def find_photographs(
             if reason := _passed_over(file.relative_to(top)):
                 skipped.append(f"{file.relative_to(top)} ({reason})")
             else:
-                found.setdefault(file.resolve(), (file, top))
+                found.setdefault(os.path.realpath(file), (file, top))
     return _named(list(found.values()), taken or {}), skipped
 
 
