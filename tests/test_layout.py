@@ -24,7 +24,7 @@ LIGHT = "seg_main, cls_main, nets, utils.command_line, utils.files, utils.signal
 @cache
 def sources() -> dict[str, tuple[str, ast.Module]]:
     """Path and syntax tree of every file, by the name it is imported by."""
-    found, folders = {}, ("nets", "utils", "benchmarks", "tests")
+    found, folders = {}, ("nets", "utils", "benchmarks", "docs", "tests")
     for path in [*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]:
         name = path.relative_to(ROOT)
         module = ".".join(name.with_suffix("").parts).removesuffix(".__init__")

@@ -1,6 +1,6 @@
-"""The strip of outlines in README: validation images of a run, chosen by their rank among all Jaccards alone.
+"""The picture in README, outlines.jpg: validation images of a run, chosen by their rank among all Jaccards alone.
 
-python -m utils.visualize.strip results/seg-b1/seed2 --data Data/ISIC2017
+python -m docs.outlines results/seg-b1/seed2 --data Data/ISIC2017
 """
 
 import argparse
@@ -16,7 +16,7 @@ RANKS = {"best": 1.0, "75 %": 0.75, "median": 0.5, "25 %": 0.25, "10 %": 0.1, "w
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m utils.visualize.strip", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m docs.outlines", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a segmentation run with its validation masks")
     parser.add_argument("--data", type=Path, default=Path("Data/ISIC2017"), help="data folder (%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("docs/outlines.jpg"), help="JPEG file (%(default)s)")
