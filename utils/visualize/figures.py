@@ -274,11 +274,9 @@ def heated(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def _outline(axes: Axes, mask: np.ndarray, colour: str) -> None:
-    # A frame of background lets the outline of a lesion that is cut by the image's border close along it.
-    padded = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    contours, _ = cv2.findContours(padded, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    """Along the frame where that cuts the lesion."""
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     for contour in contours:
-        points = np.clip(contour[:, 0] - 1, 0, (mask.shape[1] - 1, mask.shape[0] - 1))
-        points = np.vstack([points, points[:1]])
+        points = np.vstack([contour, contour[:1]])[:, 0]
         axes.plot(*points.T, color="black", linewidth=2.2, alpha=0.5)
         axes.plot(*points.T, color=colour, linewidth=1.2)

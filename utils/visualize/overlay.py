@@ -22,8 +22,7 @@ def outlined(image: np.ndarray, mask: np.ndarray, of: str = "prediction") -> np.
     lesion.
     """
     drawn, width = image.copy(), max(2, round(max(image.shape) / 400))
-    padded = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    contours, _ = cv2.findContours(padded, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=(-1, -1))
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     bright = tuple(round(255 * part) for part in to_rgb(OUTLINES[of]))
     for colour, thickness in (((0, 0, 0), 2 * width), (bright, width)):
         cv2.drawContours(drawn, contours, -1, colour, thickness, cv2.LINE_AA)
