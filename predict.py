@@ -30,7 +30,7 @@ from utils.inference.photographs import Photograph, find_photographs
 from utils.inference.trained import chosen_runs, run_label, weights_file
 from utils.logger import log, run_script
 from utils.signals import StopRequested
-from utils.visualize.overlay import captioned, grey_png, jpeg, pictures, small_jpeg, thumbnail
+from utils.visualize.overlay import captioned, grey_png, jpeg, pictures, thumbnail
 from utils.visualize.report import Record, identity, write_tables
 
 AHEAD = 4  # photographs decoded, and written, beside the one that is predicted: so many are in memory
@@ -51,8 +51,9 @@ def write_outputs(photograph: Photograph, loaded: Loaded, finding: Finding, outp
     for name, (what, image) in pictures(loaded.shown, finding).items():
         files[f"{name}.jpg"] = jpeg(captioned(image, [*said, what, NOTICE]))
         shown = [icons[name][1]] if finding.lesion is not None else [small, icons[name][1]]
-        for icon in map(base64.b64encode, map(small_jpeg, shown)):
-            kept.append([f"{photograph.file}: {what}", f"{photograph.name}_{name}.jpg", icon.decode()])
+        for icon in shown:
+            code = base64.b64encode(jpeg(icon, quality=60)).decode()
+            kept.append([f"{photograph.file}: {what}", f"{photograph.name}_{name}.jpg", code])
     path.parent.mkdir(parents=True, exist_ok=True)
     for end, content in files.items():
         with written_whole(path.with_name(f"{path.name}_{end}")) as file:

@@ -12,7 +12,7 @@ from utils.inference.findings import Finding
 from utils.visualize.figures import heated
 from utils.visualize.style import OUTLINES
 
-SMALL, SMALL_BYTES = 160, 6000  # longer side and most bytes of a thumbnail
+SMALL = 160  # pixels of a thumbnail's longer side
 
 
 def outlined(image: np.ndarray, mask: np.ndarray, of: str = "prediction") -> np.ndarray:
@@ -63,12 +63,6 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     scale = SMALL / max(image.shape)
     size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
-def small_jpeg(image: np.ndarray) -> bytes:
-    """A JPEG file of at most SMALL_BYTES of a thumbnail."""
-    files = (jpeg(image, quality) for quality in (80, 65, 50, 35, 20, 5))
-    return next(file for file in files if len(file) <= SMALL_BYTES)
 
 
 def grey_png(values: np.ndarray, comment: str) -> bytes:
