@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
@@ -17,7 +16,7 @@ from utils.device import Precision
 from utils.evaluation.runs import RunResult
 from utils.inference.likeness import pixel_faults, read_likeness
 from utils.inference.saliency import class_activation_maps
-from utils.inference.segmentation import lesion_mask
+from utils.inference.segmentation import enlarged
 from utils.inference.trained import load_network, predict_photographs, stored_sizes, whole_frame
 from utils.model.run import read_config
 
@@ -69,12 +68,12 @@ class Finding:
     @cached_property
     def probability(self) -> np.ndarray:
         """`lesion` at the photograph's own size."""
-        return cv2.resize(self.lesion, self.size, interpolation=cv2.INTER_LINEAR)
+        return enlarged(self.lesion, self.size)
 
     @cached_property
     def mask(self) -> np.ndarray:
         """bool [height, width]."""
-        return lesion_mask(self.probability, self.size)
+        return self.probability > 0.5
 
     def row(self) -> dict[str, str]:
         """For a table: probabilities to 4 digits, class, share of the frame, whether its edge is lesion, warnings."""

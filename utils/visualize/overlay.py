@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from utils.inference.findings import Finding
+from utils.inference.segmentation import lesion_mask
 from utils.visualize.figures import heated
 from utils.visualize.style import OUTLINES
 
@@ -33,8 +34,8 @@ def pictures(image: np.ndarray, finding: Finding) -> dict[str, tuple[str, np.nda
     """What is shown of a finding on a photograph, by the end of its file's name: (what it is, uint8 [H, W, 3])."""
     found = {}
     if finding.lesion is not None:
-        small = cv2.resize(finding.lesion, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-        found["overlay"] = "outline of the lesion", outlined(image, small > 0.5)
+        mask = lesion_mask(finding.lesion, image.shape[1::-1])
+        found["overlay"] = "outline of the lesion", outlined(image, mask)
     if finding.saliency is not None:
         found["saliency"] = f"bright: what speaks for {finding.first}", heated(image, finding.saliency)
     return found
