@@ -12,6 +12,7 @@ beyond the distance that 99 % of those keep, it is unlike them. How many validat
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +21,13 @@ import torch
 from torch import nn
 
 from utils.config import Config
-from utils.data.cache import load_image
-from utils.data.images import image_size
 from utils.data.isic import Sample
 from utils.data.loader import to_input
 from utils.data.parallel import in_order
 from utils.device import find_device
 from utils.evaluation.runs import RunResult, read_run, reading
 from utils.files import written_whole
-from utils.inference.trained import load_network, stored_sizes, training_data, whole_frame
+from utils.inference.trained import load_network, read_frame, training_data
 from utils.logger import log, progress, run_script
 from utils.model.weights import load_file
 
@@ -91,12 +90,8 @@ def read_likeness(folder: Path) -> Likeness | None:
 
 def write_likeness(run: RunResult, model: nn.Module, train: Sequence[Sample], validation: Sequence[Sample]) -> None:
     """Make likeness.safetensors in the run's folder of its training images; the log has the false-alarm rate."""
-
-    def frame(sample: Sample) -> np.ndarray:
-        return whole_frame(run, load_image(sample.image, stored_sizes(run, image_size(sample.image))))
-
     chosen = [train[i] for i in np.linspace(0, len(train) - 1, min(MOST, len(train))).astype(int)]
-    frames = in_order(frame, [*chosen, *validation])
+    frames = in_order(partial(read_frame, run), [sample.image for sample in (*chosen, *validation)])
     total = len(chosen) + len(validation)
     features = np.stack([frame_features(model.eval(), each) for each in progress(frames, "features", total)])
     own, others = features[: len(chosen)], features[len(chosen) :]

@@ -13,6 +13,8 @@ import nets
 from utils import UserError
 from utils.command_line import SCRIPTS
 from utils.config import EXPERIMENTS, ROOT, configure
+from utils.data.cache import load_image
+from utils.data.images import image_size
 from utils.data.isic import Sample, read_split
 from utils.data.own import own_data
 from utils.data.transforms import FRAME, TEST_PATCHES, TRAIN_TRANSFORMS, Pixels, Size, Sizes, cache_sizes, take
@@ -147,6 +149,11 @@ def training_data(run: RunResult, folder: Path) -> Mapping[str, Sequence[Sample]
     if not data["train"]:
         raise UserError(f"{folder}: no training image there; choose the folder by --data")
     return data
+
+
+def read_frame(run: RunResult, path: Path) -> np.ndarray:
+    """`whole_frame` of a photograph's file. UserError when it cannot be read."""
+    return whole_frame(run, load_image(path, stored_sizes(run, image_size(path))))
 
 
 def whole_frame(run: RunResult, pixels: Pixels) -> np.ndarray:

@@ -14,7 +14,7 @@ from utils.data.cache import ImageCache
 from utils.data.images import image_size, read_image, read_mask
 from utils.data.isic import CLASSES, Sample, read_split
 from utils.data.loader import to_input
-from utils.data.transforms import FRAME, TRAIN_TRANSFORMS, take
+from utils.data.transforms import FRAME, take
 from utils.device import Precision, find_device
 from utils.evaluation.rows import Row
 from utils.evaluation.runs import RunResult, find_runs
@@ -22,7 +22,7 @@ from utils.evaluation.segmentation import SegmentationCounts
 from utils.inference.classification import examples, labels_of
 from utils.inference.saliency import attention_maps, class_activation_maps, grad_cam
 from utils.inference.segmentation import lesion_mask, predict_lesions
-from utils.inference.trained import has_weights, load_network
+from utils.inference.trained import has_weights, load_network, read_frame
 from utils.logger import log
 from utils.model.fit import alphas
 from utils.visualize.figures import Panel, best_median_worst, plot_contours, plot_heatmaps
@@ -217,12 +217,10 @@ def _with_weights(rows: Sequence[Row], split: str, net: str) -> Row | None:
 
 def _true_class_maps(run: RunResult, samples: Sequence[Sample], labels: np.ndarray) -> np.ndarray:
     """float32 [N, h, w]; the network sees the whole frame as in `plot_saliency`."""
-    settings, device = run.settings, find_device(None)
+    device = find_device(None)
     model = load_network(run, device)
-    scale = TRAIN_TRANSFORMS[settings.get("train_views", "patches")].frame_scale
-    size = (scale * settings["size"][0], scale * settings["size"][1])
     maps = []
     for sample, label in zip(samples, labels.tolist(), strict=True):
-        image = to_input(torch.from_numpy(read_image(sample.image, size)[None]), device)
+        image = to_input(torch.from_numpy(read_frame(run, sample.image)[None]), device)
         maps.append(class_activation_maps(model, image, label)[0].cpu().numpy())
     return np.stack(maps)
