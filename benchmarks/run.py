@@ -2,7 +2,7 @@
 """Measure how fast training is on this machine, beside what the machine reaches at all and beside plain code.
 
     python benchmarks/run.py --json                    everything: three minutes on two cores, two on a GPU
-    python benchmarks/run.py --only decode,networks    some parts
+    python benchmarks/run.py --only decode networks    some parts
     python benchmarks/run.py --quick                   all parts, too small to mean anything
 
 The first run draws the originals (half a minute more) into Data/benchmark. The JSON file is written after each part:
@@ -187,17 +187,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--json", nargs="?", const=NAMED, metavar="FILE", help="for everything that was measured")
-    add("--only", default=",".join(PARTS), metavar="PART,…", help=f"of {', '.join(PARTS)}")
+    add("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}")
     add("--rounds", type=at_least(1), help="how often all take turns (3): more for a ratio that scatters less")
     add("--quick", action="store_true", help="tiny networks' inputs and few images: whether it runs, not how fast")
     add("--folder", type=Path, default=CACHE.with_name("benchmark"), help="for the originals (Data/benchmark)")
     add("--device", help="cuda, cuda:1, cpu … (the first of these that is there)")
     add("--amp", choices=AMP, default="auto", help="mixed precision (auto: where the hardware gains by it)")
-    args = parser.parse_args(argv)
-    args.only = args.only.split(",")
-    if unknown := [name for name in args.only if name not in PARTS]:
-        parser.error(f"argument --only: no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
