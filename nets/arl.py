@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nets import ALPHA, ATTENTION
 from nets.fast.attended_sum import CHANNELS, POSITIONS, attended_sum, softmax
-from nets.resnet import CLASSES, LAYOUTS, ResNet, resnet
+from nets.resnet import CLASSES, ResNet, resnet
 
 ALPHA_START = 0.001  # of the paper
 AXES = {"spatial": POSITIONS, "channel": CHANNELS}  # of the softmax
@@ -86,8 +86,6 @@ def arl(
     Raises:
         ValueError: an attention or alpha that is not offered.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     return resnet(layout, num_classes, attention=attention_factory(attention, alpha))
 
 

@@ -146,8 +146,6 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] → logits [B, num_classes]."""
-        if self.fc is None:
-            raise RuntimeError("this ResNet was built as an encoder (num_classes=None): call .features(x)")
         return self.classify(self.features(x)[-1])
 
 
