@@ -23,7 +23,7 @@ from utils.evaluation.classification import TASKS, auc, official_truth, score_in
 from utils.evaluation.export import Score
 from utils.evaluation.runs import find_runs
 from utils.evaluation.segmentation import official_scores, pooled_intervals, pooled_scores
-from utils.evaluation.statistics import bootstrap_interval, delong_test, holm, paired_bootstrap
+from utils.evaluation.statistics import bootstrap_interval, holm, paired_bootstrap, resample, weighted_mean
 from utils.evaluation.tables import (
     PUBLISHED,
     classification_table,
@@ -180,7 +180,9 @@ def test_compare_jaccard(folder):
     values["seg-4"] = np.mean([jaccards(folder / f"seg-4/seed{seed}") for seed in (0, 1, 2)], axis=0)
     pairs = [("seg-1", "seg-2"), ("seg-1", "seg-4"), ("seg-2", "seg-4")]
     assert list(zip(table["first"], table["second"], strict=True)) == pairs
-    results = [paired_bootstrap(values[a], values[b], SHOWN) for a, b in pairs]
+    weights = resample(40, SHOWN)  # images of one lesion together
+    scores = {name: (each.mean(), weighted_mean(each, weights)) for name, each in values.items()}
+    results = [paired_bootstrap(scores[a], scores[b]) for a, b in pairs]
     np.testing.assert_allclose(table["difference"], [values[a].mean() - values[b].mean() for a, b in pairs])
     np.testing.assert_allclose(table[["low", "high"]], [result.interval for result in results])
     np.testing.assert_allclose(table["p"], [result.p_value for result in results])
@@ -194,7 +196,9 @@ def test_compare_auc(folder, number):
     positive = labels_of("validation") == number
     files = [folder / f"cls-2-4/seed{seed}" for seed in (0, 1, 2)] + [folder / "arl18-scratch/seed4"]
     *a, b = (pd.read_csv(file / "validation_predictions.csv")[TASKS[number]].to_numpy() for file in files)
-    result = delong_test(positive, np.stack(a), b)
+    weights = resample(25, lesions(IDS["validation"]))
+    drawn = np.mean([auc(one, positive, weights) for one in a], axis=0), auc(b, positive, weights)
+    result = paired_bootstrap((np.mean([auc(one, positive) for one in a]), drawn[0]), (auc(b, positive), drawn[1]))
     (line,) = table.to_dict("records")
     assert (line["first"], line["second"], line["images"]) == ("cls-2-4", "arl18-scratch", 25)
     assert line["difference"] == pytest.approx(np.mean([auc(one, positive) for one in a]) - auc(b, positive))
@@ -202,6 +206,16 @@ def test_compare_auc(folder, number):
     assert line["p"] == line["p (Holm)"] == pytest.approx(result.p_value)
     cell = line_of(classification_table(find_runs(folder), "validation"), "cls-2-4")[f"{list(SHORT)[number]} AUC"]
     assert line["difference"] == pytest.approx(cell.mean - auc(b, positive))  # what is compared is what the table shows
+
+
+def test_the_more_pairs_the_more_resamples(tmp_path):
+    """The smallest p of 2,000, times 55 pairs, would not be below 0.05."""
+    for epochs in range(1, 12):
+        segmentation_run(tmp_path / f"run{epochs}", draw=epochs, splits=("validation",), epochs=epochs)
+    p_values = compare(find_runs(tmp_path), "dice", "validation")["p"]
+    assert len(p_values) == 55
+    fewer = p_values[p_values < 1] * 5501 / 2
+    np.testing.assert_allclose(fewer, fewer.round())
 
 
 def test_compare_refuses_other_images(tmp_path):

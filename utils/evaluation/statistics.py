@@ -1,10 +1,11 @@
 """How far scores could change with the choice of images: bootstrap intervals, and paired tests between models.
 
 Every interval of a score is made here, of scores per class by `classification.score_intervals`: 2,000 resamples of
-the images, as many with replacement, and the middle 95 % of what a score is in them (Efron 1979). Images of one group
-(a lesion, a patient) are drawn together: they are no independent witnesses. The draws depend on the number of images
-or groups alone, so that all models are judged by the same ones. None of it knows how much a model changes when it is
-trained again: that is what several seeds are for, and their spread stands beside the intervals.
+the images (more where many models are compared), as many with replacement, and the middle 95 % of what a score is in
+them (Efron 1979). Images of one group (a lesion, a patient) are drawn together: they are no independent witnesses. The
+draws depend on the number of images or groups alone, so that all models are judged by the same ones. None of it knows
+how much a model changes when it is trained again: that is what several seeds are for, and their spread stands beside
+the intervals.
 """
 
 from collections.abc import Hashable, Sequence
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike
 RESAMPLES = 2000
 Groups = Sequence[Hashable] | None  # of each image; None: each by itself
 _MIDDLE = (0.025, 0.975)
-_TIE = 1e-12  # differences of means below this are rounding; one pair of images out of 10⁵ × 10⁵ weighs more
+_TIE = 1e-12  # differences below this are rounding; one pair of images out of 10⁵ × 10⁵ weighs more
 
 
 @dataclass(frozen=True)
@@ -74,55 +75,17 @@ def bootstrap_interval(values: ArrayLike, groups: Groups = None) -> tuple[float,
     return interval(weighted_mean(values, resample(values.size, groups)))
 
 
-def paired_bootstrap(a: ArrayLike, b: ArrayLike, groups: Groups = None) -> Comparison:
-    """Whether the mean of `a` differs from that of `b`, by resampling the images (Efron & Tibshirani 1993).
+def paired_bootstrap(a: tuple[float, np.ndarray], b: tuple[float, np.ndarray]) -> Comparison:
+    """Whether one model's score differs from another's, by resampling the images (Efron & Tibshirani 1993).
 
-    a, b: [N] finite values of the same images in the same order. p is the smallest 1 − level whose interval leaves out
-    0, never below 2 / (RESAMPLES + 1), and 1 where all values are equal.
+    a, b: of each model its score, and that score's values [R] in the same resamples; NaN, where one is undefined, is
+    left out. p is the smallest 1 − level whose interval leaves out 0, never below 2 / (R + 1), and 1 where all values
+    are equal.
     """
-    difference = _as_values(a) - _as_values(b)
-    means = weighted_mean(difference, resample(difference.size, groups))
-    fewer = min(np.count_nonzero(means <= _TIE), np.count_nonzero(means >= -_TIE))
-    return Comparison(float(difference.mean()), interval(means), min(1.0, 2 * (fewer + 1) / (RESAMPLES + 1)))
-
-
-def delong(positive: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """AUCs [K] of K models on the same images, and the covariance [K, K] of these estimates.
-
-    positive: bool [N]; scores: [K, N] finite numbers, higher for positives. DeLong et al. 1988 (doi 10.2307/2531595)
-    in the form of Sun & Xu 2014 (doi 10.1109/LSP.2014.2337313): midranks in place of all pairs, ties count half.
-    ValueError for fewer than two positives or two negatives.
-    """
-    from scipy.stats import rankdata
-
-    positive, scores = np.asarray(positive), np.asarray(scores, dtype=np.float64)
-    positives, negatives = np.count_nonzero(positive), np.count_nonzero(~positive)
-    if min(positives, negatives) < 2:
-        raise ValueError(f"DeLong's covariance needs two positives and two negatives, got {positives} and {negatives}")
-    ranks = rankdata(scores, axis=1)
-    negatives_below = (ranks[:, positive] - rankdata(scores[:, positive], axis=1)) / negatives  # [K, positives]
-    positives_below = (ranks[:, ~positive] - rankdata(scores[:, ~positive], axis=1)) / positives  # [K, negatives]
-    covariance = np.cov(negatives_below) / positives + np.cov(positives_below) / negatives
-    return negatives_below.mean(axis=1), np.atleast_2d(covariance)
-
-
-def delong_test(positive: ArrayLike, a: ArrayLike, b: ArrayLike) -> Comparison:
-    """Whether the AUC of `a` differs from that of `b`, by DeLong's covariance and the normal distribution.
-
-    a, b: scores [N] of a model, or [S, N] of its S trainings, whose mean AUC is then compared. p is 1 where the AUCs
-    are equal. ValueErrors as in `delong`.
-    """
-    from scipy.stats import norm
-
-    a, b = np.atleast_2d(a), np.atleast_2d(b)
-    aucs, covariance = delong(positive, np.vstack([a, b]))
-    difference = float(aucs[: len(a)].mean() - aucs[len(a) :].mean())
-    weights = np.concatenate([np.full(len(a), 1 / len(a)), np.full(len(b), -1 / len(b))])
-    deviation = float(np.sqrt(max(weights @ covariance @ weights, 0.0)))
-    half = float(norm.ppf(_MIDDLE[1])) * deviation
-    z = abs(difference) / deviation if deviation else np.inf
-    p_value = 1.0 if abs(difference) < _TIE else float(2 * norm.sf(z))
-    return Comparison(difference, (difference - half, difference + half), p_value)
+    drawn = a[1] - b[1]
+    drawn = drawn[~np.isnan(drawn)]
+    fewer = min(np.count_nonzero(drawn <= _TIE), np.count_nonzero(drawn >= -_TIE))
+    return Comparison(float(a[0] - b[0]), interval(drawn), min(1.0, 2 * (fewer + 1) / (len(drawn) + 1)))
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:

@@ -9,6 +9,7 @@ metrics.json. Every score of ours is a `Score`. Published numbers are plain floa
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,14 +22,14 @@ import pandas as pd
 from utils import UserError
 from utils.config import DEFAULTS
 from utils.data.isic import lesions
-from utils.evaluation.classification import SPECIFICITIES, TASKS, score_intervals
+from utils.evaluation.classification import SPECIFICITIES, TASKS, auc, score_intervals
 from utils.evaluation.export import Score, to_csv, to_markdown
 from utils.evaluation.pages import PRIMARY, WORDS, readme_table
 from utils.evaluation.rows import Row, result_rows, row_names
 from utils.evaluation.runs import RunResult, find_runs, lookup, reading
 from utils.evaluation.score import wrong_scores
 from utils.evaluation.segmentation import COUNTS, METRICS, pooled_intervals
-from utils.evaluation.statistics import bootstrap_interval, delong_test, holm, paired_bootstrap
+from utils.evaluation.statistics import RESAMPLES, bootstrap_interval, holm, paired_bootstrap, resample, weighted_mean
 from utils.files import load_json, written_whole
 from utils.logger import log, run_script
 
@@ -122,30 +123,37 @@ def published_table(task: str) -> pd.DataFrame:
 def compare(runs: Sequence[RunResult], metric: str, split: str = "test") -> pd.DataFrame:
     """Every pair of rows that have runs, on the same images: by how much the first scores higher, and paired tests.
 
-    metric: of `METRICS`, per image and averaged over seeds: p is of `paired_bootstrap`. Or "melanoma_auc",
-    "seborrheic_keratosis_auc": `delong_test` of the mean AUC over seeds. Ensembles, made of another row's runs, are
-    left out. Columns: first, second (`row_names`), images, difference, low, high (95 %), p, p (Holm: adjusted for all
-    pairs of the table). UserError when rows were scored on different images, or a run does not keep what is needed.
+    metric: of `METRICS`, or "melanoma_auc", "seborrheic_keratosis_auc"; averaged over seeds. p: of `paired_bootstrap`.
+    Ensembles, made of another row's runs, are left out. Columns: first, second (`row_names`), images, difference, low,
+    high (95 %), p, p (Holm: adjusted for all pairs of the table). UserError when rows were scored on different images,
+    or a run does not keep what is needed.
     """
     rows = result_rows(runs, "classification" if metric in _AUC else "segmentation", split)
     rows = [row for row in rows if row.runs and "ensemble" not in row.settings]
-    if metric in _AUC:
-        values = [row.probabilities(split)[0][..., _AUC[metric]] for row in rows]  # [S, N] each
-    else:
-        values = [row.scores(split, metric).mean(axis=0) for row in rows]  # [N] each
     images = [row.per_image(split)[0].reindex(columns=["image_id", "label"]) for row in rows]
     lines, names = [], row_names(rows)
     if other := [name for name, those in zip(names, images, strict=True) if not those.equals(images[0])]:
         raise UserError(f"{names[0]} and {other[0]} were scored on different {split} images or labels: leave one out")
-    for a, b in combinations(range(len(rows)), 2):
-        if metric in _AUC:
-            result = delong_test((images[0]["label"] == _AUC[metric]).to_numpy(), values[a], values[b])
-        else:
-            result = paired_bootstrap(values[a], values[b], lesions(images[0]["image_id"]))
-        lines.append((names[a], names[b], len(images[0]), result.difference, *result.interval, result.p_value))
+    resamples = max(RESAMPLES, 100 * math.comb(len(rows), 2))  # else no p of many pairs is below 0.05 after Holm
+    scores = [_resampled(row, metric, split, resamples) for row in rows]
+    for (first, a), (second, b) in combinations(zip(names, scores, strict=True), 2):
+        result = paired_bootstrap(a, b)
+        lines.append((first, second, len(images[0]), result.difference, *result.interval, result.p_value))
     table = pd.DataFrame(lines, columns=["first", "second", "images", "difference", "low", "high", "p"])
     table["p (Holm)"] = holm(table["p"])
     return table
+
+
+def _resampled(row: Row, metric: str, split: str, resamples: int) -> tuple[float, np.ndarray]:
+    """A metric's mean over seeds, of all images and in each of the resamples [R]."""
+    ids = row.per_image(split)[0]["image_id"]
+    weights = resample(len(ids), lesions(ids), resamples)
+    if metric not in _AUC:
+        values = row.scores(split, metric).mean(axis=0)  # [N]
+        return values.mean(), weighted_mean(values, weights)
+    probabilities, labels = row.probabilities(split)
+    positive, each = labels == _AUC[metric], probabilities[..., _AUC[metric]]  # [N], [S, N]
+    return np.mean([auc(p, positive) for p in each]), np.mean([auc(p, positive, weights) for p in each], axis=0)
 
 
 def _table(rows: Sequence[Row], split: str, columns: Mapping[str, tuple[str, ...]]) -> pd.DataFrame:
