@@ -1,9 +1,12 @@
 """Files: written whole or not at all, checked, hashed, locked; their content quoted in messages."""
 
+import csv
 import hashlib
 import json
 import os
 import stat
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +60,19 @@ def load_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("no JSON object")
     return content
+
+
+@contextmanager
+def reading(path: Path | str, way_out: str = "copy the run again, or move its folder away") -> Iterator[None]:
+    """Around the reading of what a run wrote: what damaged or other content raises becomes one line that names it."""
+    try:
+        yield
+    except (
+        ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError,
+        csv.Error, zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
+        reason = f"no {error}" if isinstance(error, KeyError) else quoted(" ".join(str(error).split()))
+        raise UserError(f"{path}: damaged, or of another version ({reason}); {way_out}") from error
 
 
 @contextmanager

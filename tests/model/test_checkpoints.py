@@ -60,7 +60,7 @@ def test_a_checkpoint_of_something_else_is_refused(run, cache, name):
     state = load_file(run.path("last.pth"))
     CHANGED[name](state)
     save_checkpoint(state, run.path("last.pth"))
-    with pytest.raises(UserError, match=r"last\.pth is no checkpoint of this run \(.+\); start afresh with -c 0"):
+    with pytest.raises(UserError, match=r"last\.pth: damaged, or of another version \(.+\); start afresh with -c 0"):
         train(run, cache, [0.1, 0.2])
 
 
@@ -83,7 +83,7 @@ def test_a_checkpoint_without_a_scale_goes_on_with_one(run, cache):
 
 def test_best_weights_of_something_else_are_refused(tmp_path):
     save_checkpoint({"model": nn.Linear(2, 2).state_dict(), "progress": {}}, tmp_path / "best.pth")
-    with pytest.raises(UserError, match=r"best\.pth is no checkpoint of this run \(.+\); start afresh with -c 0"):
+    with pytest.raises(UserError, match=r"best\.pth: damaged, or of another version \(.+\); start afresh with -c 0"):
         load_best(Segmenter(), tmp_path)
 
 

@@ -127,19 +127,12 @@ def test_what_a_kill_left_of_a_start_is_no_run_yet(tmp_path, names):
     assert run.read_json("config.json")["settings"] and not list(run.folder.glob("*.partial"))
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "cannot be read"),
-        ('{"settings": {}', "cannot be read"),
-        ('{"settings": 3}', "holds no settings"),
-    ],
-)
-def test_a_damaged_config_is_named_and_the_run_can_be_moved_aside(tmp_path, text, message):
+@pytest.mark.parametrize("text", [None, '{"settings": {}', '{"settings": 3}'])
+def test_a_damaged_config_is_named_and_the_run_can_be_moved_aside(tmp_path, text):
     run = started(tmp_path / "run0")
     run.path("last.pth").touch()
     run.path("config.json").unlink() if text is None else run.path("config.json").write_text(text)
-    with pytest.raises(UserError, match=rf"config.json {message}.*; start afresh with -c 0"):
+    with pytest.raises(UserError, match=r"config.json: damaged, or of another version \(.+\); start afresh with -c 0"):
         started(tmp_path / "run0")
     started(tmp_path / "run0", resume=False)
     assert (tmp_path / "run0.old1/last.pth").is_file()
@@ -149,7 +142,7 @@ def test_a_damaged_config_is_named_and_the_run_can_be_moved_aside(tmp_path, text
 def test_a_damaged_history_is_named(tmp_path, text):
     run = started(tmp_path / "run0")
     run.path("history.csv").write_text(text)
-    with pytest.raises(UserError, match=r"history.csv: damaged \(.+\); start afresh with -c 0"):
+    with pytest.raises(UserError, match=r"history.csv: damaged, or of another version \(.+\); start afresh with -c 0"):
         run.history()
 
 

@@ -10,8 +10,7 @@ import pandas as pd
 
 from nets.pretrained import find_pretrained
 from utils.evaluation.rows import Row, leading
-from utils.evaluation.runs import reading
-from utils.files import load_json
+from utils.files import load_json, reading
 
 PRIMARY = {"segmentation": "jaccard", "classification": "mean AUC"}  # columns of the tables
 WORDS = {

@@ -11,7 +11,8 @@ from nets.pretrained import find_pretrained
 from utils import UserError
 from utils.config import DEFAULTS, EXPERIMENTS, Config, Experiment, default_attention, experiments
 from utils.data.isic import CLASSES
-from utils.evaluation.runs import IMAGES, RunResult, reading
+from utils.evaluation.runs import IMAGES, RunResult
+from utils.files import reading
 
 # By what `utils.model.run.digest` says of the challenge's images, each without labels (segmentation) and with them.
 _TRAIN = {"b2eebcf001ee3ca1", "5cc1395c5e7c5f0e"}  # the 2,000 less `utils.data.isic.LEFT_OUT`

@@ -3,9 +3,7 @@
 import os
 import re
 import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,24 +16,9 @@ from utils import UserError
 from utils.data.isic import CLASSES
 from utils.evaluation.classification import predictions_table
 from utils.evaluation.segmentation import METRICS, image_scores
-from utils.files import check_file, load_json, quoted
+from utils.files import check_file, load_json, reading
 
 IMAGES = {"validation": 150, "test": 600}  # of the challenge
-
-
-@contextmanager
-def reading(path: Path | str) -> Iterator[None]:
-    """Around the reading of a run's file: what a missing or wrong field raises becomes one line that names the file."""
-    try:
-        yield
-    except (
-        ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError,
-        zipfile.BadZipFile, zlib.error,
-    ) as error:  # fmt: skip
-        reason = f"no {error}" if isinstance(error, KeyError) else quoted(str(error))
-        raise UserError(
-            f"{path}: damaged, or of another version ({reason}); copy the run again, or move its folder away"
-        ) from error
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ from utils.data.isic import CLASSES, find_files, lesions, read_labels
 from utils.data.own import IDS, as_id, files_by_id, read_table
 from utils.evaluation.classification import auc, summarize
 from utils.evaluation.export import format_scores
-from utils.evaluation.runs import IMAGES, RunResult, find_runs, reading
+from utils.evaluation.runs import IMAGES, RunResult, find_runs
 from utils.evaluation.segmentation import COUNTS, SegmentationCounts, confusion_counts
 from utils.evaluation.segmentation import summarize as summarize_masks
 from utils.evaluation.statistics import interval, resample
-from utils.files import check_file, listed, written_whole
+from utils.files import check_file, listed, reading, written_whole
 from utils.logger import log, progress, run_script
 
 Masks = dict[str, Callable[[], np.ndarray]]  # by image id, what reads one: uint8 [H, W] of 0 and 1

@@ -26,11 +26,11 @@ from utils.evaluation.classification import SPECIFICITIES, TASKS, auc, score_int
 from utils.evaluation.export import Score, to_csv, to_markdown
 from utils.evaluation.pages import PRIMARY, WORDS, readme_table
 from utils.evaluation.rows import Row, result_rows, row_names
-from utils.evaluation.runs import RunResult, find_runs, lookup, reading
+from utils.evaluation.runs import RunResult, find_runs, lookup
 from utils.evaluation.score import wrong_scores
 from utils.evaluation.segmentation import COUNTS, METRICS, pooled_intervals
 from utils.evaluation.statistics import RESAMPLES, bootstrap_interval, holm, paired_bootstrap, resample, weighted_mean
-from utils.files import load_json, written_whole
+from utils.files import load_json, reading, written_whole
 from utils.logger import log, run_script
 
 PUBLISHED = "published (test) "  # before a metric's name

@@ -25,8 +25,8 @@ from utils.data.isic import Sample
 from utils.data.loader import to_input
 from utils.data.parallel import in_order
 from utils.device import find_device
-from utils.evaluation.runs import RunResult, read_run, reading
-from utils.files import written_whole
+from utils.evaluation.runs import RunResult, read_run
+from utils.files import reading, written_whole
 from utils.inference.trained import load_network, read_frame, training_data
 from utils.logger import log, progress, run_script
 from utils.model.weights import load_file

@@ -19,8 +19,8 @@ from utils.data.isic import Sample, read_split
 from utils.data.own import own_data
 from utils.data.transforms import FRAME, TEST_PATCHES, TRAIN_TRANSFORMS, Pixels, Size, Sizes, cache_sizes, take
 from utils.device import Precision
-from utils.evaluation.runs import RunResult, read_run, reading
-from utils.files import written_whole
+from utils.evaluation.runs import RunResult, read_run
+from utils.files import reading, written_whole
 from utils.inference.classification import classify
 from utils.inference.segmentation import outline
 from utils.model.checkpoints import load_best

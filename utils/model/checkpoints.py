@@ -1,15 +1,14 @@
 """Checkpoints: last.pth, from which a run goes on, and best.pth, the weights of its best epoch."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from utils import UserError, distributed
-from utils.files import written_whole
+from utils import distributed
+from utils.files import reading, written_whole
+from utils.model.run import AFRESH
 from utils.model.trainer import Progress
 from utils.model.weights import load_file
 
@@ -33,19 +32,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 def load_best(model: nn.Module, folder: Path) -> int:
     """Put the weights of a run's best epoch into the model; returns that epoch, counted from 1."""
     path = folder / "best.pth"
-    with read_as_checkpoint(path):
+    with reading(path, AFRESH):
         checkpoint = load_file(path)
         model.load_state_dict(checkpoint["model"])
         return Progress(**checkpoint["progress"]).best_epoch
-
-
-@contextmanager
-def read_as_checkpoint(path: Path) -> Iterator[None]:
-    """Turns what loading raises for content that no training of this model wrote into a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (ArithmeticError, AttributeError, IndexError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is no checkpoint of this run ({reason[:200]}); start afresh with -c 0") from error

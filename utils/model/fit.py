@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader
 
 from nets.arl import ARLAttention
 from utils import UserError, distributed
+from utils.files import reading
 from utils.logger import log, readable_time
-from utils.model.checkpoints import read_as_checkpoint, save_checkpoint
-from utils.model.run import Run
+from utils.model.checkpoints import save_checkpoint
+from utils.model.run import AFRESH, Run
 from utils.model.trainer import NotFinite, Trainer
 from utils.model.weights import load_file
 from utils.signals import StopRequested, StopSignals, stop_signals
@@ -107,7 +108,7 @@ def _continue(trainer: Trainer, run: Run) -> list[dict[str, float]]:
     """Load the run's checkpoint, where there is one; returns the history up to there."""
     last = run.path("last.pth")
     if last.is_file():
-        with read_as_checkpoint(last):
+        with reading(last, AFRESH):
             trainer.load_state(load_file(last))
         done = trainer.progress
         steps = f" and {done.step} steps of the next" if done.step else ""
@@ -119,7 +120,7 @@ def _continue(trainer: Trainer, run: Run) -> list[dict[str, float]]:
     if len(history) < done.epoch or (done.best_epoch and not run.path("best.pth").is_file()):
         raise UserError(
             f"{run.folder}: last.pth is of epoch {done.epoch}, but history.csv or best.pth is missing or has fewer; "
-            "put them back, or start afresh with -c 0 (what is there is kept)"
+            f"put them back, or {AFRESH}"
         )
     return history
 

@@ -22,7 +22,7 @@ import torch
 from utils import UserError, distributed
 from utils.config import ROOT
 from utils.data.isic import Sample
-from utils.files import load_json, locked, written_whole
+from utils.files import load_json, locked, reading, written_whole
 from utils.logger import log, logged_to
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 OWN = ("config.json", "history.csv", "last.pth", "best.pth")  # tell that a folder is a run's
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "albumentations", "segmentation-models-pytorch")
+AFRESH = "start afresh with -c 0 (the old run is kept)"
 TOLD = {  # where these facts differ, a continuation has other bits
     "precision": "precision", "cpu_threads": "number of CPU threads", "versions": "versions of packages",
     "arl_kernel": "ARL kernel",
@@ -104,13 +105,13 @@ class Run:
         if changed:
             raise UserError(
                 f"{self.folder} was started with {', '.join(changed)}: repeat those settings to continue it, "
-                "choose another -i, or start afresh with -c 0 (the old run is kept)"
+                f"choose another -i, or {AFRESH}"
             )
         pixels, now = config.get("prepared", {}), facts.get("prepared", {})
         if differ := [s for s in ("train", "validation") if s in pixels and s in now and pixels[s] != now[s]]:
             raise UserError(
                 f"{self.folder} was started with other {' and '.join(differ)} images or masks, or ones prepared in "
-                "another way: put files back that were changed, or start afresh with -c 0 (the old run is kept)"
+                f"another way: put files back that were changed, or {AFRESH}"
             )
         last = [config, *config.get("continued", [])][-1]
         if other := [words for name, words in TOLD.items() if name in last and last[name] != facts.get(name)]:
@@ -127,20 +128,18 @@ class Run:
         self._write(name, json.dumps(content, indent=2) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        return read_json(self.path(name))
+        with reading(self.path(name), AFRESH):
+            return load_json(self.path(name))
 
     def history(self) -> list[dict[str, float]]:
         """One row an epoch, numbers by column name; empty before the first epoch. UserError when it is damaged."""
         path = self.path("history.csv")
         if not path.is_file():
             return []
-        try:
-            with path.open(newline="") as file:
-                rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        with reading(path, AFRESH), path.open(newline="") as file:
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
             if [row["epoch"] for row in rows] != [*range(1, len(rows) + 1)]:
                 raise ValueError("its epochs are not 1, 2, 3 …")
-        except (AttributeError, KeyError, OSError, TypeError, ValueError, csv.Error) as error:
-            raise UserError(f"{path}: damaged ({error}); start afresh with -c 0 (the old run is kept)") from error
         return [row | {"epoch": epoch} for epoch, row in enumerate(rows, start=1)]
 
     def write_history(self, rows: list[dict[str, float]]) -> None:
@@ -219,19 +218,13 @@ def _hparams(settings: Mapping[str, Any], row: Mapping[str, float]) -> tuple[Any
     return hparams(plain, {_tag(name): 0 for name in row if name.startswith("val_")})
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """What a run wrote there. UserError when it cannot be read."""
-    try:
-        return load_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); start afresh with -c 0") from error
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """A run's config.json, whose "settings" are a dict. UserError when it cannot be read, or is damaged."""
-    config = read_json(folder / "config.json")
-    if not isinstance(config.get("settings"), dict):
-        raise UserError(f"{folder / 'config.json'} holds no settings; start afresh with -c 0")
+    path = folder / "config.json"
+    with reading(path, AFRESH):
+        config = load_json(path)
+        if not isinstance(config["settings"], dict):
+            raise ValueError("its settings are no object")
     return config
 
 
