@@ -1,8 +1,8 @@
 """Run folders as the scripts write them: found, read, and refused when damaged."""
 
 import json
-import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -148,8 +148,6 @@ def test_reads_what_a_segmenter_wrote(tmp_path):
         assert table["jaccard"].mean() == pytest.approx(run.metrics[split]["official"]["jaccard"], abs=1e-15)
         assert table["tp"].dtype == np.int64 and run.image_ids(split) == set(ids)
     assert run.score("test", ("official", "dice")) == run.metrics["test"]["official"]["dice"]
-    assert [row["epoch"] for row in run.history()] == [1, 2, 3]
-    assert run.history()[2] == {"epoch": 3, "lr": 1e-4 / 3, "train_loss": 1 / 3, "train_seconds": 60}
     assert run.mask_ids("test") == [] and run.predicted_mask("test", IDS["test"][0]) is None
 
 
@@ -163,14 +161,10 @@ def test_reads_what_a_classifier_wrote(tmp_path):
     assert list(run.predictions("test")) == ["image_id", *CLASSES]  # without the truth
 
 
-def test_undefined_values_are_read(tmp_path):
-    """A loss of no step that counted, a score without its images."""
+def test_a_score_without_its_images_is_read_as_undefined(tmp_path):
     folder = classification_run(tmp_path / "run0")
-    path = folder / "history.csv"
-    path.write_text(path.read_text().replace("0.5", "nan"))
     edit(folder / "metrics.json", lambda metrics: metrics["test"]["melanoma"].update(auc=None))
-    run = read_run(folder)
-    assert np.isnan(run.history()[1]["train_loss"]) and run.score("test", ("melanoma", "auc")) is None
+    assert read_run(folder).score("test", ("melanoma", "auc")) is None
 
 
 @pytest.fixture(scope="module")
@@ -181,92 +175,56 @@ def whole(tmp_path_factory) -> Path:
     return root
 
 
-def refused(path: Path, read) -> None:
-    """One line that names the file and what to do."""
-    with pytest.raises(UserError) as error:
-        read()
-    text = str(error.value)
-    assert str(path) in text and ("copy" in text or "no such file" in text or "regular file" in text)
-    assert len(text.splitlines()) == 1
+def content(of: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(of)
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.json"])
-@pytest.mark.parametrize("content", [b'{"settings": {', b"[1, 2]", b"\xff\xfe", b"[" * 100_000])
-def test_damaged_json_is_named(whole, tmp_path, name, content):
-    folder = shutil.copytree(whole / "segmentation", tmp_path / "run0")
-    (folder / name).write_bytes(content)
-    refused(folder / name, lambda: find_runs(tmp_path))
+def field(change: Callable[[dict], object]) -> Callable[[Path], object]:
+    return lambda path: edit(path, change)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda metrics: metrics.pop("test"),
-        lambda metrics: metrics["validation"].pop("official"),
-        lambda metrics: metrics.update(test=[3]),
-        lambda metrics: metrics["test"].pop("images"),
-    ],
-)
-def test_metrics_that_do_not_fit_are_named(whole, tmp_path, change):
-    folder = shutil.copytree(whole / "segmentation", tmp_path / "run0")
-    edit(folder / "metrics.json", change)
-    refused(folder / "metrics.json", lambda: find_runs(folder))
+def rows(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Path], object]:
+    return lambda path: change(pd.read_csv(path)).to_csv(path, index=False)
 
 
-def test_metrics_of_the_other_task_are_refused(whole, tmp_path):
-    folder = shutil.copytree(whole / "segmentation", tmp_path / "run0")
-    shutil.copy(whole / "classification/metrics.json", folder)
-    refused(folder / "metrics.json", lambda: find_runs(folder))
-    edit(folder / "config.json", lambda config: config["settings"].update(task="detection"))
-    refused(folder / "metrics.json", lambda: find_runs(folder))
+def cell(row: int, column: str, value) -> Callable[[Path], object]:
+    return rows(lambda table: table.assign(**{column: [*table[column][:row], value, *table[column][row + 1 :]]}))
 
 
-def cell(row: int, column: str, value):
-    def change(table: pd.DataFrame) -> pd.DataFrame:
-        table[column] = table[column].astype(object)
-        table.loc[row, column] = value
-        return table
+DAMAGES = [
+    ("config.json", content(b'{"settings": {')),
+    ("config.json", content(b"\xff\xfe")),
+    ("metrics.json", content(b'{"validation": {')),
+    ("metrics.json", content(b"\xff\xfe")),
+    ("metrics.json", field(lambda metrics: metrics.pop("test"))),
+    ("metrics.json", field(lambda metrics: metrics["validation"].pop("official"))),
+    ("metrics.json", field(lambda metrics: metrics.update(test={"images": 40, "mean_auc": 0.5}))),  # of the other task
+    ("per_image.csv", Path.unlink),
+    ("per_image.csv", content(b"\x00\xff")),
+    ("per_image.csv", cell(3, "tp", -1)),
+    ("per_image.csv", cell(3, "jaccard", 0.999)),  # not that of its counts
+    ("per_image.csv", rows(lambda table: table[1:])),  # other images than metrics.json has
+    ("per_image.csv", cell(1, "image_id", IDS["validation"][0])),
+    ("test_masks.zip", content(b"PK\x03\x04" * 9)),
+    ("validation_predictions.csv", cell(1, "nevus", 2)),
+    ("validation_predictions.csv", rows(lambda table: table[:-1])),
+    ("validation_predictions.csv", cell(1, "image_id", IDS["validation"][0])),
+    ("validation_truth_official.csv", rows(lambda table: table.drop(columns="nevus"))),
+]
 
-    return change
 
-
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("history.csv", cell(1, "epoch", 5)),
-        ("history.csv", cell(1, "lr", "high")),
-        ("per_image.csv", cell(3, "tp", -1)),
-        ("per_image.csv", cell(3, "jaccard", "high")),
-        ("per_image.csv", cell(3, "jaccard", 0.999)),  # not that of its counts
-        ("per_image.csv", lambda table: table.assign(tp=0, fp=0, fn=0, tn=0)),  # images without pixels
-        ("per_image.csv", lambda table: table[1:]),  # other images than metrics.json has
-        ("per_image.csv", cell(1, "image_id", IDS["validation"][0])),
-        ("validation_predictions.csv", cell(1, "nevus", 2)),
-        ("validation_predictions.csv", lambda table: table[:-1]),
-        ("validation_predictions.csv", cell(1, "image_id", IDS["validation"][0])),
-        ("validation_truth_official.csv", lambda table: table.drop(columns="nevus")),
-    ],
-)
-def test_tables_that_do_not_fit_are_named(whole, tmp_path, name, change):
+@pytest.mark.parametrize(("name", "damage"), DAMAGES)
+def test_what_is_damaged_is_named_in_one_line_with_the_way_out(whole, tmp_path, name, damage):
     task = "classification" if name.startswith("validation") else "segmentation"
     folder = shutil.copytree(whole / task, tmp_path / "run0")
-    change(pd.read_csv(folder / name)).to_csv(folder / name, index=False)
-    run = read_run(folder)
-    read = {"history.csv": run.history, "per_image.csv": lambda: run.per_image("validation")}
-    refused(folder / name, read.get(name, lambda: run.predictions("validation")))
-
-
-@pytest.mark.parametrize("content", [None, b"", b"\x00\xff", "pipe"])
-def test_absent_and_damaged_tables_are_named(whole, tmp_path, content):
-    folder = shutil.copytree(whole / "segmentation", tmp_path / "run0")
-    run = read_run(folder)
-    for name, read in (("history.csv", run.history), ("per_image.csv", lambda: run.per_image("test"))):
-        (folder / name).unlink()
-        if content == "pipe":
-            os.mkfifo(folder / name)  # which is not waited for
-        elif content is not None:
-            (folder / name).write_bytes(content)
-        refused(folder / name, read)
+    damage(folder / name)
+    with pytest.raises(UserError) as error:
+        (run,) = find_runs(tmp_path)
+        _ = run.predictions("validation") if task == "classification" else run.per_image("validation")
+        run.predicted_mask("test", "ISIC_0")
+    text = str(error.value)
+    assert str(folder / name) in text and ("copy the run again" in text or "no such file" in text)
+    assert len(text.splitlines()) == 1
 
 
 def test_truth_of_other_images_is_refused(whole, tmp_path):
@@ -275,10 +233,3 @@ def test_truth_of_other_images_is_refused(whole, tmp_path):
     truth.write_text(truth.read_text().replace(IDS["test"][0], "ISIC_9999999"))
     with pytest.raises(UserError, match="run0: predictions and truth of the test images name different ones"):
         read_run(folder).predictions("test")
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04" * 9, b"PK\x05\x06" + bytes(18)])
-def test_damaged_masks_are_refused(whole, tmp_path, content):
-    folder = shutil.copytree(whole / "segmentation", tmp_path / "run0")
-    (folder / "test_masks.zip").write_bytes(content)
-    refused(folder / "test_masks.zip", lambda: read_run(folder).predicted_mask("test", "ISIC_0"))
