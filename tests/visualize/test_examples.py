@@ -78,9 +78,10 @@ def test_images_are_found_where_asked_or_where_the_run_had_them(tmp_path, place,
     assert examples.find_samples([run], "validation", place) == there
     assert examples.find_samples([run], "validation", tmp_path) == (tmp_path, [])
     assert f"{tmp_path} does not hold the 25 validation images of these runs" in messages()
-    assert examples.find_samples([replace(run, data=place)], "validation", tmp_path / "nowhere") == there
     assert examples.find_samples([], "validation", place) == (place, [])
-    assert examples.find_samples([replace(run, data=place)], "validation", "") == (Path(), [])  # asked for none
+    run = replace(run, config={"data": str(place)})
+    assert examples.find_samples([run], "validation", tmp_path / "nowhere") == there
+    assert examples.find_samples([run], "validation", "") == (Path(), [])  # asked for none
 
 
 def test_outlines_during_training(place):

@@ -10,7 +10,7 @@ import pandas as pd
 
 from nets.pretrained import find_pretrained
 from utils.evaluation.rows import Row, leading
-from utils.files import load_json, reading
+from utils.files import check_file, reading
 
 PRIMARY = {"segmentation": "jaccard", "classification": "mean AUC"}  # columns of the tables
 WORDS = {
@@ -72,12 +72,11 @@ def _training(row: Row, words: dict[str, str]) -> str:
     """How long training took, without validation, and on what; and how many epochs short of the row's it stopped."""
     if "ensemble" in row.settings:
         return words["ensemble"].format(sum(map(len, row.settings["ensemble"].values())))
-    minutes = [sum(epoch["train_seconds"] for epoch in run.history()) / 60 for run in row.runs]
-    configs = []
-    for run in row.runs:
-        with reading(run.folder / "config.json"):
-            configs.append(load_json(run.folder / "config.json"))
-    cores, device = _span([config["cpu_threads"] for config in configs]), configs[0]["device"]
+    minutes = []
+    for path in (run.folder / "history.csv" for run in row.runs):
+        with reading(path):
+            minutes.append(pd.read_csv(check_file(path))["train_seconds"].sum() / 60)
+    cores, device = _span([run.config["cpu_threads"] for run in row.runs]), row.runs[0].config["device"]
     known = {"minutes": _span(np.round(minutes).astype(int)), "cores": cores, "s": "s" * (cores != "1")}
     told = words["time" if device.startswith("cpu") else "gpu"].format(**known, device=device)
     short = re.search(r"(\d+) of (\d+) epochs", row.note)

@@ -4,7 +4,7 @@ import os
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,7 @@ class RunResult:
         task: "segmentation" or "classification".
         settings: of config.json.
         metrics: metrics.json; the scores of a split whose truth was not there are None.
-        data: the folder of its images, as it was named on the command line; None when config.json does not tell.
-        licence: of training images that are not free to use, such as HAM10000's.
+        config: config.json.
     """
 
     folder: Path
@@ -40,12 +39,21 @@ class RunResult:
     task: str
     settings: Mapping[str, Any]
     metrics: Mapping[str, Any]
-    data: Path | None = None
-    licence: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
         return self.settings["seed"]
+
+    @property
+    def data(self) -> Path | None:
+        """The folder of its images, as it was named on the command line; None when config.json does not tell."""
+        return Path(self.config["data"]) if self.config.get("data") else None
+
+    @property
+    def licence(self) -> str | None:
+        """Of training images that are not free to use, such as HAM10000's."""
+        return self.config.get("licence")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -72,15 +80,6 @@ class RunResult:
         with reading(path):
             known = load_json(path)["runs"] if path.is_file() else {}
             return known.get("/".join(self.folder.parts[-2:]), {}).get(self.task, {})
-
-    def history(self) -> list[dict[str, float]]:
-        """One row an epoch, for `utils.visualize.figures.plot_history`."""
-        path = self.folder / "history.csv"
-        with reading(path):
-            table = pd.read_csv(check_file(path)).astype(float).astype({"epoch": int})
-            if [*table["epoch"]] != [*range(1, len(table) + 1)]:
-                raise ValueError("its epochs are not 1, 2, 3 …")
-        return table.to_dict("records")
 
     def predictions(self, split: str) -> pd.DataFrame:
         """Classification: image_id, the probabilities of `classes`, and label where the run keeps the truth.
@@ -196,9 +195,8 @@ def _read_run(folder: Path) -> RunResult | None:
         settings = config.get("settings")
         if not isinstance(settings, dict) or not {"name", "task", "net", "pretrained", "seed"} <= settings.keys():
             return None
-        data = Path(config["data"]) if config.get("data") else None
     with reading(folder / "metrics.json"):
         metrics, task = load_json(folder / "metrics.json"), settings["task"]
         for scores in (metrics[split] for split in IMAGES if metrics[split] is not None):
             _ = scores["images"], scores[{"segmentation": "official", "classification": "mean_auc"}[task]]
-    return RunResult(folder, settings["name"], task, settings, metrics, data, config.get("licence"))
+    return RunResult(folder, settings["name"], task, settings, metrics, config)

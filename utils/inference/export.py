@@ -25,7 +25,6 @@ from utils.files import readable_size, written_whole
 from utils.inference.segmentation import LESION
 from utils.inference.trained import load_network
 from utils.logger import log, run_script
-from utils.model.run import read_config
 
 Span = tuple[Tensor, Tensor]  # where a side of a box starts and how long it is, pixels
 Box = tuple[Span, Span]  # of rows and of columns
@@ -161,7 +160,7 @@ def metadata(run: RunResult) -> dict[str, str]:
         "averaged": f"patches: {run.metrics.get('views', '1')}, flips: {run.metrics.get('flips', False)}",
         "scores": json.dumps({split: run.metrics[split] for split in IMAGES}),
         "run": f"{run.experiment}, seed {run.seed}",
-        "commit": read_config(run.folder).get("git_commit", ""),
+        "commit": run.config.get("git_commit", ""),
     }
 
 

@@ -18,7 +18,6 @@ from utils.inference.likeness import pixel_faults, read_likeness
 from utils.inference.saliency import class_activation_maps
 from utils.inference.segmentation import enlarged
 from utils.inference.trained import load_network, predict_photographs, stored_sizes, whole_frame
-from utils.model.run import read_config
 
 NOTICE = "For research, not a medical device"
 WIDEST, NARROWEST = 1600, 640  # pixels of the longer side of what is shown: smaller photographs are enlarged
@@ -95,7 +94,7 @@ class Reader:
         self.run, self.precision = run, precision
         self.model = load_network(run, precision.device)
         self.likeness = read_likeness(run.folder)
-        self.synthetic = bool(read_config(run.folder).get("synthetic"))
+        self.synthetic = bool(run.config.get("synthetic"))
 
     def warnings(self, frame: np.ndarray) -> list[str]:
         """Of a whole frame uint8 [h, w, 3]."""

@@ -38,7 +38,6 @@ from utils.inference.trained import (
     write_released,
 )
 from utils.logger import log, run_script
-from utils.model.run import read_config
 
 CARD = Path(__file__).with_name("card.md")
 _VIEWS = {"1": "the whole frame, squeezed", "9": "nine patches"}
@@ -76,7 +75,7 @@ def score_again(run: RunResult, samples: Sequence[Sample], cache: Path) -> str:
 
 def model_card(run: RunResult, scores: str, size: int) -> str:
     """card.md filled in: what the weights do, what they were trained on and how, how good they are; size in bytes."""
-    settings, config = run.settings, read_config(run.folder)
+    settings, config = run.settings, run.config
     weights = settings.get("weights") or {}
     attention = f" (attention {settings['attention']}, α {settings['alpha']})" if settings.get("attention") else ""
     flips = ", the four flips averaged" if run.metrics.get("flips") else ""
