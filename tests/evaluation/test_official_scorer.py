@@ -19,17 +19,14 @@ from utils.evaluation.classification import (
     official_truth,
     predictions_table,
 )
-from utils.evaluation.segmentation import METRICS, SegmentationCounts, confusion_counts
+from utils.evaluation.segmentation import METRICS, confusion_counts, official_scores
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:isic_challenge_scoring")
 
 
 def our_scores(truth: Path, predictions: Path) -> dict[str, float]:
-    counts = SegmentationCounts()
-    for path in sorted(truth.iterdir()):
-        masks = [read_mask(folder / path.name) for folder in (predictions, truth)]
-        counts.add_counts(path.stem[:12], confusion_counts(*masks))
-    return counts.official()
+    masks = ([read_mask(folder / path.name) for folder in (predictions, truth)] for path in truth.iterdir())
+    return official_scores([confusion_counts(*pair) for pair in masks])
 
 
 def draw_mask(kind: str, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

@@ -17,7 +17,7 @@ from utils.data.synthetic import make_synthetic
 from utils.evaluation.classification import official_truth, predictions_table
 from utils.evaluation.classification import summarize as summarize_classes
 from utils.evaluation.runs import find_runs
-from utils.evaluation.segmentation import SegmentationCounts, confusion_counts, summarize
+from utils.evaluation.segmentation import confusion_counts, per_image_table, summarize
 from utils.evaluation.tables import main, ranked_rows, segmentation_table, wide_table
 from utils.inference.segmentation import add_file, png
 
@@ -181,7 +181,7 @@ def test_forged_scores_are_found(written, tmp_path, run, change, told):
 def test_with_data_masks_and_labels_are_the_challenges(tmp_path, forged):
     """What a run keeps may be forged together with its scores; the data's own files tell."""
     data = make_synthetic(tmp_path / "data", {"train": 1, "validation": 8, "test": 1}, (48, 40), seed=1)
-    samples, counts = read_split(data, "validation"), SegmentationCounts()
+    samples, counts = read_split(data, "validation"), {}
     segmentation, classification = (tmp_path / f"results/{name}/seed0" for name in ("seg-4", "cls-2-4"))
     segmentation_run(segmentation, splits=("test",))
     with zipfile.ZipFile(segmentation / "validation_masks.zip", "w") as archive:
@@ -189,8 +189,8 @@ def test_with_data_masks_and_labels_are_the_challenges(tmp_path, forged):
             truth = read_mask(sample.mask).astype(bool)
             mask = np.roll(truth, 3, axis=1)
             add_file(archive, f"{sample.id}_segmentation.png", png(255 * mask))
-            counts.add_counts(sample.id, confusion_counts(truth if forged else mask, truth))
-    counts.per_image().assign(split="validation").to_csv(segmentation / "per_image.csv", index=False)
+            counts[sample.id] = confusion_counts(truth if forged else mask, truth)
+    per_image_table(counts).assign(split="validation").to_csv(segmentation / "per_image.csv", index=False)
     edit(segmentation / "metrics.json", lambda metrics: metrics.update(validation=summarize(counts), test=None))
     classification_run(classification, truth=())
     ids, labels = [sample.id for sample in samples], np.array([sample.label for sample in samples])

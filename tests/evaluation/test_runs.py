@@ -15,7 +15,7 @@ from utils.config import DEFAULTS, EXPERIMENTS, Experiment, default_attention
 from utils.data.isic import CLASSES, lesions
 from utils.evaluation.classification import classification_scores, official_truth, predictions_table, summarize
 from utils.evaluation.runs import find_runs, read_run
-from utils.evaluation.segmentation import SegmentationCounts
+from utils.evaluation.segmentation import per_image_table
 from utils.evaluation.segmentation import summarize as summarize_counts
 from utils.model.run import Run
 
@@ -54,11 +54,10 @@ def segmentation_run(folder, row=EXPERIMENTS["seg-4"], *, seed=0, draw=None, spl
     rng = np.random.default_rng(seed if draw is None else draw)
     metrics, tables = {"validation": None, "test": None, "best_epoch": 2, "epochs": 3, "flips": flips}, []
     for split in splits:
-        counts = SegmentationCounts()
-        for id_ in IDS[split]:
-            counts.add_counts(id_, tuple(int(n) for n in rng.integers((300, 0, 0, 500), (900, 200, 200, 5000))))
+        drawn = [rng.integers((300, 0, 0, 500), (900, 200, 200, 5000)).tolist() for _ in IDS[split]]
+        counts = dict(zip(IDS[split], map(tuple, drawn), strict=True))
         metrics[split] = summarize_counts(counts)
-        tables.append(counts.per_image().assign(split=split))
+        tables.append(per_image_table(counts).assign(split=split))
     run.write_table("per_image.csv", pd.concat(tables))
     run.write_json("metrics.json", metrics)
     return folder

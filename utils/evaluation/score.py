@@ -26,7 +26,7 @@ from utils.data.own import IDS, as_id, files_by_id, read_table
 from utils.evaluation.classification import auc, summarize
 from utils.evaluation.export import format_scores
 from utils.evaluation.runs import IMAGES, RunResult, find_runs
-from utils.evaluation.segmentation import COUNTS, SegmentationCounts, confusion_counts
+from utils.evaluation.segmentation import COUNTS, confusion_counts
 from utils.evaluation.segmentation import summarize as summarize_masks
 from utils.evaluation.statistics import interval, resample
 from utils.files import check_file, listed, reading, written_whole
@@ -104,13 +104,13 @@ def _labels(path: Path) -> tuple[tuple[str, ...], dict[str, int], dict[str, str]
 
 def score_masks(masks: Masks, truth: Masks, groups: Mapping[str, str] | None = None) -> dict[str, Any]:
     """As `utils.evaluation.segmentation.summarize`. UserError when a pair differs in size."""
-    counts = SegmentationCounts()
+    counts = {}
     for id_ in progress(_common(masks.keys(), truth.keys()), "comparing masks"):
         predicted, true = masks[id_](), truth[id_]()
         if predicted.shape != true.shape:
             sizes = "{1}×{0} and {3}×{2}".format(*predicted.shape, *true.shape)
             raise UserError(f"{id_}: the predicted and the true mask differ in size ({sizes}): resize the photographs")
-        counts.add_counts(id_, confusion_counts(predicted, true))
+        counts[id_] = confusion_counts(predicted, true)
     return summarize_masks(counts, groups)
 
 
@@ -169,11 +169,11 @@ def _scores_again(run: RunResult, split: str, data: Path | None) -> dict[str, An
             labels = table["image_id"].map(read_labels(files.labels)) if files else table["label"]
             together = lesions(table["image_id"])
             return summarize(table[[*run.classes]].to_numpy(), labels.to_numpy(), run.classes, together)
-        counts = SegmentationCounts()
+        counts = {}
         for id_, *pixels in run.per_image(split)[["image_id", *COUNTS]].itertuples(index=False):
             if files:
                 pixels = confusion_counts(run.predicted_mask(split, id_), read_mask(files.masks[id_]))
-            counts.add_counts(id_, tuple(pixels))
+            counts[id_] = tuple(pixels)
         return summarize_masks(counts)
 
 

@@ -6,7 +6,7 @@
   background, which is usually higher, and no match for the challenge's numbers.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from utils.data.isic import lesions
 from utils.evaluation.statistics import RESAMPLES, Groups, bootstrap_interval, interval, resample, weighted_mean
 
 COUNTS = ("tp", "fp", "fn", "tn")
+Counts = dict[str, tuple[int, int, int, int]]  # of many images, by id, as of `confusion_counts`
 METRICS = ("accuracy", "sensitivity", "specificity", "jaccard", "threshold_jaccard", "dice")
 JACCARD_THRESHOLD = 0.65
 
@@ -39,30 +40,10 @@ def confusion_counts(prediction: ArrayLike, truth: ArrayLike) -> tuple[int, int,
     return int(tp), int(fp), int(fn), int(truth.size - tp - fp - fn)
 
 
-class SegmentationCounts:
-    """Counts of many images, as of `confusion_counts`, added one at a time; no mask is kept."""
-
-    def __init__(self) -> None:
-        self._counts: dict[Hashable, tuple[int, int, int, int]] = {}
-
-    def __len__(self) -> int:
-        return len(self._counts)
-
-    def add_counts(self, image_id: Hashable, counts: tuple[int, int, int, int]) -> None:
-        self._counts[image_id] = counts
-
-    def array(self) -> np.ndarray:
-        """int64 [N, 4] in the order of `COUNTS`, rows in the order of adding."""
-        return np.array(list(self._counts.values()), dtype=np.int64).reshape(-1, 4)
-
-    def per_image(self) -> pd.DataFrame:
-        """One row an image: image_id, tp, fp, fn, tn, the six official metrics. ValueError without images."""
-        scores = image_scores(self.array())
-        counts = pd.DataFrame(self.array(), columns=list(COUNTS))
-        return pd.concat([pd.Series(list(self._counts), name="image_id"), counts, scores], axis="columns")
-
-    def official(self) -> dict[str, float]:
-        return official_scores(self.array())
+def per_image_table(counts: Counts) -> pd.DataFrame:
+    """One row an image: image_id, tp, fp, fn, tn, the six official metrics. ValueError without images."""
+    pixels = pd.DataFrame([*counts.values()], columns=list(COUNTS))
+    return pd.concat([pd.Series([*counts], name="image_id"), pixels, image_scores(pixels)], axis="columns")
 
 
 def image_scores(counts: ArrayLike | pd.DataFrame) -> pd.DataFrame:
@@ -139,18 +120,18 @@ def pooled_intervals(counts: ArrayLike, resamples: int = RESAMPLES, groups: Grou
     return {**lesion, "mean_of_background_and_lesion": both}
 
 
-def summarize(counts: SegmentationCounts, groups: Mapping[str, str | None] | None = None) -> dict[str, Any]:
+def summarize(counts: Counts, groups: Mapping[str, str | None] | None = None) -> dict[str, Any]:
     """Official scores with 95 % bootstrap intervals over images, and pooled ones, as plain values for JSON.
 
     groups: by image id, what is drawn together (`utils.data.isic.lesions`).
     """
-    per_image = counts.per_image()
+    per_image = per_image_table(counts)
     together = lesions(per_image["image_id"], groups)
     return {
         "images": len(counts),
-        "official": counts.official(),
+        "official": official_scores(per_image),
         "official_interval_95": {name: list(bootstrap_interval(per_image[name], together)) for name in METRICS},
-        "pooled": pooled_scores(counts.array()),
+        "pooled": pooled_scores(per_image),
     }
 
 

@@ -28,7 +28,7 @@ from utils.evaluation.classification import official_predictions, official_truth
 from utils.evaluation.export import format_scores
 from utils.evaluation.rows import Row
 from utils.evaluation.runs import RunResult, find_runs
-from utils.evaluation.segmentation import SegmentationCounts, confusion_counts
+from utils.evaluation.segmentation import Counts, confusion_counts, per_image_table
 from utils.files import listed
 from utils.inference.segmentation import add_file, enlarged, png, zip_file
 from utils.logger import log, run_script
@@ -98,7 +98,7 @@ def _write_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> N
             metrics[split] = _average(members, split, folder)
         elif counts := _merge(members, split, folder, data):
             metrics[split] = segmentation.summarize(counts)
-            per_image.append(counts.per_image().assign(split=split))
+            per_image.append(per_image_table(counts).assign(split=split))
         if metrics[split]:
             log.info(format_scores(split, metrics[split]))
     if per_image:
@@ -132,19 +132,19 @@ def _average(members: Sequence[RunResult], split: str, folder: Path) -> dict[str
     return scores
 
 
-def _merge(members: Sequence[RunResult], split: str, folder: Path, data: Path) -> SegmentationCounts | None:
+def _merge(members: Sequence[RunResult], split: str, folder: Path, data: Path) -> Counts | None:
     """Of segmentation; the counts of a split that the members were scored on. A draw is no lesion."""
     truth = {sample.id: sample.mask for sample in read_split(data, split, with_labels=False)} if data.is_dir() else {}
     ids, *others = (set(run.mask_ids(split)) for run in members)
     if not ids or any(other != ids for other in others):
         raise UserError(f"{members[0].folder.parent}: the runs keep {split} masks of different images, or none")
-    counts = SegmentationCounts()
+    counts = {}
     with zip_file(folder / f"{split}_masks.zip") as archive:
         for image_id in sorted(ids):
             mask = _mask(members, split, image_id)
             add_file(archive, f"{image_id}_segmentation.png", png(255 * mask))
             if path := truth.get(image_id):
-                counts.add_counts(image_id, confusion_counts(mask, read_mask(path)))
+                counts[image_id] = confusion_counts(mask, read_mask(path))
     scored = members[0].metrics[split]
     if scored and len(counts) != scored["images"]:
         raise UserError(f"{data}: true masks of {len(counts)} of the {split} images; choose the folder by --data")

@@ -19,7 +19,7 @@ from utils.data.isic import Sample
 from utils.data.parallel import in_order
 from utils.data.transforms import FLIPS
 from utils.device import Precision
-from utils.evaluation.segmentation import SegmentationCounts, confusion_counts
+from utils.evaluation.segmentation import Counts, confusion_counts
 from utils.files import written_whole
 from utils.inference.network import predict
 
@@ -89,7 +89,7 @@ def score(
     flips: bool = False,
     masks: TrueMasks | None = None,
     look: Callable[[int, np.ndarray], object] = lambda *_: None,
-) -> SegmentationCounts:
+) -> Counts:
     """Compare the predicted with the true masks at the true masks' own size; images without one are passed over.
 
     Only counts are kept; a full-size mask lives as long as its comparison, and few images are ahead of theirs. Of
@@ -107,10 +107,7 @@ def score(
 
     probabilities = predict_lesions(model, cache, precision, batch_size, flips, indices)
     found = dict(distributed.gather(list(in_order(compare, probabilities))))
-    counts = SegmentationCounts()
-    for index in with_mask:
-        counts.add_counts(cache.samples[index].id, found[cache.samples[index].id])
-    return counts
+    return {cache.samples[index].id: found[cache.samples[index].id] for index in with_mask}
 
 
 def _compare(probability: np.ndarray, truth: np.ndarray) -> tuple[int, int, int, int]:
@@ -120,14 +117,14 @@ def _compare(probability: np.ndarray, truth: np.ndarray) -> tuple[int, int, int,
 
 def write_masks(
     model: nn.Module, cache: ImageCache, precision: Precision, batch_size: int, prefix: Path, flips: bool = False
-) -> SegmentationCounts:
+) -> Counts:
     """Write PREFIX_masks.zip and PREFIX_probabilities.zip, with one PNG of each image.
 
     `<id>_segmentation.png` holds 0 and 255, at the image's own size; `<id>.png` the lesion probability × 255, rounded,
     at the network's size. Returns the counts of the images that have a true mask, as `score` does, from the same
     predictions.
     """
-    counts = SegmentationCounts()
+    counts = {}
 
     def finish(item: tuple[int, np.ndarray]) -> tuple[Sample, bytes, bytes, tuple[int, int, int, int] | None]:
         index, probability = item
@@ -142,7 +139,7 @@ def write_masks(
             add_file(masks, f"{sample.id}_segmentation.png", mask)
             add_file(maps, f"{sample.id}.png", probability)
             if compared:
-                counts.add_counts(sample.id, compared)
+                counts[sample.id] = compared
     return counts
 
 

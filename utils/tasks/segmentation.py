@@ -17,7 +17,7 @@ from utils.data.splits import Data, read_data
 from utils.data.transforms import SegmentationTransforms, cache_size
 from utils.device import Precision
 from utils.evaluation.export import format_scores
-from utils.evaluation.segmentation import SegmentationCounts, summarize
+from utils.evaluation.segmentation import Counts, official_scores, per_image_table, summarize
 from utils.inference.segmentation import TrueMasks, score, write_masks
 from utils.logger import log
 from utils.loss import Loss, loss_of
@@ -67,7 +67,8 @@ class Segmentation:
                     criterion, np.stack([1 - lesion, lesion])[None], cache.frame(index)[None, ..., 3]
                 )
 
-            scores = score(model, cache, precision, self.config.batch_size, masks=masks, look=look).official()
+            counts = score(model, cache, precision, self.config.batch_size, masks=masks, look=look)
+            scores = official_scores([*counts.values()])
             loss = float(np.mean([value for _, value in sorted(distributed.gather([*losses.items()]))]))
             first = {"loss": loss} | {name: scores.pop(name) for name in ("jaccard", "threshold_jaccard", "dice")}
             return first["jaccard"], {f"val_{name}": value for name, value in (first | scores).items()}
@@ -80,7 +81,7 @@ class Segmentation:
 
     def score(
         self, model: nn.Module, cache: ImageCache, split: str, precision: Precision, run: Run
-    ) -> tuple[dict[str, Any] | None, SegmentationCounts | None]:
+    ) -> tuple[dict[str, Any] | None, Counts | None]:
         """Predict a split and write the predictions into the run's folder.
 
         Returns the scores for metrics.json, and what `finish` and `figures` need; None, None where there is no truth.
@@ -94,13 +95,13 @@ class Segmentation:
         log.info(format_scores(split, summary))
         return summary, counts
 
-    def finish(self, model: nn.Module, results: Mapping[str, SegmentationCounts], best_epoch: int, run: Run) -> None:
+    def finish(self, model: nn.Module, results: Mapping[str, Counts], best_epoch: int, run: Run) -> None:
         """Write what concerns all splits or the model; results: by split, as `score` returned them."""
-        tables = [counts.per_image().assign(split=split) for split, counts in results.items()]
+        tables = [per_image_table(counts).assign(split=split) for split, counts in results.items()]
         run.write_table("per_image.csv", pd.concat(tables))
 
     def figures(
-        self, model: nn.Module, cache: ImageCache, split: str, result: SegmentationCounts, precision: Precision
+        self, model: nn.Module, cache: ImageCache, split: str, result: Counts, precision: Precision
     ) -> Iterator[tuple[str, Figure]]:
         """Figures of a split by file name; result: as `score` returned it."""
         yield f"{split}.png", plot_examples(model, cache, result, precision, self.config.flips)

@@ -18,7 +18,7 @@ from utils.data.transforms import FRAME, take
 from utils.device import Precision, find_device
 from utils.evaluation.rows import Row
 from utils.evaluation.runs import RunResult, find_runs
-from utils.evaluation.segmentation import SegmentationCounts
+from utils.evaluation.segmentation import Counts, per_image_table
 from utils.inference.classification import examples, labels_of
 from utils.inference.saliency import attention_maps, class_activation_maps, grad_cam
 from utils.inference.segmentation import lesion_mask, predict_lesions
@@ -134,10 +134,10 @@ def compare_maps(rows: Sequence[Row], split: str, samples: Sequence[Sample]) -> 
 
 
 def plot_examples(
-    model: nn.Module, cache: ImageCache, counts: SegmentationCounts, precision: Precision, flips: bool = False
+    model: nn.Module, cache: ImageCache, counts: Counts, precision: Precision, flips: bool = False
 ) -> Figure:
     """The best, median and worst scored images with the true and the predicted outline."""
-    per_image = counts.per_image()
+    per_image = per_image_table(counts)
     position = {sample.id: index for index, sample in enumerate(cache.samples)}
     panels = []
     for group, rows in best_median_worst(per_image["jaccard"].to_numpy()).items():
