@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from utils import distributed
-from utils.files import reading, written_whole
+from utils.files import reading
 from utils.model.run import AFRESH
 from utils.model.trainer import Progress
-from utils.model.weights import load_file
+from utils.model.weights import load_file, save_file
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -18,15 +17,8 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 
     Of several processes the first one writes.
     """
-    if not distributed.is_main():
-        return
-    with written_whole(path) as file:
-        try:
-            torch.save(state, file)
-        except RuntimeError as error:  # torch closes its archive after Ctrl-C or on a full disk, and fails at that
-            if isinstance(error.__context__, (KeyboardInterrupt, OSError)):
-                raise error.__context__ from None
-            raise
+    if distributed.is_main():
+        save_file(state, path)
 
 
 def load_best(model: nn.Module, folder: Path) -> int:

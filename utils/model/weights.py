@@ -1,5 +1,6 @@
 """Pretrained weights: found or fetched, and loaded strictly by name and shape."""
 
+import io
 import os
 import re
 import socket
@@ -221,8 +222,7 @@ def export_arl18(model: nn.Module, folder: Path, source: Mapping[str, Any]) -> N
     path = folder / PRETRAINED["arl_unet"].files[0]
     content = {"model": model.state_dict(), "source": dict(source)}
     if not path.exists():
-        with written_whole(path) as file:
-            torch.save(content, file)
+        save_file(content, path)
         log.info("weights for the ARL-UNet's encoder (seg-5): %s", path)
     elif (there := _source_in(load_file(path))) != _source_in(content):
         there = there or "of unknown origin"
@@ -237,8 +237,16 @@ def _source_in(content: Any) -> str:
     return quoted(", ".join(f"{name} {value}" for name, value in source.items()), 400)
 
 
+def save_file(content: Any, path: Path) -> None:
+    """Write tensors and plain values for `load_file`, whole or not at all."""
+    made = io.BytesIO()
+    torch.save(content, made)  # in memory: its own errors on a full disk hide what the system says
+    with written_whole(path) as file:
+        file.write(made.getbuffer())
+
+
 def load_file(path: str | Path) -> Any:
-    """What `torch.save` or safetensors wrote, on the CPU.
+    """What `save_file`, `torch.save` or safetensors wrote, on the CPU.
 
     Tensors and plain values alone: a file with any other object is refused, and no code in it runs.
     Raises UserError when there is no such file, or it is damaged or refused.
