@@ -50,7 +50,7 @@ def facts_of(split: str, **columns) -> pd.DataFrame:
 
 def row_of(folder: Path, split: str) -> Row:
     runs = find_runs(folder)
-    (row,) = [row for row in result_rows(runs, runs[0].task, split) if row.runs]
+    (row,) = result_rows(runs, runs[0].task, split)
     return row
 
 

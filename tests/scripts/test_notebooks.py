@@ -132,15 +132,16 @@ def test_names_of_folders_may_have_spaces(tmp_path, monkeypatch, text, expected)
 
 def test_rows_are_ranked_with_their_difference_from_the_best_that_is_compared():
     """An ensemble may be first, and has none: it is made of another row's runs."""
-    scores = [Score(mean, None, (mean - 0.1, mean + 0.1)) for mean in (0.7, math.nan, 0.9, 0.8)]
-    table = pd.DataFrame({"experiment": list("xyzx"), "seeds": [1, 0, 2, 3], "jaccard": scores, "note": ""})
+    scores = [Score(mean, None, (mean - 0.1, mean + 0.1)) for mean in (0.7, 0.9, 0.8, math.nan)]
+    table = pd.DataFrame({"experiment": list("xzx"), "seeds": [1, 2, 3], "jaccard": scores[:3], "note": ""})
     pairs = pd.DataFrame([("a", "b", 150, -0.1, -0.2, 0.05, 0.3)])
     pairs.columns = ["first", "second", "images", "difference", "low", "high", "p"]
     shown = as_text(ranked(table, ["a", "c-ensemble", "b"], "jaccard", {"jaccard": pairs}))
     assert list(shown) == ["row", "Jaccard", "Jaccard: less b", "seeds"]
     assert list(shown["row"]) == ["c-ensemble", "b", "a"] and list(shown["seeds"]) == ["2", "3", "1"]
     assert list(shown["Jaccard: less b"]) == ["–", "–", "-.100 [-.200, .050]"]
-    worse = ranked(table.assign(jaccard=scores[::-1]), ["a", "b", "c"], "jaccard", {"jaccard": pairs})
+    table["jaccard"] = [scores[2], scores[3], scores[0]]
+    worse = ranked(table, ["a", "b", "c"], "jaccard", {"jaccard": pairs})
     assert list(as_text(worse)["Jaccard: less a"]) == ["–", "–", ".100 [-.050, .200]"]  # the undefined last
 
 

@@ -48,7 +48,7 @@ def messages(caplog):
 
 
 def rows_of(folder: Path, task: str) -> list[Row]:
-    return [row for row in result_rows(find_runs(folder), task, "validation") if row.runs]
+    return result_rows(find_runs(folder), task, "validation")
 
 
 def run_of_the_images_in(place: Path, folder: Path, **changed) -> Path:

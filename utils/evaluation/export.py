@@ -16,7 +16,7 @@ from utils.evaluation.runs import lookup
 class Score:
     """Mean over seeds, standard deviation over seeds (None for one), 95 % interval over images (None: not known).
 
-    As text ".757 ± .004 [.722, .790]"; NaN, for a row without runs or an undefined score, as "–".
+    As text ".757 ± .004 [.722, .790]"; NaN, for an undefined score, as "–".
     """
 
     mean: float = math.nan

@@ -1,7 +1,7 @@
 """Which runs make one row of a results table, and in what they differ from the experiment they are named after."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -29,20 +29,20 @@ _VIEWS = {"9": "scored by nine patches", "1": "scored by the whole frame"}
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: the runs of an experiment that differ in nothing but the seed. Without one, not run yet."""
+    """A line of a table: the runs of an experiment, one or more, that differ in nothing but the seed."""
 
     experiment: str
-    runs: tuple[RunResult, ...] = ()
+    runs: tuple[RunResult, ...]
     note: str = ""
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        return self.runs[0].settings if self.runs else asdict(EXPERIMENTS[self.experiment])
+        return self.runs[0].settings
 
     @property
     def name(self) -> str:
         """The folder that holds its runs where that says more (cls-b1-scratch, of cls-b1), else the experiment."""
-        folder = self.runs[0].folder.parent.name if self.runs else ""
+        folder = self.runs[0].folder.parent.name
         return folder if folder.startswith(f"{self.experiment}-") else self.experiment
 
     def per_image(self, split: str) -> list[pd.DataFrame]:
@@ -78,13 +78,13 @@ class Row:
 
 
 def result_rows(runs: Sequence[RunResult], task: str, split: str) -> list[Row]:
-    """The rows of a task's table, of the runs with scores of the split: those of EXPERIMENTS in their order, each also
-    without a run and followed by its ensemble; then other names.
+    """The rows of a task's table, of the runs with scores of the split: those of EXPERIMENTS in their order, each
+    followed by its ensemble; then other names.
 
     Runs of one experiment with other deviations are rows of their own; so is a run that repeats another one's seed
     with another result (with the same result it is a copy, and left out).
     """
-    found: dict[str, dict[tuple, list[RunResult]]] = {name: {} for name in experiments(task)}
+    found: dict[str, dict[tuple, list[RunResult]]] = {}
     seen: list[tuple[RunResult, list[str]]] = []
     for run in sorted(runs, key=lambda run: (run.seed, run.folder.as_posix())):
         if run.task != task or not run.metrics[split]:
@@ -106,12 +106,12 @@ def result_rows(runs: Sequence[RunResult], task: str, split: str) -> list[Row]:
 
     for name in sorted(found, key=place):
         groups = sorted(found[name].items(), key=lambda item: (len(item[0]), item[0]))
-        rows += [Row(name, tuple(group), ", ".join(note)) for note, group in groups] or [Row(name)]
+        rows += [Row(name, tuple(group), ", ".join(note)) for note, group in groups]
     return rows
 
 
 def leading(rows: Sequence[Row]) -> list[Row]:
-    """Of rows with runs, the best first, the first of each network and its first ensemble."""
+    """Of rows, the best first, the first of each network and its first ensemble."""
     first: dict[tuple[str, bool], Row] = {}
     for row in rows:
         first.setdefault((row.settings["net"], "ensemble" in row.settings), row)

@@ -86,7 +86,7 @@ Made by `python -m utils.evaluation.tables`; [docs/scores.md](../docs/scores.md#
 
 
 def segmentation_table(runs: Sequence[RunResult], split: str) -> pd.DataFrame:
-    """Official scores, a line for each of `result_rows` that has runs.
+    """Official scores, a line for each of `result_rows`.
 
     Columns: experiment, network, pretrained, size, seeds (how many), a `Score` for each metric, note (`deviations`).
     An interval is that of the mean over seeds: every resample takes the same images for all of them.
@@ -121,7 +121,7 @@ def published_table(task: str) -> pd.DataFrame:
 
 
 def compare(runs: Sequence[RunResult], metric: str, split: str = "test") -> pd.DataFrame:
-    """Every pair of rows that have runs, on the same images: by how much the first scores higher, and paired tests.
+    """Every pair of rows, on the same images: by how much the first scores higher, and paired tests.
 
     metric: of `METRICS`, or "melanoma_auc", "seborrheic_keratosis_auc"; averaged over seeds. p: of `paired_bootstrap`.
     Ensembles, made of another row's runs, are left out. Columns: first, second (`row_names`), images, difference, low,
@@ -129,7 +129,7 @@ def compare(runs: Sequence[RunResult], metric: str, split: str = "test") -> pd.D
     or a run does not keep what is needed.
     """
     rows = result_rows(runs, "classification" if metric in _AUC else "segmentation", split)
-    rows = [row for row in rows if row.runs and "ensemble" not in row.settings]
+    rows = [row for row in rows if "ensemble" not in row.settings]
     images = [row.per_image(split)[0].reindex(columns=["image_id", "label"]) for row in rows]
     lines, names = [], row_names(rows)
     if other := [name for name, those in zip(names, images, strict=True) if not those.equals(images[0])]:
@@ -160,11 +160,10 @@ def _table(rows: Sequence[Row], split: str, columns: Mapping[str, tuple[str, ...
     """columns: by heading, where to find the score in a run's metrics."""
     lines = []
     for row in rows:
-        if row.runs:
-            size = "×".join(map(str, row.settings.get("size", ["–"])))  # an ensemble may have several
-            line = {"experiment": row.name, "network": row.settings["net"]}
-            line |= {"pretrained": "yes" if row.settings["pretrained"] else "no", "size": size, "seeds": len(row.runs)}
-            lines.append({**line, **_scores(row, split, columns), "note": row.note})
+        size = "×".join(map(str, row.settings.get("size", ["–"])))  # an ensemble may have several
+        line = {"experiment": row.name, "network": row.settings["net"]}
+        line |= {"pretrained": "yes" if row.settings["pretrained"] else "no", "size": size, "seeds": len(row.runs)}
+        lines.append({**line, **_scores(row, split, columns), "note": row.note})
     return pd.DataFrame(lines, columns=["experiment", "network", "pretrained", "size", "seeds", *columns, "note"])
 
 
@@ -189,7 +188,7 @@ def _scores(row: Row, split: str, columns: Mapping[str, tuple[str, ...]]) -> dic
 
 
 def wide_table(rows: Sequence[Row], task: str) -> pd.DataFrame:
-    """Every validation score of rows that have runs, then as "test …" what `RunResult.test_scores` has of them."""
+    """Every validation score of rows, then as "test …" what `RunResult.test_scores` has of them."""
     table = _table(rows, "validation", _WIDE[task])
     for name in (name for name in _WIDE[task] if name in _TEST):
         cells = []
@@ -222,9 +221,8 @@ def elsewhere_table(runs: Sequence[RunResult]) -> pd.DataFrame:
 
 
 def ranked_rows(runs: Sequence[RunResult], task: str) -> list[Row]:
-    """The rows that have runs with validation scores, the best by the primary one first."""
-    rows = [row for row in result_rows(runs, task, "validation") if row.runs]
-    path = _WIDE[task][PRIMARY[task]]
+    """The rows of runs with validation scores, the best by the primary one first."""
+    rows, path = result_rows(runs, task, "validation"), _WIDE[task][PRIMARY[task]]
     return sorted(rows, key=lambda row: -np.mean([run.score("validation", path) or 0 for run in row.runs]))
 
 

@@ -126,9 +126,9 @@ def ranked(
 
     Columns: row, the score `by`; those of `differences` (by score, tables of `utils.evaluation.tables.compare`), each
     with the difference from the best row that is compared and its 95 % interval; then `more`, and seeds. table: of
-    `utils.evaluation.tables`, whose rows without runs are left out; names: of the others.
+    `utils.evaluation.tables`; names: of its rows.
     """
-    table = table[table["seeds"] > 0].assign(row=list(names))
+    table = table.assign(row=list(names))
     table = table.loc[table[by].map(lambda score: -score.mean).sort_values(kind="stable").index]
     shown = {"row": table["row"], words(by): table[by]}
     for score, pairs in differences.items():
