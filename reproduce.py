@@ -142,11 +142,7 @@ def keep(job: Job) -> None:
 
 def portable(command: str) -> str:
     """A command with absolute paths shortened to their last part."""
-    try:
-        words = shlex.split(command)
-    except ValueError:  # of a version that did not quote
-        return command
-    return shlex.join(Path(word).name if word.startswith(("/", "~")) else word for word in words)
+    return shlex.join(Path(word).name if word.startswith(("/", "~")) else word for word in shlex.split(command))
 
 
 @dataclass(frozen=True)

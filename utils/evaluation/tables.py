@@ -204,7 +204,7 @@ def wide_table(rows: Sequence[Row], task: str) -> pd.DataFrame:
 def elsewhere_table(runs: Sequence[RunResult]) -> pd.DataFrame:
     """Scores on other data, in the `elsewhere_NAME.json` that `utils.evaluation.score --json` left in a run's folder.
 
-    Nothing is chosen by them. Columns: experiment, seed, data (NAME), images, a `Score` or "–" for each metric.
+    Nothing is chosen by them. Columns: experiment, seed, data (NAME), images, a `Score` for each metric.
     """
     lines = []
     for run in runs:
@@ -214,8 +214,8 @@ def elsewhere_table(runs: Sequence[RunResult]) -> pd.DataFrame:
                 scores = load_json(path)
                 line["images"] = max(each["images"] for each in scores.values())
                 for name, (value, ends) in _ELSEWHERE.items():
-                    known = lookup(scores, value) if value[0] in scores else None
-                    line[name] = "–" if known is None else Score.over_seeds([known], lookup(scores, ends))
+                    there = value[0] in scores
+                    line[name] = Score.over_seeds([lookup(scores, value)], lookup(scores, ends)) if there else Score()
             lines.append(line)
     return pd.DataFrame(lines)
 
