@@ -15,12 +15,12 @@ way, which write their checkpoints.
 
 import argparse
 import json
-import multiprocessing
 import os
 import queue
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ KEPT = (
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its config, its folder, the command that makes the same, and where its results go."""
+    """One run: its config, its folder, the command that makes it, and where its results go."""
 
     config: Config
     folder: Path
@@ -153,27 +153,18 @@ class Place:
     cores: tuple[int, ...]
 
 
-def run_alone(job: Job, place: Place) -> None:
-    """In a process of its own: train with what is printed going to the job's log."""
-    if hasattr(os, "setsid"):
-        os.setsid()  # Ctrl-C comes to it once, from the process that started it
-    os.chdir(ROOT)
-    if place.gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = place.gpu
-    if place.cores:
-        os.sched_setaffinity(0, place.cores)  # so many threads and loader processes it will have
+def start(job: Job, place: Place) -> subprocess.Popen:
+    """The process that trains; what it prints goes to the job's log."""
+    environment = os.environ | ({} if place.gpu is None else {"CUDA_VISIBLE_DEVICES": place.gpu})
     with job.output.open("a") as file:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(file.fileno(), stream.fileno())
-    sys.argv = list(job.command)  # what config.json tells as the run's command
-
-    def main() -> None:
-        from utils.tasks import train  # PyTorch, once the environment says which GPU and how many threads
-
-        train(job.config)
-
-    run_script(main)
+        process = subprocess.Popen(
+            [sys.executable, *job.command], cwd=ROOT, env=environment,
+            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C comes to it once, from this process
+        )  # fmt: skip
+    if place.cores:
+        os.sched_setaffinity(process.pid, place.cores)  # so many threads and loader processes it will have
+    return process
 
 
 class Runner:
@@ -186,9 +177,8 @@ class Runner:
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         for number, gpu in enumerate(places):
             self._free.put(Place(gpu, tuple(cores[number % len(cores) :: len(places)]) if cores else ()))
-        self._context = multiprocessing.get_context("spawn")
         self._lock, self._stopping = threading.Lock(), False
-        self._running: set[multiprocessing.Process] = set()
+        self._running: set[subprocess.Popen] = set()
 
     def run(self, jobs: Sequence[Job]) -> list[str]:
         """Each device takes the next job when it is free; returns what failed. A signal is passed on to the runs."""
@@ -199,7 +189,7 @@ class Runner:
                 with self._lock:
                     self._stopping = True
                     for process in self._running:
-                        os.kill(process.pid, getattr(request, "number", signal.SIGINT))
+                        process.send_signal(getattr(request, "number", signal.SIGINT))
                 log.info("waiting for the checkpoints of %d runs", len(self._running))
                 raise
 
@@ -215,19 +205,18 @@ class Runner:
     def _run_job(self, job: Job, place: Place) -> str | None:
         """Run to the end and keep the results; returns what went wrong, or None."""
         job.output.parent.mkdir(parents=True, exist_ok=True)
-        process = self._context.Process(target=run_alone, args=(job, place), name=job.name)
         with self._lock:
             if self._stopping:
                 return None
             log.info("%s: started, output in %s", job.name, job.output)
-            process.start()
+            process = start(job, place)
             self._running.add(process)
-        process.join()
+        code = process.wait()
         with self._lock:
             self._running.discard(process)
-        if process.exitcode:
+        if code:
             last = (job.output.read_text(errors="replace").strip().splitlines() or [""])[-1]
-            return f"{job.name}: exit code {process.exitcode}, {last} (see {job.output})"
+            return f"{job.name}: exit code {code}, {last} (see {job.output})"
         keep(job)
         log.info("%s: finished, %s", job.name, job.results)
         return None

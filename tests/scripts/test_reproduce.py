@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 import reproduce
-from reproduce import KEPT, Job, Place, Runner, main, make_job, portable
+from reproduce import KEPT, Runner, main, make_job, portable
 from tests.conftest import ROOT
 from tests.scripts.conftest import QUICK, flags
 from utils import UserError
@@ -80,26 +81,27 @@ def test_a_list_that_is_stopped_stops_its_run_and_starts_no_other(tmp_path, data
     assert not run.with_name("run12.log").exists()
 
 
-def pretend(job: Job, place: Place) -> None:
-    """In place of a training: tells when it was where, and fails with seed 2."""
-    start = time.monotonic()
-    time.sleep(0.3)
-    job.config.folder.mkdir(parents=True)
-    facts = {"command": "", "data": "", "gpu": place.gpu, "cores": place.cores, "time": [start, time.monotonic()]}
-    (job.config.folder / "config.json").write_text(json.dumps(facts))
-    if job.config.seed == 2:
-        job.output.write_text("out of luck")
-        sys.exit(1)
+PRETEND = """
+import json, os, pathlib, sys, time
+start, run = time.monotonic(), pathlib.Path(sys.argv[1])
+time.sleep(0.3)
+run.mkdir()
+facts = {"command": "", "data": "", "gpu": os.environ["CUDA_VISIBLE_DEVICES"], "time": [start, time.monotonic()]}
+(run / "config.json").write_text(json.dumps(facts))
+sys.exit("out of luck" if run.name == "run2" else 0)
+"""  # in place of a training: tells when it was where, and fails with seed 2
 
 
 def test_each_place_takes_one_run_at_a_time_and_has_its_share_of_the_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "run_alone", pretend)
+    given = []
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: given.append(cores), raising=False)
     jobs = [make_job("seg-1", seed, [], tmp_path, tmp_path / "results") for seed in range(5)]
-    failed = Runner(["0", "1"]).run(jobs)
+    failed = Runner(["0", "1"]).run([replace(job, command=("-c", PRETEND, str(job.folder))) for job in jobs])
     assert failed == [f"seg-1 seed 2: exit code 1, out of luck (see {tmp_path / 'seg-1/run2.log'})"]
+    assert len(given) == 5 and set(given) == {(0, 2, 4), (1, 3)}
     runs = [json.loads((tmp_path / f"seg-1/run{seed}/config.json").read_text()) for seed in range(5)]
-    assert {(run["gpu"], *run["cores"]) for run in runs} == {("0", 0, 2, 4), ("1", 1, 3)}
+    assert {run["gpu"] for run in runs} == {"0", "1"}
     for gpu in "01":
         times = sorted(run["time"] for run in runs if run["gpu"] == gpu)
         assert all(before[1] <= after[0] for before, after in pairwise(times))
