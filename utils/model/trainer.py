@@ -218,21 +218,15 @@ class Trainer:
         else:
             gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
             finite = finite & torch.nn.utils.get_total_norm(gradients).isfinite()
-            self._update_if(finite)
+            if self.optimizer.defaults["fused"]:  # its kernel decides, so that nothing waits for a GPU
+                self.optimizer.grad_scale, self.optimizer.found_inf = None, (~finite).float()
+                self.optimizer.step()
+            elif finite:
+                self.optimizer.step()
         if before:  # a NaN in running statistics would stay
             for buffer, old in zip(self.model.buffers(), before, strict=True):
                 buffer.copy_(torch.where(finite, buffer, old))
         return loss, finite
-
-    def _update_if(self, finite: Tensor) -> None:
-        """On a GPU the optimizer's kernel decides, so that nothing waits for the flag."""
-        if self.precision.device.type == "cuda":
-            self.optimizer.grad_scale, self.optimizer.found_inf = None, (~finite).float()
-            self.optimizer.step()
-        elif finite:
-            self.optimizer.step()
-        else:
-            self.optimizer._opt_called = True  # or the scheduler warns about the order of calls
 
     def state(self) -> dict[str, Any]:
         """Everything that continuing needs; tensors and plain values only."""
