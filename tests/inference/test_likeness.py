@@ -83,9 +83,10 @@ def test_the_command_takes_the_images_that_the_run_was_trained_on(task, net, spl
     write_released(nets.create_model(net), trained / RELEASED)
     with caplog.at_level("INFO"):
         likeness.main([str(trained)])
+    told = caplog.messages[-1]
     _, samples = own_data(configure(task=task, data=data, **split), masks=task == "segmentation")
-    assert f"of {len(samples['train'])} training images; unlike them are" in caplog.messages[-1]
-    assert f"of {len(samples['validation'])} validation images" in caplog.messages[-1]
+    assert f"of {len(samples['train'])} training images; unlike them are" in told
+    assert f"of {len(samples['validation'])} validation images" in told
     for name in split:
         del settings[name]
     (trained / "config.json").write_text(json.dumps(config))
