@@ -12,19 +12,18 @@ from sklearn.datasets import load_sample_images
 import nets
 from tests.conftest import ROOT
 from tests.data.test_own import lesions, own_folder
+from tests.small import FLOAT32
 from utils import UserError
 from utils.config import configure
 from utils.data.dermoscopy import draw_lesion
 from utils.data.isic import Sample, read_split
 from utils.data.own import own_data
-from utils.device import Precision
 from utils.evaluation.runs import RunResult, read_run
 from utils.inference import likeness
 from utils.inference.findings import Finding, Reader, examine, load
 from utils.inference.likeness import pixel_faults, read_likeness, write_likeness
 from utils.inference.trained import RELEASED, write_released
 
-FLOAT32 = Precision(torch.device("cpu"), None)
 SHADES = np.linspace(20, 230, 64).astype(np.uint8)
 COLOURS = np.stack(np.broadcast_arrays(SHADES[:, None], SHADES, np.uint8(90)), axis=-1)
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)

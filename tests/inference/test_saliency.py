@@ -82,17 +82,6 @@ def test_grad_cam_at_an_earlier_layer_by_hand():
             assert expected.max() > 0 and torch.allclose(maps[i], expected, rtol=1e-4, atol=1e-7), (name, i)
 
 
-def test_layers_inside_a_network():
-    """Before an in-place ReLU, inside a block; an attention, whose sum has a ReLU of its own, also where it is off."""
-    model, x = classifier("arl18"), images(1, 3, 64, 64)
-    for layer, size in {"conv1": 32, "layer2.0.downsample": 8, "layer3.1.relu": 4}.items():
-        assert grad_cam(model, x, layer, 0).shape == (1, size, size)
-    # The last of a block's ReLUs puts out what the block puts out.
-    for net, last in ((classifier("resnet18"), "layer3.1.relu"), (model, "layer3.1.attention")):
-        assert torch.equal(grad_cam(net, x, last, 0), grad_cam(net, x, "layer3.1", 0))
-    assert grad_cam(classifier("arl18", alpha=0), x, "layer1.0.attention", 0).shape == (1, 16, 16)
-
-
 @pytest.mark.parametrize("alpha", ["learn", 0])
 def test_attention_of_every_block_in_order(alpha):
     maps = attention_maps(classifier("arl18", alpha=alpha), images(2, 3, 64, 96))

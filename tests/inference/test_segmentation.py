@@ -11,18 +11,17 @@ from PIL import Image
 from torch import nn
 
 import utils.tasks
+from tests.small import FLOAT32
 from utils.config import configure
 from utils.data.cache import prepare
 from utils.data.images import read_mask
 from utils.data.loader import to_input
 from utils.data.synthetic import make_synthetic
 from utils.data.transforms import FLIPS
-from utils.device import Precision
 from utils.evaluation.segmentation import confusion_counts, official_scores
 from utils.inference.segmentation import TrueMasks, lesion_mask, predict_lesions, score, write_masks
 from utils.tasks.segmentation import Segmentation
 
-FLOAT32 = Precision(torch.device("cpu"), None)
 SIZE = (48, 32)
 
 

@@ -8,11 +8,11 @@ import safetensors.torch
 import torch
 
 import nets
+from tests.small import CPU
 from utils import UserError
 from utils.evaluation.runs import RunResult
 from utils.inference.trained import RELEASED, load_network, write_released
 
-CPU = torch.device("cpu")
 SETTINGS = {
     "segmentation": {"net": "mobilenet_unet", "size": [32, 32], "batch_size": 4},
     "classification": {"net": "arl14", "size": [32, 32], "batch_size": 4, "train_views": "frame"},
@@ -38,22 +38,11 @@ def test_vectors_and_numbers_stay_as_they_are(tmp_path):
         assert torch.equal(tensor, exact[name].half().float() if tensor.ndim > 1 else exact[name])
 
 
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "truncated, or not a safetensors file"),
-        (lambda path: path.write_bytes(b"\xff" * 100), "truncated, or not a safetensors file"),
-        (lambda path: safetensors.torch.save_file({"a": torch.zeros(1)}, path), "Missing key"),
-    ],
-    ids=["cut short", "a header of exabytes", "another network's"],
-)
-def test_damaged_weights_are_refused(damage, reason, tmp_path):
+def test_another_networks_weights_are_refused(tmp_path):
     path = tmp_path / RELEASED
-    write_released(nets.create_model("mobilenet_unet"), path)
-    damage(path)
-    with pytest.raises(UserError, match=reason) as error:
+    safetensors.torch.save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match=f"^{path}: .*Missing key[^\n]*$"):
         load_network(finished(tmp_path, "segmentation"), CPU)
-    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock
 from matplotlib.figure import Figure
 
+from tests.small import CPU
 from utils import UserError
 from utils.data.isic import Sample
 from utils.logger import log
@@ -19,7 +20,6 @@ from utils.model import run as run_module
 from utils.model.run import Run, digest, environment
 
 SETTINGS = {"net": "res_unet", "size": (128, 128), "lr": 1e-3}
-CPU = torch.device("cpu")
 
 
 def started(folder, settings=SETTINGS, resume=True, **facts) -> Run:

@@ -12,13 +12,13 @@ from torch import nn
 
 from benchmarks import run
 from benchmarks.timing import Originals, Training, costs, figure, interleave, ratio
+from tests.small import CPU, FLOAT32
 from utils.config import configure
 from utils.data.isic import read_split
 from utils.data.loader import to_input
 from utils.data.synthetic import make_synthetic
-from utils.device import Precision
 
-CPU, QUICK = torch.device("cpu"), ("--quick", "--device", "cpu")
+QUICK = ("--quick", "--device", "cpu")
 NETWORKS = {"resnet50_over_matmul", "arl50_over_resnet50", "resnet50_over_torchvision"}
 
 
@@ -92,7 +92,7 @@ def test_times_are_taken_in_turn_after_a_warm_up_and_become_rates_and_ratios():
 
 def test_bare_steps_train_on_what_the_loader_gives_of_repeated_originals(samples, tmp_path):
     config = configure("seg-b1", pretrained=False, resume=False, cache=tmp_path, batch_size=2, size=(32, 32))
-    training = Training(config, samples, Precision(CPU, None), steps=3)
+    training = Training(config, samples, FLOAT32, steps=3)
     images, targets = next(iter(training.loader))
     assert torch.equal(images, training.batch[0]) and torch.equal(targets, training.batch[1])
     cache = training.loader.dataset.cache

@@ -104,8 +104,9 @@ def write_tables(record: Record, failed: Mapping[str, str], title: str, notice: 
     )
     texts = {"summary.csv": _csv(table.assign(use=notice)), "index.html": page}
     if first["classes"]:
-        each, names = [{"image_id": line["name"], **line["classes"]} for line in done], ["image_id", *first["classes"]]
-        texts["predictions.csv"] = _csv(pd.DataFrame(each, columns=names, dtype=object))
+        columns = ["image_id", *first["classes"]]
+        predictions = [{"image_id": line["name"], **line["classes"]} for line in done]
+        texts["predictions.csv"] = _csv(pd.DataFrame(predictions, columns=columns, dtype=object))
     for name, text in texts.items():
         with written_whole(record.path.parent / name) as file:
             file.write(text.encode(errors="backslashreplace"))
