@@ -40,16 +40,27 @@ def test_config_says_what_the_run_was_made_with(tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
-def test_the_commit_is_told_and_whether_files_differ_from_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "ROOT", tmp_path)
-    assert environment(CPU)["git_commit"] is None
-    (tmp_path / "file").write_text("one")
-    as_somebody = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-    for arguments in (["init"], ["add", "file"], [*as_somebody, "commit", "-m", "first"]):
-        subprocess.run(["git", "-C", tmp_path, *arguments], check=True, capture_output=True)
-    assert len(environment(CPU)["git_commit"]) == 40
-    (tmp_path / "file").write_text("two")
-    assert environment(CPU)["git_commit"].endswith("+changes")
+def test_the_commit_is_that_of_this_repository_and_of_no_outer_one(tmp_path, monkeypatch):
+    inner = tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+
+    def git(folder, *arguments):
+        as_somebody = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", "-C", folder, *as_somebody, *arguments], check=True, capture_output=True)
+
+    def commit() -> str | None:
+        return environment(CPU)["git_commit"]
+
+    monkeypatch.setattr(run_module, "ROOT", inner)
+    for folder in (tmp_path / "outer", inner):
+        assert commit() is None
+        git(folder, "init")
+        (folder / "file").write_text("one")
+        git(folder, "add", "file")
+        git(folder, "commit", "-m", "first")
+    assert len(commit()) == 40
+    (inner / "file").write_text("two")
+    assert commit().endswith("+changes")
 
 
 def test_other_settings_are_refused_by_name(tmp_path):

@@ -259,7 +259,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 def _git_commit() -> str | None:
     """The checkout's commit, with "+changes" where tracked files differ from it; None outside a checkout."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+    ours = os.environ | {"GIT_CEILING_DIRECTORIES": str(ROOT.parent)}  # not of a repository that this one lies in
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=ours).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
