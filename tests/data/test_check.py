@@ -16,7 +16,7 @@ def test_a_sound_folder(root, capsys):
     text = capsys.readouterr().out
     assert "train: 8 images, 8 masks, 8 pairs\n  classes: melanoma " in text
     assert "min 96x72, median 96x72, max 96x72; 1 distinct" in text
-    assert "problems: none\ncopies across splits: none\n" in text
+    assert "problems: none\ncopies across splits: none\n" in text and "without _segmentation" not in text
     assert text.endswith("training can start\n")
 
 
@@ -59,6 +59,7 @@ def test_every_damage_is_named(root, capsys):
         ("  ", "ISIC-2017_Validation_Part3_GroundTruth.csv", "row 2, ISIC_9100000", "both"),
         ("1 images of train have no label", "ISIC_9000001"),
         ("note", "Training_Part3", "2 labels have no image"),
+        ("note", "train: 1 masks without _segmentation in their names, such as ISIC_0000016.png"),
         ("training cannot start: ", "ISIC_0000020.jpg", "1 training images are copies of images of other splits"),
     ):
         assert len(lines_with(text, *words)) == 1, (words, text)

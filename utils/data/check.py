@@ -113,6 +113,10 @@ def inspect_folder(root: str | Path) -> Report:
             counts = Counter(folder.classes[folder.labels[i]] for i in split.files.images if i in folder.labels)
             split.classes = {name: counts[name] for name in folder.classes}
             continue
+        if not (split.files.images and split.files.masks) and name != "test":
+            report.problems.append(f"{name}: images or masks are not there; {isic.layout_hint(root, name)}")
+        if short := [path.name for id_, path in sorted(split.files.masks.items()) if path.stem == id_]:
+            report.notes.append(f"{name}: {len(short)} masks without _segmentation in their names, such as {short[0]}")
         _check_labels(report, name, split)
         try:
             isic.read_metadata(root, name)
