@@ -34,7 +34,7 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """A few images at a time, so that the gradient with zeros in between stays in the cache."""
         x, weight = ctx.saved_tensors
-        images = min(len(x), max(1, CHUNK // x[0].numel()))
+        images = max(1, CHUNK // x[0].numel())
         sides = [n + 2 * p - k + 1 for n, p, k in zip(x.shape[2:], ctx.padding, weight.shape[2:], strict=True)]
         of_x = torch.empty_like(x)
         of_weight = torch.zeros_like(weight, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -99,17 +99,17 @@ def is_slow(module: nn.Module) -> bool:
     """Whether it is a convolution with gradients that are slow in PyTorch and fast here."""
     if not isinstance(module, nn.Conv2d) or not 1 < module.groups == module.in_channels == module.out_channels:
         return False
-    large = max(module.kernel_size) > SMALL == min(SMALL, *module.kernel_size) and module.stride == ONE
-    return module.dilation == ONE and not isinstance(module.padding, str) and (large or module.stride == (2, 2))
+    slow = module.stride == (2, 2) or (module.stride == ONE and max(module.kernel_size) > SMALL)
+    return slow and min(module.kernel_size) >= SMALL and module.dilation == ONE and not isinstance(module.padding, str)
 
 
 def with_fast_depthwise(model: nn.Module, same: type[nn.Conv2d] | None = None) -> nn.Module:
     """The model, each convolution that `is_slow` replaced by a `FastDepthwise` of the same name and weights.
 
-    same: the class of those that are padded as TensorFlow does.
+    same: the class of those that are padded as TensorFlow does. Other subclasses, which compute otherwise, stay.
     """
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if is_slow(child):
-                setattr(module, name, FastDepthwise(child, same is not None and isinstance(child, same)))
+            if type(child) in (nn.Conv2d, same) and is_slow(child):
+                setattr(module, name, FastDepthwise(child, type(child) is same))
     return model
