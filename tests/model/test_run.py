@@ -175,10 +175,13 @@ def test_a_folder_in_use_is_so_under_all_its_names(tmp_path, name, resume):
         pass
 
 
-def test_tensorboard_reads_the_events(tmp_path):
+def test_tensorboard_reads_the_events(tmp_path, monkeypatch):
     """Of a run that was killed after its third epoch was written here and before its checkpoint."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer import event_file_writer
 
+    # Files are read in the order of their names, which within one second of one process end in a count: 10 is before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     for first, losses in ((1, [0.5, 0.25, 99.0]), (3, [0.125])):
         with started(tmp_path / "run0") as run:
             for epoch, loss in enumerate(losses, start=first):
