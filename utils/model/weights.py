@@ -164,10 +164,12 @@ def _in_order(
     """A file's tensors under the network's names, where it has the same layers in the same order under other names.
 
     They are the same when their kinds (weight, bias, running_mean, …) and shapes follow each other alike; α and batch
-    norm's counts are left aside. What cannot be seen: two neighbours of the same kinds and shapes in swapped places.
-    Files that keep no order, as safetensors, hardly ever fit. A linear layer at the file's end is its classifier.
+    norm's counts are left aside. What follows them in the file is not the network's: a classifier, or the decoder of a
+    segmenter whose encoder it is. What cannot be seen: two neighbours of the same kinds and shapes in swapped places.
+    Files that keep no order, as safetensors, hardly ever fit.
 
-    Returns: the tensors, the names of the file's classifier, and in words the first tensor that does not fit, or "".
+    Returns: the tensors, the names of those that are not the network's, and in words the first tensor that does not
+        fit, or "".
     """
 
     def described(side: dict[str, Tensor], name: str | None) -> str:
@@ -175,17 +177,14 @@ def _in_order(
 
     own = [name for name in wanted if not _is_alpha(name) and not _is_count(name)]
     theirs = [name for name in state if name not in classifier and not _is_count(name)]
-    kinds = [(name.rpartition(".")[2], state[name].ndim) for name in theirs[len(own) :]]
-    if kinds == [("weight", 2), ("bias", 1)]:
-        classifier |= {*theirs[len(own) :]}
-        theirs = theirs[: len(own)]
-    for number, (one, other) in enumerate(zip_longest(own, theirs), start=1):
+    for number, (one, other) in enumerate(zip_longest(own, theirs[: len(own)]), start=1):
         ends = [name and (name.rpartition(".")[2], side[name].shape) for name, side in ((one, wanted), (other, state))]
         if ends[0] != ends[1]:
             found, expected = described(state, other), described(wanted, one)
             return state, classifier, f"under other names and in order its tensor {number} is {found}, not {expected}"
-    left = {name: state[name] for name in classifier if name in state}
-    return dict(zip(own, map(state.get, theirs), strict=True)) | left, classifier, ""
+    others = classifier | {*theirs[len(own) :]}
+    left = {name: state[name] for name in others if name in state}
+    return left | dict(zip(own, map(state.get, theirs), strict=False)), others, ""
 
 
 def _is_alpha(name: str) -> bool:
