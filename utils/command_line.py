@@ -12,6 +12,7 @@ from utils.config import CACHE, DEFAULT_NET, DEFAULTS, MODEL, Config, configure,
 NETS = {  # by what --net calls them
     "segmentation": {
         "dense": "dense_unet", "res": "res_unet", "unet": "unet", "arl": "arl_unet", "mobilenet": "mobilenet_unet",
+        "mobile_sam": "mobile_sam_unet",
     },
     "classification": {net: net for net in nets.CLASSIFIERS},
 }  # fmt: skip

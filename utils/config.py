@@ -142,6 +142,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         _row("seg-5", "segmentation", "arl_unet", True),
         _row("seg-b1", "segmentation", "mobilenet_unet", True, **_SMALL["segmentation"]),
         _row("seg-b4", "segmentation", f"timm_unet/{_LITE}", True, **_SMALL["segmentation"]),
+        _row("seg-b5", "segmentation", "mobile_sam_unet", True, **_SMALL["segmentation"] | {"size": (224, 224)}),
     )
 }
 
