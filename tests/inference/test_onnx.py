@@ -117,7 +117,7 @@ def test_resizing_is_that_of_opencv(sides, size):
 
 @pytest.mark.parametrize(
     ("name", "attention"),
-    [("arl14", "channel"), ("dense_unet", None), ("timm/tf_efficientnet_lite0", None)],
+    [("arl14", "channel"), ("dense_unet", None), ("mobile_sam_unet", None), ("timm/tf_efficientnet_lite0", None)],
 )
 def test_a_network_of_each_kind_says_the_same(name, attention, isic2017, isic2017_fullsize):
     """The MobileNet is below; all others: docs/onnx.md. Random networks answer a level more of one pixel with .01; from

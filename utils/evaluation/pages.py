@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from nets.pretrained import find_pretrained
+from utils.config import EXPERIMENTS
 from utils.evaluation.rows import Row, leading
 from utils.files import check_file, reading
 
@@ -40,7 +41,7 @@ WORDS = {
 def readme_table(rows: Sequence[Row], table: pd.DataFrame, task: str, readme: Path) -> str:
     """Markdown of six columns; rows and their line of `utils.evaluation.tables.wide_table`, the best first.
 
-    Of a network the best row is shown, and the best ensemble.
+    Shown are the best ensemble, and of each network the best row.
     """
     words, score = WORDS[readme.name], PRIMARY[task]
     lines = [words["head"].format(words[score]), " | ".join(["---"] * 6)]
@@ -64,8 +65,9 @@ def _start(row: Row, words: dict[str, str]) -> str:
         return words["random"]
     # The first file of a network of timm's is that of its hub, which may have seen other images; arl18.pth is ours.
     files = known.files[1:] if known and known.hub else known.files if known and known.url else ()
-    imagenet = "ImageNet" in weights.get("source", "") or weights.get("file") in files
-    return "ImageNet" if imagenet else f"`{weights.get('file')}`"
+    if "ImageNet" in weights.get("source", ""):
+        return "ImageNet"
+    return known.of if weights.get("file") in files else f"`{weights.get('file')}`"
 
 
 def _training(row: Row, words: dict[str, str]) -> str:
@@ -79,7 +81,7 @@ def _training(row: Row, words: dict[str, str]) -> str:
     cores, device = _span([run.config["cpu_threads"] for run in row.runs]), row.runs[0].config["device"]
     known = {"minutes": _span(np.round(minutes).astype(int)), "cores": cores, "s": "s" * (cores != "1")}
     told = words["time" if device.startswith("cpu") else "gpu"].format(**known, device=device)
-    short = re.search(r"(\d+) of (\d+) epochs", row.note)
+    short = row.name in EXPERIMENTS and re.search(r"(\d+) of (\d+) epochs", row.note)
     return told + (words["epochs"].format(*short.groups()) if short else "")
 
 

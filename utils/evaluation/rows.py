@@ -111,10 +111,10 @@ def result_rows(runs: Sequence[RunResult], task: str, split: str) -> list[Row]:
 
 
 def leading(rows: Sequence[Row]) -> list[Row]:
-    """Of rows, the best first, the first of each network and its first ensemble."""
-    first: dict[tuple[str, bool], Row] = {}
+    """Of rows, the best first, the first ensemble and of each network the first other one."""
+    first: dict[str, Row] = {}
     for row in rows:
-        first.setdefault((row.settings["net"], "ensemble" in row.settings), row)
+        first.setdefault("ensemble" if "ensemble" in row.settings else row.settings["net"], row)
     return list(first.values())
 
 
