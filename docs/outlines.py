@@ -1,6 +1,6 @@
 """The picture in README, outlines.jpg: validation images of a run, chosen by their rank among all Jaccards alone.
 
-python -m docs.outlines results/seg-b1/seed2 --data Data/ISIC2017
+python -m docs.outlines results/seg-b5/seed1 --data Data/ISIC2017
 """
 
 import argparse

@@ -90,7 +90,8 @@ def test_the_tables_of_a_readme(written):
     assert [row[3:5] for row in chinese.values()][2:] == [row[3:5] for row in rows]
 
 
-def test_a_readme_shows_the_best_row_of_a_network(results):
+def test_a_readme_shows_the_row_of_a_network_with_the_most_seeds(results):
+    """Even where another one is better; TABLES.md shows all."""
     for seed in (0, 1, 2):  # of which the best is better than their mean, the worst worse
         folder = shutil.copytree(results / f"seg-4/seed{seed}", results / f"seg-4-small{seed}/seed0")
         edit(
@@ -99,9 +100,8 @@ def test_a_readme_shows_the_best_row_of_a_network(results):
     call(results)
     table = wide_table(ranked_rows(find_runs(results), "segmentation"), "segmentation").set_index("experiment")
     scores = {name: table.loc[name, "jaccard"].mean for name in table.index if name.startswith("seg-4")}
-    best, *rest = sorted(scores, key=lambda name: -scores[name])
     shown = [row[0] for row in lines_of(results.parent / "README.md", "segmentation")]
-    assert len(scores) == 4 and best != "seg-4" and best in shown and not set(shown) & set(rest)
+    assert len(scores) == 4 and max(scores, key=scores.get) != "seg-4" and scores.keys() & set(shown) == {"seg-4"}
     text = (results / "TABLES.md").read_text(encoding="utf-8")
     assert all(f"| {name} " in text for name in scores)
 

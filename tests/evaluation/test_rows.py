@@ -204,8 +204,8 @@ def test_seeds_with_other_labels_are_refused(tmp_path):
         row.probabilities("test")
 
 
-def test_the_best_row_of_each_network_and_the_best_ensemble_lead():
-    """Of rows that come the best first: b is the same network as a, d the same as c but no ensemble, e a worse one."""
+def test_the_best_ensemble_and_the_row_of_each_network_with_the_most_runs_lead():
+    """Of rows that come the best first: b and f are of a's network, d is of c's but no ensemble, e a worse one."""
     rows = []
     for name, net, more in (
         ("a", "unet", {}),
@@ -213,6 +213,9 @@ def test_the_best_row_of_each_network_and_the_best_ensemble_lead():
         ("c", "res_unet", {"ensemble": {"c": [0, 1]}}),
         ("d", "res_unet", {}),
         ("e", "unet", {"ensemble": {"e": [0, 1]}}),
+        ("f", "unet", {}),
     ):
-        rows.append(Row(name, (RunResult(Path(name), name, "segmentation", {"net": net, **more}, {}),)))
-    assert [row.experiment for row in leading(rows)] == ["a", "c", "d"]
+        run = RunResult(Path(name), name, "segmentation", {"net": net, **more}, {})
+        rows.append(Row(name, (run,) * (2 if name == "f" else 1)))
+    assert [row.experiment for row in leading(rows)] == ["c", "d", "f"]
+    assert [row.experiment for row in leading(rows[:-1])] == ["a", "c", "d"]

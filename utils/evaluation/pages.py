@@ -1,4 +1,4 @@
-"""The two tables of each README: the best row of each network, each number with a link to its runs."""
+"""The two tables of each README: a row of each network, each number with a link to its runs."""
 
 import os
 import re
@@ -41,7 +41,7 @@ WORDS = {
 def readme_table(rows: Sequence[Row], table: pd.DataFrame, task: str, readme: Path) -> str:
     """Markdown of six columns; rows and their line of `utils.evaluation.tables.wide_table`, the best first.
 
-    Shown are the best ensemble, and of each network the best row.
+    Shown are those that `leading` chooses.
     """
     words, score = WORDS[readme.name], PRIMARY[task]
     lines = [words["head"].format(words[score]), " | ".join(["---"] * 6)]

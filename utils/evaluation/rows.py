@@ -111,11 +111,13 @@ def result_rows(runs: Sequence[RunResult], task: str, split: str) -> list[Row]:
 
 
 def leading(rows: Sequence[Row]) -> list[Row]:
-    """Of rows, the best first, the first ensemble and of each network the first other one."""
-    first: dict[str, Row] = {}
+    """Of rows, the best first, the first ensemble and of each network the one of the most runs, of these the first."""
+    shown: dict[str, Row] = {}
     for row in rows:
-        first.setdefault("ensemble" if "ensemble" in row.settings else row.settings["net"], row)
-    return list(first.values())
+        kind = "ensemble" if "ensemble" in row.settings else row.settings["net"]
+        if kind not in shown or len(row.runs) > len(shown[kind].runs):
+            shown[kind] = row
+    return [row for row in rows if any(row is each for each in shown.values())]
 
 
 def row_names(rows: Sequence[Row]) -> list[str]:
