@@ -18,13 +18,13 @@ class Pretrained:
         files: names; torchvision's end in the first eight digits of the file's SHA-256.
         url: the server's folder; None for a file that is made here, or comes from timm's hub.
         hub: the network's name there, if any.
-        of: what the files learnt from.
+        learnt_from: what the README's tables call what the files learnt from.
     """
 
     files: tuple[str, ...]
     url: str | None = TORCHVISION
     hub: str | None = None
-    of: str = "ImageNet"
+    learnt_from: str = "ImageNet"
 
 
 RESNET18 = Pretrained(("resnet18-f37072fd.pth", "resnet18-5c106cde.pth"))
@@ -46,7 +46,9 @@ PRETRAINED: dict[str, Pretrained] = {
     "arl_mobilenet": MOBILENET,
     "mobilenet_unet": MOBILENET,
     "mobile_sam_unet": Pretrained(
-        ("mobile_sam.pt",), "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/", of="Segment Anything"
+        ("mobile_sam.pt",),
+        "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/",
+        learnt_from="Segment Anything",
     ),
 }
 

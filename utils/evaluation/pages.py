@@ -67,7 +67,7 @@ def _start(row: Row, words: dict[str, str]) -> str:
     files = known.files[1:] if known and known.hub else known.files if known and known.url else ()
     if "ImageNet" in weights.get("source", ""):
         return "ImageNet"
-    return known.of if weights.get("file") in files else f"`{weights.get('file')}`"
+    return known.learnt_from if weights.get("file") in files else f"`{weights.get('file')}`"
 
 
 def _training(row: Row, words: dict[str, str]) -> str:

@@ -177,14 +177,14 @@ def _in_order(
 
     own = [name for name in wanted if not _is_alpha(name) and not _is_count(name)]
     theirs = [name for name in state if name not in classifier and not _is_count(name)]
-    for number, (one, other) in enumerate(zip_longest(own, theirs[: len(own)]), start=1):
+    theirs, others = theirs[: len(own)], classifier | {*theirs[len(own) :]}
+    for number, (one, other) in enumerate(zip_longest(own, theirs), start=1):
         ends = [name and (name.rpartition(".")[2], side[name].shape) for name, side in ((one, wanted), (other, state))]
         if ends[0] != ends[1]:
             found, expected = described(state, other), described(wanted, one)
             return state, classifier, f"under other names and in order its tensor {number} is {found}, not {expected}"
-    others = classifier | {*theirs[len(own) :]}
     left = {name: state[name] for name in others if name in state}
-    return left | dict(zip(own, map(state.get, theirs), strict=False)), others, ""
+    return left | dict(zip(own, map(state.get, theirs), strict=True)), others, ""
 
 
 def _is_alpha(name: str) -> bool:
