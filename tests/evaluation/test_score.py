@@ -51,16 +51,18 @@ def test_masks(tmp_path, caplog):
 
 @pytest.mark.parametrize("digits", [4, 16])
 def test_probabilities(tmp_path, digits):
-    """Of all classes, and where the truth has others, of those that both know."""
+    """Of all classes, and where the truth has others, of those that both know; not of a photograph without any."""
     rng, names = np.random.default_rng(0), ["wart", "mole", "scar"]
     values, labels = rng.dirichlet([1, 1, 1], 12), np.arange(12) % 3
     table = pd.DataFrame(values.round(digits), columns=names).assign(file=[f"in/{id_}.JPG" for id_ in IDS])
     (tmp_path / "out").mkdir()
-    table.to_csv(tmp_path / "out" / "summary.csv", index=False)
+    unread = pd.DataFrame({"file": ["in/unread.jpg"]})
+    pd.concat([table, unread]).to_csv(tmp_path / "out" / "summary.csv", index=False)
     Image.new("RGB", (14, 20)).save(tmp_path / "out" / f"{IDS[1]}_saliency.jpg")  # as predict.py leaves beside it
     truth = pd.DataFrame({"image_id": IDS, "label": np.array(names)[labels]})
+    unread = pd.DataFrame({"image_id": ["unread"], "label": "wart"})
     write_masks(tmp_path / "truth" / "masks", 1, ".png")  # which a classifier says nothing of
-    truth.to_csv(tmp_path / "truth" / "labels.csv", index=False)
+    pd.concat([truth, unread]).to_csv(tmp_path / "truth" / "labels.csv", index=False)
     (found,) = run(tmp_path / "out", tmp_path / "truth").values()
     aucs = [roc_auc_score(labels == k, table[name]) for k, name in enumerate(names)]
     assert found["mean_auc"] == pytest.approx(np.mean(aucs), abs=1e-9)

@@ -118,14 +118,15 @@ def score_probabilities(
     table: pd.DataFrame, classes: tuple[str, ...], labels: dict[str, int], groups: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """All scores where both sides know the same classes, else the AUC of each class that both know."""
-    table = table.set_index("image_id").loc[_common(table["image_id"], labels.keys())]
-    true, together = np.array([labels[id_] for id_ in table.index]), lesions(table.index, groups)
-    if set(classes) <= set(table) and (table[list(classes)].sum(axis=1) - 1).abs().max() < 2e-3:  # four digits
-        values = table[list(classes)].to_numpy()
-        return summarize(values / values.sum(axis=1, keepdims=True), true, classes, together)
     shared = [name for name in classes if name in table]
     if not shared:
         raise UserError(f"no class in common: {', '.join(classes)} in the truth, {', '.join(table)} predicted")
+    table = table.dropna(subset=shared).set_index("image_id")  # predict.py leaves those empty of what it could not read
+    table = table.loc[_common(table.index, labels.keys())]
+    true, together = np.array([labels[id_] for id_ in table.index]), lesions(table.index, groups)
+    if len(shared) == len(classes) and (table[list(classes)].sum(axis=1) - 1).abs().max() < 2e-3:  # four digits
+        values = table[list(classes)].to_numpy()
+        return summarize(values / values.sum(axis=1, keepdims=True), true, classes, together)
     log.info("only these classes are known to both sides, each is scored against the rest: %s", ", ".join(shared))
     scores: dict[str, Any] = {"images": len(true), "interval_95": {}}
     for name in shared:
