@@ -83,14 +83,6 @@ def test_metadata_are_found_beside_and_inside_the_image_folder(tmp_path, split, 
     assert list(found.values()) == [{}, {}]
 
 
-def test_metadata_in_the_root_come_first(tmp_path):
-    name, folder = "ISIC-2017_Training_Data_metadata.csv", tmp_path / "ISIC-2017_Training_Data"
-    folder.mkdir()
-    (folder / name).write_text(PEOPLE + "ISIC_0000001,55,male\n")
-    (tmp_path / name).write_text(PEOPLE + "ISIC_0000001,60,female\n")
-    assert read_metadata(tmp_path, "train") == {"ISIC_0000001": Metadata(60.0, "female")}
-
-
 def test_metadata_tolerate_bom_line_ends_column_order_and_what_is_not_recorded(tmp_path):
     (tmp_path / "ISIC-2017_Test_v2_Data_metadata.csv").write_bytes(
         "\ufeffsex, age_approximate ,more, image_id\r\n female ,45.0,x, isic_0000001\r\nunknown,0,,ISIC_0000002\r\n"

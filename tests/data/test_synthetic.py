@@ -30,12 +30,6 @@ def folder(tmp_path_factory) -> Path:
     return make_synthetic(tmp_path_factory.mktemp("data") / "new" / "synthetic", COUNTS, SMALL)
 
 
-@pytest.fixture(scope="module")
-def draws() -> list[tuple[np.ndarray, np.ndarray, int]]:
-    """The first 48 lesions of a seed: 12 melanomas, 12 keratoses, 24 nevi."""
-    return [draw_lesion(11, index, (192, 144)) for index in range(48)]
-
-
 def test_the_folder_is_read_as_what_was_drawn(folder):
     for number, split in enumerate(SPLITS):
         samples = read_split(folder, split)
@@ -109,32 +103,3 @@ def test_command_line(tmp_path, capsys):
             run_script(lambda more=more: main([*call, *more]))
         error = capsys.readouterr().err
         assert stop.value.code == 2 and "error: " in error and "Traceback" not in error
-
-
-@pytest.mark.parametrize("size", [(64, 64), (101, 67), (67, 101), (700, 610)])
-def test_any_size(size):
-    image, mask, _ = draw_lesion(2, 1, size)
-    assert image.shape == (*mask.shape, 3) == (size[1], size[0], 3)
-    assert image.dtype == mask.dtype == np.uint8 and cv2.connectedComponents(mask)[0] == 2
-
-
-def test_masks_are_one_region_of_sensible_area_and_some_touch_the_border(draws):
-    touching = 0
-    for _, mask, _ in draws:
-        assert set(np.unique(mask)) == {0, 255} and cv2.connectedComponents(mask)[0] == 2  # background and lesion
-        assert 0.02 <= (mask > 0).mean() <= 0.75
-        touching += mask[[0, -1]].any() or mask[:, [0, -1]].any()
-    assert 0.05 <= touching / len(draws) <= 0.35
-
-
-def test_mask_edge_is_where_the_image_changes(draws):
-    """A ring just inside the outline differs from one just outside, more than two rings outside differ."""
-    across, outside = [], []
-    for image, mask, _ in draws:
-        inner = mask - cv2.erode(mask, np.ones((9, 9)))
-        near = cv2.dilate(mask, np.ones((11, 11))) - cv2.dilate(mask, np.ones((3, 3)))
-        far = cv2.dilate(mask, np.ones((27, 27))) - cv2.dilate(mask, np.ones((19, 19)))
-        inner, near, far = (np.median(image[ring > 0], axis=0) for ring in (inner, near, far))
-        across, outside = [*across, np.abs(inner - near).mean()], [*outside, np.abs(near - far).mean()]
-    assert np.median(across) > 4 * np.median(outside)
-    assert np.mean(np.array(across) > 6) > 0.9  # visible nearly always, if faint

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.test_classification_scores import by_path, draw, scikit_learn_scores
-from utils.evaluation.classification import auc, calibration_error, score_intervals
+from utils.evaluation.classification import calibration_error, score_intervals
 from utils.evaluation.segmentation import pooled_intervals
 from utils.evaluation.statistics import bootstrap_interval, holm, interval, paired_bootstrap, resample, weighted_mean
 
@@ -76,21 +76,6 @@ def test_paired_bootstrap_at_the_edges():
     assert paired_bootstrap(more, scored(a)).p_value == paired_bootstrap(scored(a), more).p_value == 2 / 2001
     nowhere = paired_bootstrap((0.5, np.array([np.nan])), (0.25, np.array([0.25])))
     assert (nowhere.difference, nowhere.p_value) == (0.25, 1) and np.isnan(nowhere.interval).all()
-
-
-def test_paired_bootstrap_of_aucs_is_of_drawn_images():
-    """One draw after the other; those without a positive image are left out."""
-    positive, generator, drawn = np.arange(12) < 2, np.random.default_rng(0), []
-    a, b = np.random.default_rng(5).random((2, 12)) + 0.2 * positive
-    for _ in range(2000):
-        rows = generator.integers(12, size=12)
-        drawn.append(auc(a[rows], positive[rows]) - auc(b[rows], positive[rows]))
-    undefined = np.isnan(drawn).sum()
-    weights = resample(12)
-    result = paired_bootstrap(*((auc(p, positive), auc(p, positive, weights)) for p in (a, b)))
-    assert result.interval == pytest.approx(tuple(np.nanquantile(drawn, (0.025, 0.975))), abs=1e-12)
-    below = np.count_nonzero(np.array(drawn) <= 1e-12), np.count_nonzero(np.array(drawn) >= -1e-12)
-    assert result.p_value == pytest.approx(min(1, 2 * (min(below) + 1) / (2001 - undefined))) and undefined > 0
 
 
 def test_holm_by_hand():

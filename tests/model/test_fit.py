@@ -61,14 +61,6 @@ def test_a_continued_run_equals_one_that_never_stopped(cache, tmp_path, stop_in_
     assert steady(whole.history()) == steady(cut.history()) and len(cut.history()) == 5
 
 
-def test_a_run_starts_without_a_checkpoint_and_is_not_trained_on_after_its_end(cache, tmp_path):
-    """Old fault: continuing was the default and failed where there was nothing to continue."""
-    run = Run(tmp_path / "run", {}, resume=True)
-    before = train(run, cache, [0.1, 0.2]).model.state_dict()
-    again = train(run, cache, [0.1, 0.2])
-    assert again.progress.epoch == 2 and same(again.model.state_dict(), before)
-
-
 def test_early_stop_counts_from_the_best_epoch(cache, tmp_path):
     run = Run(tmp_path / "run", {}, resume=True)
     train(run, cache, [0.1, 0.5, 0.5, 0.4, 0.9], patience=2)

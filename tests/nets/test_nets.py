@@ -95,14 +95,6 @@ def test_alpha_zero_is_the_plain_resnet_bit_for_bit(layout, attention):
             assert torch.equal(model.train(mode)(x), plain.train(mode)(x))
 
 
-@pytest.mark.parametrize("name,blocks,width", [("arl14", 4, 2048), ("arl18", 8, 512), ("arl50", 16, 2048)])
-def test_layouts(name, blocks, width):
-    """Bottlenecks [1,1,1,1], basic [2,2,2,2], bottlenecks [3,4,6,3]; each with an α."""
-    model = nets.create_model(name)
-    assert sum(name.endswith("attention.alpha") for name, _ in model.named_parameters()) == blocks
-    assert model.fc.in_features == width and model.fc.out_features == 3
-
-
 def test_alpha_starts_at_a_thousandth_and_learns_when_asked():
     for alpha, value, learns in (("learn", 0.001, True), ("fixed", 0.001, False), (0, 0.0, False)):
         model = nets.create_model("arl14", alpha=alpha)

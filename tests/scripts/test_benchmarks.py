@@ -60,11 +60,6 @@ def test_stopped_benchmark_keeps_what_it_has(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("caches-*"))
 
 
-def test_unknown_part_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        run.parse(["--only", "decode", "lunch"])
-    assert "invalid choice: 'lunch'" in capsys.readouterr().err
-
 
 def test_operations_and_memory_of_a_training_step():
     """Forward, and backward to weights and inputs, but none to the images; with groups, a stride, and transposed."""
