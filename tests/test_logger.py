@@ -63,7 +63,11 @@ def test_what_a_user_can_mend_or_asked_for_is_one_line(capsys, error, code, line
     assert shown.startswith(line)
 
 
-@pytest.mark.parametrize("ask", [lambda: torch.empty(1 << 60, dtype=torch.uint8), lambda: bytearray(1 << 60)])
+def gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize("ask", [lambda: torch.empty(1 << 60, dtype=torch.uint8), lambda: bytearray(1 << 60), gpu])
 def test_a_lack_of_memory_is_one_line(capsys, ask):
     assert exit_code(ask) == 2
     (line,) = capsys.readouterr().err.splitlines()

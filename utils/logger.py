@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -117,7 +118,8 @@ def run_script(main: Callable[[], Any]) -> None:
         print(f"error: {where}{error.strerror}; {way_out}", file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):  # torch's, on a CPU
+        # torch's RuntimeErrors, on a CPU and on a GPU
+        if not isinstance(error, MemoryError) and not re.search("can't allocate memory|out of memory", str(error)):
             raise
         print("error: out of memory; try a smaller --batch-size or --size, or --accumulate N", file=sys.stderr)
         sys.exit(2)

@@ -13,7 +13,7 @@ from utils.config import configure
 from utils.data.cache import prepare
 from utils.data.copies import copies_between
 from utils.data.extra import extra_samples, join_extra
-from utils.data.isic import CLASSES, OFFICIAL, Sample, read_split
+from utils.data.isic import CLASSES, LEFT_OUT, OFFICIAL, Sample, read_split
 from utils.data.synthetic import make_synthetic
 
 # Files of a data set and their content, and the classes of its images "ISIC_0024306" to "ISIC_0024309".
@@ -83,20 +83,45 @@ def test_each_data_set_is_read_in_its_layout(tmp_path, layout):
     assert [sample.id for sample in read(tmp_path, masks=True)] == ids[:1]
 
 
+def own_folder(root, rows):
+    """rows: "id,label,group"."""
+    (root / "images").mkdir(parents=True)
+    for row in rows:
+        (root / f"images/{row.partition(',')[0]}.png").touch()
+    (root / "labels.csv").write_text("\n".join(["image_id,label,group", *rows]))
+    return root
+
+
 def test_what_is_in_the_data_or_the_challenges_other_sets_is_left_out_by_its_id(tmp_path):
-    ids = ["ISIC_0000001", "ISIC_0024306", min(OFFICIAL["validation"]), max(OFFICIAL["test"])]
-    (tmp_path / "images").mkdir()
-    for id_ in ids:
-        (tmp_path / f"images/{id_}.png").touch()
-    rows = "".join(f"{id_},{label}\n" for id_, label in zip(ids, ("mel", "nv", "nv", "nv"), strict=True))
-    (tmp_path / "labels.csv").write_text("image_id,label\n" + rows)
-    own = Sample("ISIC_0000001", tmp_path, None, 0)
-    assert [sample.id for sample in read(tmp_path, data={"train": [own]})] == ["ISIC_0024306"]
+    """Known copies of validation and test images too, which the data's own training images do not tell of."""
+    own, copy = Sample("ISIC_0000001", tmp_path, None, 0), min(LEFT_OUT)
+    ids = [own.id, "ISIC_0024306", min(OFFICIAL["validation"]), max(OFFICIAL["test"]), copy]
+    root = own_folder(
+        tmp_path / "one", [f"{id_},{label},{id_}" for id_, label in zip(ids, ["mel", *["nv"] * 4], strict=True)]
+    )
+    assert [sample.id for sample in read(root, data={"train": [own]})] == ["ISIC_0024306"]
+    kept = read(root, data={"train": [own]}, keep_copies=True)
+    assert [sample.id for sample in kept] == sorted(["ISIC_0024306", copy])
+    with pytest.raises(UserError, match="nothing of it is left to train on"):
+        read(root, data={"train": [own, Sample("ISIC_0024306", tmp_path, None, 0)]})
     with pytest.raises(UserError, match="have one id"):
-        shutil.copytree(tmp_path, tmp_path / "again")
-        extra_samples(configure("seg-b1", extra=(tmp_path, tmp_path / "again")), {}, masks=False)
+        shutil.copytree(root, tmp_path / "again")
+        extra_samples(configure("seg-b1", extra=(root, tmp_path / "again")), {}, masks=False)
     with pytest.raises(UserError, match="--others wart: no class here"):
-        read(tmp_path, others="wart")
+        read(root, others="wart")
+
+
+def test_a_group_that_is_validated_or_tested_on_is_left_out(tmp_path):
+    root = own_folder(tmp_path, ["a,mel,patient 1", "b,nv,patient 2", "c,nv,patient 3"])
+    mine = {split: [Sample(split, root, None, 0, f"patient {n}")] for n, split in enumerate(("train", "test"), start=2)}
+    assert [sample.id for sample in read(root, data=mine)] == ["a", "b"]
+
+
+def test_classes_of_ones_own_are_found_whatever_their_capitals(tmp_path):
+    root = own_folder(tmp_path, ["a,MEL,1", "b,nv,2", "c,Wart,3"])
+    for others, expected in (("OTHER", ["MEL", "Nv", "OTHER"]), (None, ["MEL", "Nv"])):
+        classes = ("MEL", "Nv", "OTHER")
+        assert [classes[sample.label] for sample in read(root, classes=classes, others=others)] == expected
 
 
 @pytest.fixture

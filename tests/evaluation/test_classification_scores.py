@@ -93,6 +93,8 @@ def test_scores_that_cannot_be_ranked(scores):
 )
 def test_calibration_error_by_hand(rows, labels, expected):
     assert calibration_error(rows, labels) == pytest.approx(expected, abs=1e-15)
+    (each_twice,) = calibration_error(rows, labels, weights=np.full((1, len(rows)), 2.0))
+    assert each_twice == pytest.approx(expected, abs=1e-15)
 
 
 def scikit_learn_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[tuple[str, ...], float]:

@@ -72,13 +72,16 @@ def test_a_batch_that_does_not_fit_into_memory_is_one_line_that_names_accumulate
         def forward(self, logits, targets):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    trainer, (images, targets) = a_trainer(criterion=NoRoom("ce")), a_batch(8)
-    micro_batches = list(zip(images.chunk(2), targets.chunk(2), strict=True))
-    with pytest.raises(
-        UserError,
-        match=r"^4 images at a time do not fit into the memory of cpu: --accumulate 4 goes on ",
-    ):
-        trainer.step(micro_batches)
+    trainer = a_trainer(criterion=NoRoom("ce"))
+    ways = {
+        (8, 2): "of 4 does not fit into the memory of cpu: --accumulate 4 goes on ",
+        (12, 4): "of 3 does not fit into the memory of cpu: --accumulate 12 goes on ",  # 8 would not share 12 evenly
+        (2, 2): "of 1 does not fit into the memory of cpu: take a smaller --size",
+    }
+    for (images, parts), way in ways.items():
+        images, targets = a_batch(images)
+        with pytest.raises(UserError, match=f"^a micro-batch {way}"):
+            trainer.step(list(zip(images.chunk(parts), targets.chunk(parts), strict=True)))
 
 
 def test_the_learning_rate_falls_along_a_half_cosine_to_zero():

@@ -60,7 +60,6 @@ def test_stopped_benchmark_keeps_what_it_has(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("caches-*"))
 
 
-
 def test_operations_and_memory_of_a_training_step():
     """Forward, and backward to weights and inputs, but none to the images; with groups, a stride, and transposed."""
     convolutions = nn.Sequential(

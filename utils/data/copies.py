@@ -1,5 +1,6 @@
 """The same photograph in two splits: found by its bytes, by a thumbnail, or by what keypoints it shares."""
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,9 +78,9 @@ def find_copies(looks: Mapping[str, Looks], *, edited: bool = False) -> list[Cop
     copies, doubtful = [], []
     for a, b in itertools.combinations([s for s in ("extra", *SPLITS) if s in looks and looks[s].samples], 2):
         left, right = looks[a], looks[b]
-        others = _normalised(right.thumbnails)
-        upright = _normalised(left.thumbnails) @ others.T  # [images of a, images of b]
-        turned = np.max([_normalised(left.thumbnails) @ each.T for each in _turns(others)], axis=0)
+        ours, others = _normalised(left.thumbnails), _normalised(right.thumbnails)
+        upright = ours @ others.T  # [images of a, images of b]
+        turned = functools.reduce(np.maximum, (ours @ each.T for each in _turns(others)))
         exact = np.array(left.digests)[:, None] == np.array(right.digests)
         for i, j in np.argwhere(exact | (upright >= CANDIDATE) | (turned >= COPY)):
             one, other = left.samples[i], right.samples[j]

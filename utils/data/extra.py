@@ -1,7 +1,8 @@
 """Images to train on besides those of the data folder: HAM10000, ISIC 2016 and 2018, or a folder of one's own.
 
 They are only trained on. Left out of them is whatever is in the data folder as well: images with the id of one there
-or of the challenge's validation and test sets, the same files, and near copies (`utils.data.copies`).
+or of the challenge's validation and test sets or of a known copy of these, those of a `group` that is validated or
+tested on, the same files, and near copies (`utils.data.copies`).
 """
 
 from collections import Counter
@@ -12,7 +13,7 @@ from utils import UserError
 from utils.config import Config
 from utils.data.cache import ImageCache, JoinedCache
 from utils.data.copies import Copy
-from utils.data.isic import CLASSES, HAM10000, OFFICIAL, Sample, find_files
+from utils.data.isic import CLASSES, HAM10000, LEFT_OUT, OFFICIAL, Sample, find_files
 from utils.data.own import Folder, is_own, read_folder, read_table
 from utils.files import listed
 from utils.logger import log
@@ -27,27 +28,31 @@ LICENCE = "HAM10000, CC BY-NC 4.0: weights trained on it are for non-commercial 
 def extra_samples(config: Config, data: Mapping[str, Sequence[Sample]], *, masks: bool) -> list[Sample]:
     """The images of `config.extra` that have a mask, or a diagnosis that counts as one of the classes.
 
-    data: the images of each split, whose ids are left out, and the official validation and test images'. UserError
-    when a folder has none of them, or two have one id.
+    data: the images of each split, which are left out, as the official validation and test images are. UserError when
+    a folder has none of them, nothing is left, or two have one id.
     """
     classes, found = config.classes or CLASSES, {}
     if config.others and config.others not in classes:
         raise UserError(f"--others {config.others}: no class here; choose one of {', '.join(classes)}")
     taken = OFFICIAL["validation"].union(OFFICIAL["test"], *({each.id for each in split} for split in data.values()))
+    taken |= frozenset() if config.keep_copies else LEFT_OUT
+    held_out = {each.group for split in ("validation", "test") for each in data.get(split, ())} - {None}
     for root in config.extra:
         folder = _folder(root)
         samples = list(_with_masks(folder) if masks else _with_labels(folder, classes, config.others))
         if not samples:
             raise UserError(f"{root}: no image with a {'mask' if masks else 'diagnosis'}; see docs/data.md")
-        fresh = [sample for sample in samples if sample.id not in taken]
+        fresh = [sample for sample in samples if sample.id not in taken and sample.group not in held_out]
         if twice := [sample for sample in fresh if sample.id in found]:
             raise UserError(f"{twice[0].image} and {found[twice[0].id].image} have one id: leave one of them out")
         found |= {sample.id: sample for sample in fresh}
         counts = Counter(classes[sample.label] for sample in fresh) if not masks else {}
         more = f" ({', '.join(f'{name} {count}' for name, count in counts.items())})" if counts else ""
         if gone := len(samples) - len(fresh):
-            more += f"; {gone} left out: they are of {config.data}, or validation or test images of the challenge"
+            more += f"; {gone} left out: they are of {config.data}, or of the challenge's validation or test images"
         log.info("extra training images from %s: %d%s", root, len(fresh), more)
+    if not found:
+        raise UserError(f"--extra {' '.join(map(str, config.extra))}: nothing of it is left to train on; leave it away")
     return sorted(found.values(), key=lambda sample: sample.id)
 
 
@@ -61,22 +66,26 @@ def _folder(root: Path) -> Folder:
 
 def _with_masks(folder: Folder) -> Iterable[Sample]:
     for id_ in folder.images.keys() & folder.masks:
-        yield Sample(id_, folder.images[id_], folder.masks[id_], None)
+        yield Sample(id_, folder.images[id_], folder.masks[id_], None, folder.groups.get(id_))
 
 
 def _with_labels(folder: Folder, classes: Sequence[str], others: str | None) -> Iterable[Sample]:
     left_out: Counter[str] = Counter()
+    known = {_plain(name): name for name in classes}
     for id_, number in folder.labels.items():
-        name = folder.classes[number].lower().replace(" ", "_")
-        name = name if name in classes else DIAGNOSES.get(name)
-        name = name if name in classes else others
+        name = _plain(folder.classes[number])
+        name = known.get(name) or known.get(DIAGNOSES.get(name)) or others
         if id_ in folder.images and name is None:
             left_out[folder.classes[number]] += 1
         elif id_ in folder.images:
-            yield Sample(id_, folder.images[id_], None, classes.index(name))
+            yield Sample(id_, folder.images[id_], None, classes.index(name), folder.groups.get(id_))
     if left_out:
         counts = ", ".join(f"{name} {count}" for name, count in left_out.items())
         log.info("%s: %d images of other diagnoses left out (%s)", folder.root, left_out.total(), counts)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace(" ", "_")
 
 
 def join_extra(caches: Mapping[str, ImageCache], copies: Sequence[Copy]) -> JoinedCache:

@@ -88,7 +88,7 @@ def calibration_error(
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     parts = np.searchsorted(np.arange(1, 10) / 10, confidence, side="left")
     gaps = np.array([np.bincount(parts, weights=one * (correct - confidence)) for one in often])  # [R, parts]
-    return _one_or_all(np.abs(gaps).sum(axis=1) / labels.size, weights)
+    return _one_or_all(np.abs(gaps).sum(axis=1) / often.sum(axis=1), weights)
 
 
 def classification_scores(

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -72,7 +73,7 @@ def build_training(
     if config.sync_batchnorm:
         if device.type != "cuda":
             raise UserError(f"--sync-batchnorm needs CUDA devices, not {device.type}: leave it away")
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = convert_sync_batchnorm(model)  # timm's, which keeps the activations of its own layers
     batches = (config.batch_size, config.seed, device, config.workers, config.accumulate, config.extra_share)
     loader = train_loader(cache, transforms, *batches)
     model.to(device, memory_format=torch.channels_last)

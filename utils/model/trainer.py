@@ -166,7 +166,7 @@ class Trainer:
         """One update of the weights by the gradient of a batch that comes in micro-batches.
 
         Returns the mean loss and whether it (and, without a loss scaler, the gradient) is finite; where it is not,
-        the weights and running statistics stay as they are.
+        the weights stay as they are (and where steps may be left out, the running statistics).
 
         Raises:
             UserError: micro-batches of one image where batch norm needs more, or too large for the GPU's memory.
@@ -181,11 +181,11 @@ class Trainer:
                 "--batch-size or --size, or a smaller --accumulate"
             ) from error
         except torch.OutOfMemoryError as error:
-            images = len(micro_batches[0][0])
-            raise UserError(
-                f"{images} images at a time do not fit into the memory of {self.precision.device}: "
-                f"--accumulate {2 * len(micro_batches)} goes on with this run"
-            ) from error
+            images, parts = len(micro_batches[0][0]), len(micro_batches)
+            fitting = [n for n in range(2 * parts, images * parts + 1) if images * parts % n == 0]
+            way = f"--accumulate {fitting[0]} goes on with this run" if fitting else "take a smaller --size"
+            where = f"into the memory of {self.precision.device}"
+            raise UserError(f"a micro-batch of {images} does not fit {where}: {way}") from error
         self.scheduler.step()
         return results
 
