@@ -9,10 +9,13 @@ import pytest
 import cls_main
 import seg_main
 from tests.data.test_own import lesions, own_folder
+from tests.evaluation.test_runs import edit
 from utils import UserError
 from utils.data.own import read_folder
 from utils.evaluation import score
+from utils.evaluation.runs import read_run
 from utils.evaluation.statistics import bootstrap_interval
+from utils.inference import ensemble
 
 
 @pytest.mark.parametrize("script", [seg_main, cls_main])
@@ -40,6 +43,15 @@ def test_folds_are_put_together(tmp_path, undrawn, script):
     groups = read_folder(root).groups
     assert told == pytest.approx(bootstrap_interval(values, [groups[id_] for id_ in values.index]))
     assert told != pytest.approx(bootstrap_interval(values))
+    for seed in (0, 1):  # the same run twice, together as good as once
+        shutil.copytree(made.folder, tmp_path / f"results/mine/seed{seed}")
+        config = tmp_path / f"results/mine/seed{seed}/config.json"
+        edit(config, lambda content, s=seed: content["settings"].update(seed=s))
+    ensemble.main(["mine", "--results", str(tmp_path / "results")])
+    one, both = read_run(made.folder), read_run(tmp_path / "results/mine-ensemble/seed0")
+    path = ["official", "jaccard"] if script is seg_main else ["mean_auc"]
+    assert both.score("test", path) == pytest.approx(one.score("test", path), abs=0.01)  # probabilities have 8 bits
+    assert not [*score.wrong_scores(one), *score.wrong_scores(both)]
     if script is cls_main:
         assert {"a", "b", "c", "mean_auc"} <= found.keys() and made.read_json("metrics.json")["test"]["images"] < 20
         settings = made.read_json("config.json")["settings"]

@@ -154,15 +154,19 @@ def summarize(
 
 
 def predictions_table(
-    image_ids: Sequence[Hashable], probabilities: ArrayLike, classes: Sequence[str] = CLASSES
+    image_ids: Sequence[Hashable],
+    probabilities: ArrayLike,
+    classes: Sequence[str] = CLASSES,
+    groups: Mapping[str, str | None] | None = None,
 ) -> pd.DataFrame:
-    """One row an image: image_id, then a float64 column for each of the `classes`; probabilities [N, C].
+    """One row an image: image_id, a float64 column for each of the `classes`, and group where any image has one.
 
+    probabilities: [N, C]; groups: by image id, what is drawn together for intervals (`utils.data.isic.lesions`).
     ValueError for probabilities that `classification_scores` refuses.
     """
     table = pd.DataFrame(_as_probabilities(probabilities, len(classes)), columns=list(classes))
     table.insert(0, "image_id", list(image_ids))
-    return table
+    return table.assign(group=table["image_id"].map(groups)) if any((groups or {}).values()) else table
 
 
 def official_predictions(table: pd.DataFrame, classes: Sequence[str] = CLASSES) -> pd.DataFrame:

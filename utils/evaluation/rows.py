@@ -10,8 +10,8 @@ import pandas as pd
 from nets.pretrained import find_pretrained
 from utils import UserError
 from utils.config import DEFAULTS, EXPERIMENTS, Config, Experiment, default_attention, experiments
-from utils.data.isic import CLASSES
-from utils.evaluation.runs import IMAGES, RunResult
+from utils.data.isic import CLASSES, lesions
+from utils.evaluation.runs import IMAGES, RunResult, groups_of
 from utils.files import reading
 
 # By what `utils.model.run.digest` says of the challenge's images, each without labels (segmentation) and with them.
@@ -60,6 +60,11 @@ class Row:
                     f"{run.folder} and {self.runs[0].folder} were scored on different images: leave one out"
                 )
         return tables
+
+    def lesions(self, split: str) -> list[str]:
+        """What each image shows (`utils.data.isic.lesions`), in the order of `per_image`."""
+        table = self.per_image(split)[0]
+        return lesions(table["image_id"], groups_of(table))
 
     def probabilities(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Classification: float64 [S, N, 3] by seed and image, columns as CLASSES, and class indices [N].

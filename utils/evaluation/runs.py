@@ -82,9 +82,8 @@ class RunResult:
             return known.get("/".join(self.folder.parts[-2:]), {}).get(self.task, {})
 
     def predictions(self, split: str) -> pd.DataFrame:
-        """Classification: image_id, the probabilities of `classes`, and label where the run keeps the truth.
-
-        label: index into classes.
+        """Classification: image_id, the probabilities of `classes`, group (`groups_of`) where there are any, and label,
+        index into classes, where the run keeps the truth.
         """
         table = self._probabilities(f"{split}_predictions.csv", split, "image_id")
         if not (self.folder / f"{split}_truth_official.csv").is_file():
@@ -96,10 +95,10 @@ class RunResult:
         return table.join(labels, on="image_id")
 
     def per_image(self, split: str) -> pd.DataFrame:
-        """Segmentation: image_id, counts and official scores, one row an image."""
+        """Segmentation: image_id, group where there are any, counts and official scores, one row an image."""
         path = self.folder / "per_image.csv"
         with reading(path):
-            table = pd.read_csv(check_file(path), dtype={"image_id": str})
+            table = _read_table(path)
             table = table[table["split"] == split].reset_index(drop=True).astype(dict.fromkeys(METRICS, float))
             if not np.allclose(table[[*METRICS]], image_scores(table)):  # which refuses what are no counts
                 raise ValueError("scores of an image that are not those of its counts")
@@ -145,9 +144,9 @@ class RunResult:
     def _probabilities(self, name: str, split: str, ids: str) -> pd.DataFrame:
         path = self.folder / name
         with reading(path):
-            read = pd.read_csv(check_file(path), dtype={ids: str})
+            read = _read_table(path)
             # Which refuses what are no probabilities.
-            table = predictions_table(read[ids], read[list(self.classes)], self.classes)
+            table = predictions_table(read[ids], read[list(self.classes)], self.classes, groups_of(read))
             self._check_images(table["image_id"], split)
         return table
 
@@ -156,6 +155,16 @@ class RunResult:
         if ids.duplicated().any() or (scored and len(ids) != scored["images"]):
             wanted = f"metrics.json is of {scored['images']}" if scored else "expected one row for each"
             raise ValueError(f"{len(ids)} rows of {ids.nunique()} {split} images, {wanted}")
+
+
+def groups_of(table: pd.DataFrame) -> dict[str, str] | None:
+    """By image id what is drawn together for intervals (`utils.data.isic.lesions`), in a run's table; None: nothing."""
+    return dict(zip(table["image_id"], table["group"], strict=True)) if "group" in table else None
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(check_file(path), dtype={"image_id": str, "image": str, "group": str})
+    return table.fillna({"group": ""})
 
 
 def lookup(scores: Mapping[str, Any], path: Sequence[str]) -> Any:

@@ -25,7 +25,7 @@ from utils.data.isic import CLASSES, find_files, lesions, read_labels
 from utils.data.own import IDS, as_id, files_by_id, read_table
 from utils.evaluation.classification import auc, summarize
 from utils.evaluation.export import format_scores
-from utils.evaluation.runs import IMAGES, RunResult, find_runs
+from utils.evaluation.runs import IMAGES, RunResult, find_runs, groups_of
 from utils.evaluation.segmentation import COUNTS, confusion_counts
 from utils.evaluation.segmentation import summarize as summarize_masks
 from utils.evaluation.statistics import interval, resample
@@ -63,7 +63,7 @@ def _of_runs(runs: list[RunResult]) -> tuple[Masks, pd.DataFrame | None]:
     tables = [run.predictions("test") for run in runs if run.task == "classification"]
     if not tables:
         return masks, None
-    table = pd.concat(tables, ignore_index=True).drop(columns="label", errors="ignore")
+    table = pd.concat(tables, ignore_index=True).drop(columns=["label", "group"], errors="ignore")
     if table["image_id"].duplicated().any() or table.isna().any(axis=None):
         raise UserError(
             f"{runs[0].folder.parent}: runs of the same test images, or other classes: give folds of one split"
@@ -168,14 +168,14 @@ def _scores_again(run: RunResult, split: str, data: Path | None) -> dict[str, An
         if run.task == "classification":
             table = run.predictions(split)
             labels = table["image_id"].map(read_labels(files.labels)) if files else table["label"]
-            together = lesions(table["image_id"])
+            together = lesions(table["image_id"], groups_of(table))
             return summarize(table[[*run.classes]].to_numpy(), labels.to_numpy(), run.classes, together)
-        counts = {}
-        for id_, *pixels in run.per_image(split)[["image_id", *COUNTS]].itertuples(index=False):
+        counts, table = {}, run.per_image(split)
+        for id_, *pixels in table[["image_id", *COUNTS]].itertuples(index=False):
             if files:
                 pixels = confusion_counts(run.predicted_mask(split, id_), read_mask(files.masks[id_]))
             counts[id_] = tuple(pixels)
-        return summarize_masks(counts)
+        return summarize_masks(counts, groups_of(table))
 
 
 def _numbers(nested: Any, name: str = "") -> Iterator[tuple[str, float | None]]:

@@ -40,10 +40,14 @@ def confusion_counts(prediction: ArrayLike, truth: ArrayLike) -> tuple[int, int,
     return int(tp), int(fp), int(fn), int(truth.size - tp - fp - fn)
 
 
-def per_image_table(counts: Counts) -> pd.DataFrame:
-    """One row an image: image_id, tp, fp, fn, tn, the six official metrics. ValueError without images."""
+def per_image_table(counts: Counts, groups: Mapping[str, str | None] | None = None) -> pd.DataFrame:
+    """One row an image: image_id, tp, fp, fn, tn, the six official metrics, and group where any image has one.
+
+    groups: by image id, what is drawn together for intervals (`utils.data.isic.lesions`). ValueError without images.
+    """
     pixels = pd.DataFrame([*counts.values()], columns=list(COUNTS))
-    return pd.concat([pd.Series([*counts], name="image_id"), pixels, image_scores(pixels)], axis="columns")
+    table = pd.concat([pd.Series([*counts], name="image_id"), pixels, image_scores(pixels)], axis="columns")
+    return table.assign(group=table["image_id"].map(groups)) if any((groups or {}).values()) else table
 
 
 def image_scores(counts: ArrayLike | pd.DataFrame) -> pd.DataFrame:
@@ -123,7 +127,7 @@ def pooled_intervals(counts: ArrayLike, resamples: int = RESAMPLES, groups: Grou
 def summarize(counts: Counts, groups: Mapping[str, str | None] | None = None) -> dict[str, Any]:
     """Official scores with 95 % bootstrap intervals over images, and pooled ones, as plain values for JSON.
 
-    groups: by image id, what is drawn together (`utils.data.isic.lesions`).
+    groups: as for `per_image_table`.
     """
     per_image = per_image_table(counts)
     together = lesions(per_image["image_id"], groups)

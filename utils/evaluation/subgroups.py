@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from utils.data.images import read_mask
-from utils.data.isic import CLASSES, Metadata, lesions, read_metadata, read_split
+from utils.data.isic import CLASSES, Metadata, read_metadata, read_split
 from utils.data.parallel import cores
 from utils.evaluation.classification import TASKS, classification_scores, score_intervals
 from utils.evaluation.export import Score
@@ -80,7 +80,7 @@ def segmentation_groups(row: Row, split: str, facts: pd.DataFrame) -> pd.DataFra
     """
     tables = row.per_image(split)
     values = np.stack([table[list(SEGMENTATION)] for table in tables])  # [S, N, 3]
-    shown = np.array(lesions(tables[0]["image_id"]))
+    shown = np.array(row.lesions(split))
 
     def scores(images: np.ndarray) -> dict[str, Score]:
         chosen = values[:, images]
@@ -101,7 +101,7 @@ def classification_groups(row: Row, split: str, facts: pd.DataFrame) -> pd.DataF
     """
     probabilities, labels = row.probabilities(split)
     ids = row.per_image(split)[0]["image_id"]
-    shown = np.array(lesions(ids))
+    shown = np.array(row.lesions(split))
 
     def scores(images: np.ndarray) -> dict[str, Any]:
         chosen, classes = probabilities[:, images], labels[images]  # [S, n, 3], [n]

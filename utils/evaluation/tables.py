@@ -21,7 +21,6 @@ import pandas as pd
 
 from utils import UserError
 from utils.config import DEFAULTS
-from utils.data.isic import lesions
 from utils.evaluation.classification import SPECIFICITIES, TASKS, auc, score_intervals
 from utils.evaluation.export import Score, to_csv, to_markdown
 from utils.evaluation.pages import PRIMARY, WORDS, readme_table
@@ -146,8 +145,7 @@ def compare(runs: Sequence[RunResult], metric: str, split: str = "test") -> pd.D
 
 def _resampled(row: Row, metric: str, split: str, resamples: int) -> tuple[float, np.ndarray]:
     """A metric's mean over seeds, of all images and in each of the resamples [R]."""
-    ids = row.per_image(split)[0]["image_id"]
-    weights = resample(len(ids), lesions(ids), resamples)
+    weights = resample(row.runs[0].metrics[split]["images"], row.lesions(split), resamples)
     if metric not in _AUC:
         values = row.scores(split, metric).mean(axis=0)  # [N]
         return values.mean(), weighted_mean(values, weights)
@@ -171,14 +169,13 @@ def _scores(row: Row, split: str, columns: Mapping[str, tuple[str, ...]]) -> dic
     with reading(row.runs[0].folder / "metrics.json"):
         if row.runs[0].task == "segmentation":
             tables = row.per_image(split)
-            together = lesions(tables[0]["image_id"])
+            together = row.lesions(split)
             means = np.mean([table[list(METRICS)] for table in tables], axis=0)  # [N, 6]
             official = {n: bootstrap_interval(values, together) for n, values in zip(METRICS, means.T, strict=True)}
             counts = np.stack([table[list(COUNTS)] for table in tables])
             known = {"official": official, "pooled": pooled_intervals(counts, groups=together)}
         elif len(row.runs) > 1:
-            together = lesions(row.per_image(split)[0]["image_id"])
-            known = score_intervals(*row.probabilities(split), groups=together)
+            known = score_intervals(*row.probabilities(split), groups=row.lesions(split))
         else:  # which need not keep the truth
             known = row.runs[0].metrics[split]["interval_95"]
         return {

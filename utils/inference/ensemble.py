@@ -1,7 +1,7 @@
 """Put the predictions of several runs together: the mean of their probabilities.
 
-    python -m utils.inference.ensemble seg-b1 --data Data/ISIC2017     the seeds of a row
-    python -m utils.inference.ensemble cls-b1 cls-b4                   those of several rows, each run with equal weight
+    python -m utils.inference.ensemble seg-b1            the seeds of a row
+    python -m utils.inference.ensemble cls-b1 cls-b4     those of several rows, each run with equal weight
 
 Reads results/<row>/seed<k>/, needs no weights, and writes results/<rows>-ensemble/seed0/ in the form of a run's
 results, so that tables and notebooks show it as a row of its own. The data are needed for the true masks only. Masks of
@@ -23,11 +23,12 @@ import torch
 from utils import UserError
 from utils.data.images import read_mask
 from utils.data.isic import lesions, read_split
+from utils.data.own import files_by_id, is_own
 from utils.evaluation import classification, segmentation
 from utils.evaluation.classification import official_predictions, official_truth, predictions_table
 from utils.evaluation.export import format_scores
 from utils.evaluation.rows import Row
-from utils.evaluation.runs import RunResult, find_runs
+from utils.evaluation.runs import RunResult, find_runs, groups_of
 from utils.evaluation.segmentation import Counts, confusion_counts, per_image_table
 from utils.files import listed
 from utils.inference.segmentation import add_file, enlarged, png, zip_file
@@ -97,8 +98,9 @@ def _write_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> N
         if first.task == "classification":
             metrics[split] = _average(members, split, folder)
         elif counts := _merge(members, split, folder, data):
-            metrics[split] = segmentation.summarize(counts)
-            per_image.append(per_image_table(counts).assign(split=split))
+            groups = groups_of(first.per_image(split))
+            metrics[split] = segmentation.summarize(counts, groups)
+            per_image.append(per_image_table(counts, groups).assign(split=split))
         if metrics[split]:
             log.info(format_scores(split, metrics[split]))
     if per_image:
@@ -118,15 +120,15 @@ def _write_ensemble(members: Sequence[RunResult], folder: Path, data: Path) -> N
 def _average(members: Sequence[RunResult], split: str, folder: Path) -> dict[str, Any] | None:
     """Of classification; the scores of a split whose truth the members keep."""
     tables = Row(members[0].experiment, tuple(members)).per_image(split)
-    ids, classes = list(tables[0]["image_id"]), members[0].classes
+    ids, classes, groups = list(tables[0]["image_id"]), members[0].classes, groups_of(tables[0])
     mean = np.mean([table[list(classes)] for table in tables], axis=0).astype(np.float32)
-    table = predictions_table(ids, mean, classes)
+    table = predictions_table(ids, mean, classes, groups)
     files = {"predictions": table, "predictions_official": official_predictions(table, classes)}
     scores = None
     if "label" in tables[0]:
         labels = tables[0]["label"].to_numpy()
         files["truth_official"] = official_truth(dict(zip(ids, labels.tolist(), strict=True)), classes)
-        scores = classification.summarize(mean, labels, classes, lesions(ids))
+        scores = classification.summarize(mean, labels, classes, lesions(ids, groups))
     for name, content in files.items():
         content.to_csv(folder / f"{split}_{name}.csv", index=False, lineterminator="\n")
     return scores
@@ -134,47 +136,52 @@ def _average(members: Sequence[RunResult], split: str, folder: Path) -> dict[str
 
 def _merge(members: Sequence[RunResult], split: str, folder: Path, data: Path) -> Counts | None:
     """Of segmentation; the counts of a split that the members were scored on. A draw is no lesion."""
-    truth = {sample.id: sample.mask for sample in read_split(data, split, with_labels=False)} if data.is_dir() else {}
+    if is_own(data):
+        truth = files_by_id(data / "masks", masks=True)
+    else:
+        there = read_split(data, split, with_labels=False) if data.is_dir() else []
+        truth = {sample.id: sample.mask for sample in there}
     ids, *others = (set(run.mask_ids(split)) for run in members)
     if not ids or any(other != ids for other in others):
         raise UserError(f"{members[0].folder.parent}: the runs keep {split} masks of different images, or none")
     counts = {}
     with zip_file(folder / f"{split}_masks.zip") as archive:
         for image_id in sorted(ids):
-            mask = _mask(members, split, image_id)
+            mask = _mean(members, split, image_id) > 0.5
             add_file(archive, f"{image_id}_segmentation.png", png(255 * mask))
             if path := truth.get(image_id):
-                counts[image_id] = confusion_counts(mask, read_mask(path))
+                true = read_mask(path)
+                there = mask if mask.shape == true.shape else _mean(members, split, image_id, true.shape[::-1]) > 0.5
+                counts[image_id] = confusion_counts(there, true)
     scored = members[0].metrics[split]
     if scored and len(counts) != scored["images"]:
         raise UserError(f"{data}: true masks of {len(counts)} of the {split} images; choose the folder by --data")
     return counts if scored else None
 
 
-def _mask(members: Sequence[RunResult], split: str, image_id: str) -> np.ndarray:
-    """bool [H, W]: where the mean probability is above one half."""
+def _mean(members: Sequence[RunResult], split: str, image_id: str, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The mean lesion probability, float [height, width] of size = (width, height), or else of the masks' own size."""
     masks = [run.predicted_mask(split, image_id) for run in members]
     if len({mask.shape for mask in masks}) > 1:
         raise UserError(f"{members[0].folder}: masks of {image_id} differ in size between the runs")
     each = []
     for run, mask in zip(members, masks, strict=True):
         probability = run.lesion_probability(split, image_id)
-        each.append(mask if probability is None else enlarged(probability, mask.shape[::-1]))
-    return np.mean(each, axis=0) > 0.5
+        each.append(enlarged(np.float32(mask) if probability is None else probability, size or mask.shape[::-1]))
+    return np.mean(each, axis=0)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m utils.inference.ensemble", description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="+", help="folders below --results")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where results are (%(default)s)")
-    parser.add_argument("--data", type=Path, default=Path("Data/ISIC2017"), help="for true masks (%(default)s)")
+    parser.add_argument("--data", type=Path, help="for true masks (the folder that the first run was trained on)")
     args = parser.parse_args(argv)
     folders = [args.results / row for row in dict.fromkeys(args.rows)]
     members = find_members(folders)
     log.info("ensemble of %s", ", ".join(str(run.folder) for run in members))
-    make_ensemble(
-        members, args.results / f"{'+'.join(folder.name for folder in folders)}-ensemble" / "seed0", args.data
-    )
+    name = f"{'+'.join(folder.name for folder in folders)}-ensemble"
+    make_ensemble(members, args.results / name / "seed0", args.data or members[0].data or Path("Data/ISIC2017"))
 
 
 if __name__ == "__main__":

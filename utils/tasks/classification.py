@@ -97,7 +97,8 @@ class Classification:
         size, batch_size = self.config.size, self.config.batch_size
         patches, flips = TEST_PATCHES[self.config.views], self.config.flips
         probabilities = class_probabilities(model, cache, precision, size, batch_size, patches, flips)
-        table = predictions_table([sample.id for sample in cache.samples], probabilities, self.classes)
+        groups = {sample.id: sample.group for sample in cache.samples}
+        table = predictions_table([*groups], probabilities, self.classes, groups)
         run.write_table(f"{split}_predictions.csv", table)
         run.write_table(f"{split}_predictions_official.csv", official_predictions(table, self.classes))
         log.info("probabilities of the %d %s images: %s", len(table), split, run.path(f"{split}_predictions.csv"))
@@ -105,8 +106,7 @@ class Classification:
             return None, None
         truth = {sample.id: sample.label for sample in cache.samples}
         run.write_table(f"{split}_truth_official.csv", official_truth(truth, self.classes))
-        groups = lesions(truth, {sample.id: sample.group for sample in cache.samples})
-        summary = summarize(probabilities, labels_of(cache.samples), self.classes, groups)
+        summary = summarize(probabilities, labels_of(cache.samples), self.classes, lesions(truth, groups))
         log.info(format_scores(split, summary))
         return summary, probabilities
 

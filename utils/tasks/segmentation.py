@@ -34,10 +34,12 @@ class Segmentation:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.groups: dict[str, str | None] = {}  # by image id, of data of one's own
 
     def read_data(self) -> Data:
         """The images of each split. UserError when data are missing or faulty."""
         self.config, data = read_data(self.config, masks=True)
+        self.groups = {sample.id: sample.group for samples in data.values() for sample in samples}
         if self.config.extra:
             data["extra"] = extra_samples(self.config, data, masks=True)
         return data
@@ -91,13 +93,13 @@ class Segmentation:
         log.info("masks of the %d %s images: %s_masks.zip", len(cache.samples), split, prefix)
         if not counts:
             return None, None
-        summary = summarize(counts, {sample.id: sample.group for sample in cache.samples})
+        summary = summarize(counts, self.groups)
         log.info(format_scores(split, summary))
         return summary, counts
 
     def finish(self, model: nn.Module, results: Mapping[str, Counts], best_epoch: int, run: Run) -> None:
         """Write what concerns all splits or the model; results: by split, as `score` returned them."""
-        tables = [per_image_table(counts).assign(split=split) for split, counts in results.items()]
+        tables = [per_image_table(counts, self.groups).assign(split=split) for split, counts in results.items()]
         run.write_table("per_image.csv", pd.concat(tables))
 
     def figures(
