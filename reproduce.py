@@ -17,8 +17,6 @@ import argparse
 import json
 import os
 import queue
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -34,16 +32,9 @@ from nets.pretrained import PRETRAINED
 from utils import UserError
 from utils.command_line import NETS, at_least
 from utils.config import EXPERIMENTS, MODEL, ROOT, Config
-from utils.files import written_whole
 from utils.logger import log, run_script
 
 SCRIPTS = {"segmentation": seg_main, "classification": cls_main}
-KEPT = (
-    "history.csv", "per_image.csv", "validation_masks.zip", "test_masks.zip",
-    "validation_probabilities.zip", "test_probabilities.zip",
-    "validation_predictions.csv", "validation_predictions_official.csv", "validation_truth_official.csv",
-    "test_predictions.csv", "test_predictions_official.csv", "metrics.json",
-)  # fmt: skip # metrics.json last: where it lies, the folder is whole
 
 
 @dataclass(frozen=True)
@@ -124,27 +115,6 @@ def split_off(jobs: Sequence[Job]) -> tuple[list[Job], list[str]]:
     return waiting, wrong
 
 
-def keep(job: Job) -> None:
-    """Copy the small files of a finished run to its results; config.json without the folders of this machine."""
-    job.results.mkdir(parents=True, exist_ok=True)
-    config = json.loads((job.folder / "config.json").read_text())
-    for facts in (config, *config.get("continued", [])):
-        facts["command"] = portable(facts["command"])
-        facts["data"] = portable(facts["data"])
-    with written_whole(job.results / "config.json") as file:
-        file.write((json.dumps(config, indent=2) + "\n").encode())
-    for name in KEPT:
-        source = job.folder / name
-        if source.is_file():
-            with written_whole(job.results / name) as file, source.open("rb") as content:
-                shutil.copyfileobj(content, file)
-
-
-def portable(command: str) -> str:
-    """A command with absolute paths shortened to their last part."""
-    return shlex.join(Path(word).name if word.startswith(("/", "~")) else word for word in shlex.split(command))
-
-
 @dataclass(frozen=True)
 class Place:
     """Where a run is: a GPU, as CUDA_VISIBLE_DEVICES names it, and processor cores; None and () leave it free."""
@@ -217,7 +187,9 @@ class Runner:
         if code:
             last = (job.output.read_text(errors="replace").strip().splitlines() or [""])[-1]
             return f"{job.name}: exit code {code}, {last} (see {job.output})"
-        keep(job)
+        from utils.model.run import copy_results  # with PyTorch: after --help
+
+        copy_results(job.folder, job.results)
         log.info("%s: finished, %s", job.name, job.results)
         return None
 

@@ -12,10 +12,11 @@ from tests.data.test_own import lesions, own_folder
 from tests.evaluation.test_runs import edit
 from utils import UserError
 from utils.data.own import read_folder
-from utils.evaluation import score
+from utils.evaluation import score, tables
 from utils.evaluation.runs import read_run
 from utils.evaluation.statistics import bootstrap_interval
-from utils.inference import ensemble
+from utils.inference import ensemble, release
+from utils.inference.trained import has_weights
 
 
 @pytest.mark.parametrize("script", [seg_main, cls_main])
@@ -35,10 +36,10 @@ def test_folds_are_put_together(tmp_path, undrawn, script):
         values = pd.read_csv(made.path("per_image.csv")).query("split == 'test'").set_index("image_id")["jaccard"]
         told = made.read_json("metrics.json")["test"]["official_interval_95"]["jaccard"]
     else:
-        tables = [
+        both = [
             pd.read_csv(made.path(f"test_{kind}_official.csv")).set_index("image") for kind in ("predictions", "truth")
         ]
-        values = (tables[0].idxmax(axis=1) == tables[1].idxmax(axis=1)).astype(float)
+        values = (both[0].idxmax(axis=1) == both[1].idxmax(axis=1)).astype(float)
         told = made.read_json("metrics.json")["test"]["interval_95"]["accuracy"]
     groups = read_folder(root).groups
     assert told == pytest.approx(bootstrap_interval(values, [groups[id_] for id_ in values.index]))
@@ -52,6 +53,16 @@ def test_folds_are_put_together(tmp_path, undrawn, script):
     path = ["official", "jaccard"] if script is seg_main else ["mean_auc"]
     assert both.score("test", path) == pytest.approx(one.score("test", path), abs=0.01)  # probabilities have 8 bits
     assert not [*score.wrong_scores(one), *score.wrong_scores(both)]
+    tables.main(["--results", str(tmp_path / "results")])  # which pass over other classes than ISIC 2017's
+    assert ("mine" in (tmp_path / "results/TABLES.md").read_text()) == (script is seg_main)
+    released = tmp_path / "results/mine-mobilenet/seed0"
+    release.main([str(made.folder), str(released), "--cache", str(tmp_path / "cache")])
+    card = (released / "README.md").read_text()
+    assert (
+        has_weights(released)
+        and "trained on | mine, " in card
+        and ("probabilities of a, b, c" in card) == (script is cls_main)
+    )
     if script is cls_main:
         assert {"a", "b", "c", "mean_auc"} <= found.keys() and made.read_json("metrics.json")["test"]["images"] < 20
         settings = made.read_json("config.json")["settings"]

@@ -215,7 +215,7 @@ def test_weights_that_are_passed_on_score_as_their_card_says(row, home, tmp_path
 
 def test_results_of_another_run_get_no_weights(home):
     folders = [str(home / "model/seg-b1/run0"), str(home / "results/cls-b1/seed0")]
-    with pytest.raises(UserError, match=r"seed0 does not hold the results of .*run0"):
+    with pytest.raises(UserError, match=r"seed0 holds the results of another run than .*run0"):
         release.main(folders)
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 import reproduce
-from reproduce import KEPT, Runner, main, make_job, portable
+from reproduce import Runner, main, make_job
 from tests.conftest import ROOT
 from tests.scripts.conftest import QUICK, flags
 from utils import UserError
+from utils.model.run import KEPT, portable
 
 
 def arguments(folder: Path, data: Path, *names: str, seeds: tuple = ("3",), more: tuple = ()) -> list[str]:
@@ -39,6 +40,7 @@ def folder(tmp_path_factory, data) -> Path:
 def test_what_a_list_leaves_is_what_the_tables_read(folder):
 
     from utils.evaluation.runs import find_runs
+    from utils.evaluation.score import wrong_scores
 
     (run,) = find_runs(folder / "results")
     assert (run.experiment, run.seed, run.folder) == ("cls-b1", 3, folder / "results/cls-b1/seed3")
@@ -47,6 +49,7 @@ def test_what_a_list_leaves_is_what_the_tables_read(folder):
     config = json.loads((run.folder / "config.json").read_text())
     assert config["data"] == "synthetic"
     assert config["command"].startswith("python cls_main.py --experiment cls-b1 -i 3 --seed 3 --output model -p 0 ")
+    assert run.metrics["test"] and not list(wrong_scores(run))  # the truth of both splits is kept
     for path in (folder / "results").rglob("*.json"):
         assert str(folder) not in path.read_text(), path
 

@@ -84,7 +84,7 @@ class Row:
 
 def result_rows(runs: Sequence[RunResult], task: str, split: str) -> list[Row]:
     """The rows of a task's table, of the runs with scores of the split: those of EXPERIMENTS in their order, each
-    followed by its ensemble; then other names.
+    followed by its ensemble; then other names. Runs of other classes than ISIC 2017's are in none.
 
     Runs of one experiment with other deviations are rows of their own; so is a run that repeats another one's seed
     with another result (with the same result it is a copy, and left out).
@@ -92,7 +92,7 @@ def result_rows(runs: Sequence[RunResult], task: str, split: str) -> list[Row]:
     found: dict[str, dict[tuple, list[RunResult]]] = {}
     seen: list[tuple[RunResult, list[str]]] = []
     for run in sorted(runs, key=lambda run: (run.seed, run.folder.as_posix())):
-        if run.task != task or not run.metrics[split]:
+        if run.task != task or not run.metrics[split] or run.classes != CLASSES:
             continue
         images, note = run.metrics[split]["images"], deviations(run)
         if split == "test" and images != IMAGES[split]:

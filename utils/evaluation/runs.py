@@ -61,10 +61,14 @@ class RunResult:
         return tuple(self.settings.get("classes") or CLASSES)
 
     @property
+    def own(self) -> bool:
+        """Whether it was trained on a folder of one's own (`utils.data.own`)."""
+        return bool(self.settings.get("split") or self.settings.get("fold"))
+
+    @property
     def licences(self) -> str:
         """Of all photographs that it was trained on."""
-        own = self.settings.get("split") or self.settings.get("fold")
-        licences = ["their owner's" if own else "ISIC Archive, CC-0 (arXiv:1710.05006)", self.licence]
+        licences = ["their owner's" if self.own else "ISIC Archive, CC-0 (arXiv:1710.05006)", self.licence]
         return "; ".join(filter(None, licences))
 
     def score(self, split: str, path: Sequence[str]) -> float | None:

@@ -199,7 +199,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     found = dict(score(args.predictions, args.truth))
     if not found:
-        raise UserError(f"{args.predictions} and {args.truth}: neither masks nor probabilities with a truth to them")
+        raise UserError(
+            f"{args.truth}: no truth of what is in {args.predictions}; expected masks/ or labels.csv in it, a folder "
+            "of masks, or a table (of the challenge's data, its …_Part1_GroundTruth/ or …_Part3_GroundTruth.csv)"
+        )
     for name, scores in found.items():
         log.info(format_scores(name, scores))
     if args.json:

@@ -21,6 +21,7 @@ import pandas as pd
 
 from utils import UserError
 from utils.config import DEFAULTS
+from utils.data.isic import CLASSES
 from utils.evaluation.classification import SPECIFICITIES, TASKS, auc, score_intervals
 from utils.evaluation.export import Score, to_csv, to_markdown
 from utils.evaluation.pages import PRIMARY, WORDS, readme_table
@@ -29,7 +30,7 @@ from utils.evaluation.runs import RunResult, find_runs, lookup
 from utils.evaluation.score import wrong_scores
 from utils.evaluation.segmentation import COUNTS, METRICS, pooled_intervals
 from utils.evaluation.statistics import RESAMPLES, bootstrap_interval, holm, paired_bootstrap, resample, weighted_mean
-from utils.files import load_json, reading, written_whole
+from utils.files import listed, load_json, reading, written_whole
 from utils.logger import log, run_script
 
 PUBLISHED = "published (test) "  # before a metric's name
@@ -267,6 +268,8 @@ def main(argv: list[str] | None = None) -> None:
     if wrong := [problem for run in runs for problem in wrong_scores(run, args.data)]:
         raise UserError("\n  ".join(["scores that the predictions do not give:", *wrong[:10]]))
     log.info("%d runs: every score in metrics.json is that of the run's predictions", len(runs))
+    if others := [str(run.folder) for run in runs if run.classes != CLASSES]:
+        log.info("of other classes than ISIC 2017's, and in none of the tables: %s", listed(others, 3, 1000))
     files = result_files(args.results)
     old = {path: text for path, text in files.items() if not path.is_file() or path.read_text(encoding="utf-8") != text}
     for path, text in {} if args.check else old.items():

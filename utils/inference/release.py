@@ -1,8 +1,8 @@
 """Pass a trained network on: its weights in half precision and a model card, beside the results of its run.
 
-    python -m utils.inference.release model/seg-b1/run2 results/seg-b1/seed2 --data Data/ISIC2017
+    python -m utils.inference.release model/seg-b1/run2 results/seg-b1/seed2
 
-The first folder is the run's, with best.pth; the second is where `reproduce.py` has copied its results. There go
+The first folder is the run's, with best.pth; the second is for its results, as `reproduce.py` copies them. There go
 weights.safetensors, which `predict` takes, likeness.safetensors, by which it warns of photographs unlike the training
 images, and README.md, the card, with the scores of that file: it is read back. Scores on other data that
 `python -m utils.evaluation.score … --json RESULTS/elsewhere_NAME.json` wrote go into the card too.
@@ -17,9 +17,9 @@ from string import Template
 import numpy as np
 
 from utils import UserError
-from utils.config import CACHE
+from utils.config import CACHE, Config
 from utils.data.cache import prepare
-from utils.data.isic import Sample, read_split
+from utils.data.isic import Sample, lesions
 from utils.device import find_device, find_precision
 from utils.evaluation import classification, segmentation
 from utils.evaluation.export import format_scores
@@ -38,27 +38,14 @@ from utils.inference.trained import (
     write_released,
 )
 from utils.logger import log, run_script
+from utils.model.run import copy_results
 
 CARD = Path(__file__).with_name("card.md")
 _VIEWS = {"1": "the whole frame, squeezed", "9": "nine patches"}
 _TASKS = {
-    "segmentation": "Outlines the skin lesion in a dermoscopic photograph: a mask of the photograph's own size.",
-    "classification": "Gives a dermoscopic photograph probabilities of melanoma, seborrheic keratosis and nevus, which "
-    "add up to 1.",
+    "segmentation": "Outlines the lesion in a photograph: a mask of the photograph's own size.",
+    "classification": "Gives a photograph probabilities of {}, which add up to 1.",
 }
-
-
-def scored_images(run: RunResult, data: Path) -> list[Sample]:
-    """The validation images that the run was scored on. UserError when they are not there with their truth."""
-    masks = run.task == "segmentation"
-    samples = read_split(data, "validation", with_labels=not masks)
-    samples = [sample for sample in samples if (sample.mask if masks else sample.label is not None)]
-    if len(samples) != run.metrics["validation"]["images"]:
-        raise UserError(
-            f"{data}: {len(samples)} validation images with truth, the run was scored on "
-            f"{run.metrics['validation']['images']}; choose the folder by --data"
-        )
-    return samples
 
 
 def score_again(run: RunResult, samples: Sequence[Sample], cache: Path) -> str:
@@ -66,11 +53,13 @@ def score_again(run: RunResult, samples: Sequence[Sample], cache: Path) -> str:
     precision = find_precision(find_device(None))
     model = load_network(run, precision.device)
     images = prepare(samples, partial(stored_sizes, run), cache, masks=False)
+    groups = {sample.id: sample.group for sample in samples}
     if run.task == "segmentation":
         counts = score(model, images, precision, run.settings["batch_size"], run.metrics["flips"])
-        return format_scores("validation", segmentation.summarize(counts))
-    each = predict_photographs(run, model, map(images.image, range(len(samples))), precision)
-    return format_scores("validation", classification.summarize(np.stack(list(each)), labels_of(samples)))
+        return format_scores("validation", segmentation.summarize(counts, groups))
+    each = np.stack([*predict_photographs(run, model, map(images.image, range(len(samples))), precision)])
+    summary = classification.summarize(each, labels_of(samples), run.classes, lesions(groups, groups))
+    return format_scores("validation", summary)
 
 
 def model_card(run: RunResult, scores: str, size: int) -> str:
@@ -81,14 +70,16 @@ def model_card(run: RunResult, scores: str, size: int) -> str:
     flips = ", the four flips averaged" if run.metrics.get("flips") else ""
     facts = settings | run.metrics | config | {
         "experiment": run.experiment,
-        "task": _TASKS[run.task],
+        "task": _TASKS[run.task].format(", ".join(run.classes).replace("_", " ")),
+        "data": run.data.resolve().name if run.own else "ISIC 2017",
+        "validation": run.metrics["validation"]["images"],
         "folder": Path(*run.folder.parts[-3:]),
         "attention": attention,
         "size": "{}×{}".format(*settings["size"]),
         "views": _VIEWS[run.metrics.get("views", "1")] + flips,
         "start": weights.get("source") or weights.get("file") or "random weights",
         "images": settings["train_images"].partition(",")[0],
-        "differs": "".join(f"; {text}" for text in deviations(run)),
+        "differs": "" if run.own else "".join(f"; {text}" for text in deviations(run)),
         "lr": f"{settings['lr']:g}",
         "commit": config["git_commit"],
         "file": RELEASED,
@@ -110,18 +101,21 @@ def _elsewhere(path: Path) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m utils.inference.release", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the run's folder, with best.pth")
-    parser.add_argument("results", type=Path, help="the folder of its results")
-    parser.add_argument("--data", type=Path, default=Path("Data/ISIC2017"), help="data folder (%(default)s)")
+    parser.add_argument("results", type=Path, help="the folder of its results; made where it is not there")
+    parser.add_argument("--data", type=Path, help="data folder (the one that the run was trained on)")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where prepared images go (Data/cache)")
     args = parser.parse_args(argv)
-    run, results = read_run(args.run), read_run(args.results)
+    run = read_run(args.run)
+    if not args.results.exists():
+        copy_results(args.run, args.results)
+    results = read_run(args.results)
     if run.settings != results.settings or run.metrics != results.metrics:
-        raise UserError(f"{args.results} does not hold the results of {args.run}: reproduce.py copies them")
-    validation, train = scored_images(results, args.data), training_data(results, args.data)["train"]
+        raise UserError(f"{args.results} holds the results of another run than {args.run}: choose another folder")
+    data = training_data(results, args.data or run.data or Config.data)
     path = args.results / RELEASED
     write_released(load_network(run, find_device("cpu")), path)
-    scores = score_again(results, validation, args.cache)
-    write_likeness(results, load_network(results, find_device(None)), train, validation)
+    scores = score_again(results, data["validation"], args.cache)
+    write_likeness(results, load_network(results, find_device(None)), data["train"], data["validation"])
     with written_whole(args.results / "README.md") as file:
         file.write(model_card(results, scores, path.stat().st_size).encode())
     log.info("%s\n%s: %.1f MB", scores, path, path.stat().st_size / 1e6)

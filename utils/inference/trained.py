@@ -15,8 +15,8 @@ from utils.command_line import SCRIPTS
 from utils.config import EXPERIMENTS, ROOT, configure
 from utils.data.cache import load_image
 from utils.data.images import image_size
-from utils.data.isic import Sample, read_split
-from utils.data.own import own_data
+from utils.data.isic import Sample
+from utils.data.splits import read_data
 from utils.data.transforms import FRAME, TEST_PATCHES, TRAIN_TRANSFORMS, Pixels, Size, Sizes, cache_sizes, take
 from utils.device import Precision
 from utils.evaluation.runs import RunResult, read_run
@@ -139,15 +139,14 @@ def predict_photographs(
 def training_data(run: RunResult, folder: Path) -> Mapping[str, Sequence[Sample]]:
     """The images there that a run is trained and validated on, by split; one's own are split as they were for the run.
 
-    UserError when there are none to train on.
+    UserError when they are not there, or others.
     """
     drawn = {name: value for name in ("split", "split_seed", "fold") if (value := run.settings.get(name)) != "given"}
     config = configure(task=run.task, net=run.settings["net"], pretrained=False, data=folder, **drawn)
-    if own := own_data(config, masks=run.task == "segmentation"):
-        return own[1]
-    data = {split: read_split(folder, split, with_labels=False) for split in ("train", "validation")}
-    if not data["train"]:
-        raise UserError(f"{folder}: no training image there; choose the folder by --data")
+    _, data = read_data(config, masks=run.task == "segmentation")
+    there, scored = len(data["validation"]), run.metrics["validation"]["images"]
+    if there != scored:
+        raise UserError(f"{folder}: {there} validation images, the run was scored on {scored}; choose it by --data")
     return data
 
 

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 OWN = ("config.json", "history.csv", "last.pth", "best.pth")  # tell that a folder is a run's
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "albumentations", "segmentation-models-pytorch")
 AFRESH = "start afresh with -c 0 (the old run is kept)"
+KEPT = (
+    "history.csv", "per_image.csv", "validation_masks.zip", "test_masks.zip",
+    "validation_probabilities.zip", "test_probabilities.zip",
+    "validation_predictions.csv", "validation_predictions_official.csv", "validation_truth_official.csv",
+    "test_predictions.csv", "test_predictions_official.csv", "test_truth_official.csv", "metrics.json",
+)  # fmt: skip # metrics.json last: where it lies, the folder is whole
 TOLD = {  # where these facts differ, a continuation has other bits
     "precision": "precision", "cpu_threads": "number of CPU threads", "versions": "versions of packages",
     "arl_kernel": "ARL kernel",
@@ -226,6 +233,26 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not isinstance(config["settings"], dict):
             raise ValueError("its settings are no object")
     return config
+
+
+def copy_results(folder: Path, results: Path) -> None:
+    """Copy the small files of a finished run (KEPT, and config.json without the folders of this machine)."""
+    results.mkdir(parents=True, exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    for facts in (config, *config.get("continued", [])):
+        facts["command"] = portable(facts["command"])
+        facts["data"] = portable(facts["data"])
+    with written_whole(results / "config.json") as file:
+        file.write((json.dumps(config, indent=2) + "\n").encode())
+    for source in (folder / name for name in KEPT):
+        if source.is_file():
+            with written_whole(results / source.name) as file, source.open("rb") as content:
+                shutil.copyfileobj(content, file)
+
+
+def portable(command: str) -> str:
+    """A command with absolute paths shortened to their last part."""
+    return shlex.join(Path(word).name if word.startswith(("/", "~")) else word for word in shlex.split(command))
 
 
 def digest(samples: Iterable[Sample]) -> str:
