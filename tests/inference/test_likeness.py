@@ -78,18 +78,20 @@ def test_the_command_takes_the_images_that_the_run_was_trained_on(task, net, spl
     config, trained = {"settings": settings, "data": str(data)}, tmp_path / "run"
     trained.mkdir()
     (trained / "config.json").write_text(json.dumps(config))
-    (trained / "metrics.json").write_text(json.dumps({"validation": None, "test": None, "views": "1", "flips": False}))
+    _, samples = own_data(configure(task=task, data=data, **split), masks=task == "segmentation")
+    scored = {"images": len(samples["validation"]), "official": {}, "mean_auc": 0.5}
+    metrics = {"validation": scored, "test": None, "views": "1", "flips": False}
+    (trained / "metrics.json").write_text(json.dumps(metrics))
     write_released(nets.create_model(net), trained / RELEASED)
     with caplog.at_level("INFO"):
         likeness.main([str(trained)])
     told = caplog.messages[-1]
-    _, samples = own_data(configure(task=task, data=data, **split), masks=task == "segmentation")
     assert f"of {len(samples['train'])} training images; unlike them are" in told
     assert f"of {len(samples['validation'])} validation images" in told
     for name in split:
         del settings[name]
     (trained / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"run: no training image there; choose the folder by --data"):
+    with pytest.raises(UserError, match=r"run: no (labels|train image)"):
         likeness.main([str(trained), "--data", str(trained)])
 
 
