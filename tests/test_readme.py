@@ -12,8 +12,7 @@ import seg_main
 from tests.conftest import ROOT
 from utils.evaluation.classification import official_predictions
 from utils.evaluation.export import format_number
-from utils.evaluation.pages import PRIMARY
-from utils.evaluation.runs import find_runs
+from utils.evaluation.runs import PRIMARY, find_runs
 from utils.evaluation.tables import main
 
 READMES = ("README.md", "README.zh.md")
@@ -22,7 +21,6 @@ PAGES = sorted(
     for folder in (".", "docs", "results", "results/*/*", "Data", "model")
     for path in ROOT.glob(f"{folder}/*.md")
 )
-PRIMARY_PATHS = {"segmentation": ("official", PRIMARY["segmentation"]), "classification": ("mean_auc",)}
 
 
 def read(page: str) -> str:
@@ -85,7 +83,7 @@ def test_numbers_are_those_of_the_runs_they_lead_to(page):
     assert len(numbers) > 20
     for number, target in numbers:
         runs = find_runs(ROOT / target)
-        values = [[run.score("validation", PRIMARY_PATHS[run.task]) for run in runs]]
+        values = [[run.score("validation", PRIMARY[run.task]) for run in runs]]
         tested = [run.test_scores for run in runs]
         values += [[scores.get("jaccard", scores.get("mean_auc")) for scores in tested]] if all(tested) else []
         assert number in [format_number(sum(of_split) / len(runs)) for of_split in values], (number, target)

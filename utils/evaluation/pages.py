@@ -13,7 +13,7 @@ from utils.config import EXPERIMENTS
 from utils.evaluation.rows import Row, leading
 from utils.files import check_file, reading
 
-PRIMARY = {"segmentation": "jaccard", "classification": "mean AUC"}  # columns of the tables
+SHOWN = {"segmentation": "jaccard", "classification": "mean AUC"}  # columns of the tables
 WORDS = {
     "README.md": {
         "head": "row | network | starts from | {0}, validation | {0}, test | trained in",
@@ -43,7 +43,7 @@ def readme_table(rows: Sequence[Row], table: pd.DataFrame, task: str, readme: Pa
 
     Shown are those that `leading` chooses.
     """
-    words, score = WORDS[readme.name], PRIMARY[task]
+    words, score = WORDS[readme.name], SHOWN[task]
     lines = [words["head"].format(words[score]), " | ".join(["---"] * 6)]
     known, shown = {row.name: row for row in rows}, leading(rows)
     for row, (_, line) in zip(rows, table.iterrows(), strict=True):

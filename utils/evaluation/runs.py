@@ -19,6 +19,7 @@ from utils.evaluation.segmentation import METRICS, image_scores
 from utils.files import check_file, load_json, reading
 
 IMAGES = {"validation": 150, "test": 600}  # of the challenge
+PRIMARY = {"segmentation": ("official", "jaccard"), "classification": ("mean_auc",)}  # where metrics have the score
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ class RunResult:
         with reading(self.folder / "metrics.json"):
             value = lookup(self.metrics[split], path)
             return None if value is None else float(value)
+
+    @property
+    def primary(self) -> float:
+        """The score of the validation images that runs are chosen and ranked by; 0 where it is undefined."""
+        return self.score("validation", PRIMARY[self.task]) or 0
 
     @property
     def test_scores(self) -> Mapping[str, Any]:
@@ -211,5 +217,5 @@ def _read_run(folder: Path) -> RunResult | None:
     with reading(folder / "metrics.json"):
         metrics, task = load_json(folder / "metrics.json"), settings["task"]
         for scores in (metrics[split] for split in IMAGES if metrics[split] is not None):
-            _ = scores["images"], scores[{"segmentation": "official", "classification": "mean_auc"}[task]]
+            _ = scores["images"], lookup(scores, PRIMARY[task])
     return RunResult(folder, settings["name"], task, settings, metrics, config)

@@ -24,7 +24,7 @@ from utils.config import DEFAULTS
 from utils.data.isic import CLASSES
 from utils.evaluation.classification import SPECIFICITIES, TASKS, auc, score_intervals
 from utils.evaluation.export import Score, to_csv, to_markdown
-from utils.evaluation.pages import PRIMARY, WORDS, readme_table
+from utils.evaluation.pages import WORDS, readme_table
 from utils.evaluation.rows import Row, result_rows, row_names
 from utils.evaluation.runs import RunResult, find_runs, lookup
 from utils.evaluation.score import wrong_scores
@@ -220,8 +220,7 @@ def elsewhere_table(runs: Sequence[RunResult]) -> pd.DataFrame:
 
 def ranked_rows(runs: Sequence[RunResult], task: str) -> list[Row]:
     """The rows of runs with validation scores, the best by the primary one first."""
-    rows, path = result_rows(runs, task, "validation"), _WIDE[task][PRIMARY[task]]
-    return sorted(rows, key=lambda row: -np.mean([run.score("validation", path) or 0 for run in row.runs]))
+    return sorted(result_rows(runs, task, "validation"), key=lambda row: -np.mean([run.primary for run in row.runs]))
 
 
 def result_files(folder: Path) -> dict[Path, str]:

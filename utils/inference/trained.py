@@ -19,7 +19,7 @@ from utils.data.isic import Sample
 from utils.data.splits import read_data
 from utils.data.transforms import FRAME, TEST_PATCHES, TRAIN_TRANSFORMS, Pixels, Size, Sizes, cache_sizes, take
 from utils.device import Precision
-from utils.evaluation.runs import RunResult, read_run
+from utils.evaluation.runs import PRIMARY, RunResult, read_run
 from utils.files import reading, written_whole
 from utils.inference.classification import classify
 from utils.inference.segmentation import outline
@@ -28,7 +28,6 @@ from utils.model.weights import load_file
 
 RELEASED = "weights.safetensors"
 RESULTS = ROOT / "results"
-_CHOSEN_BY = {"segmentation": ("official", "jaccard"), "classification": ("mean_auc",)}  # score of validation images
 
 
 def chosen_runs(name: str, results: Path = RESULTS, ensemble: bool = False) -> list[RunResult]:
@@ -57,9 +56,9 @@ def chosen_runs(name: str, results: Path = RESULTS, ensemble: bool = False) -> l
     if ensemble:
         return of_name
     best: dict[str, RunResult] = {}
-    for run in sorted(of_name, key=lambda run: run.score("validation", _CHOSEN_BY[run.task]) or 0):
+    for run in sorted(of_name, key=lambda run: run.primary):
         best[run.task] = run
-    return [best[task] for task in _CHOSEN_BY if task in best]
+    return [best[task] for task in PRIMARY if task in best]
 
 
 def run_label(run: RunResult) -> str:
