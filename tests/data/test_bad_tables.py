@@ -65,6 +65,7 @@ def renamed_test_image(root: Path, split: str = "train", id_: str = "ISIC_900005
 
 LABELS = [
     Case("byte-order mark", put("\ufeff" + TWO_ROWS), melanoma_then_keratosis, "read"),
+    Case("semicolons", put(TWO_ROWS.replace(",", ";")), melanoma_then_keratosis, "read"),
     Case("line ends CR LF", put(TWO_ROWS, newline="\r\n"), melanoma_then_keratosis, "read"),
     Case("other order, spaces, lower case, quotes, a column more, empty lines", put(LOOSE), melanoma_then_keratosis,
         "read"),

@@ -46,6 +46,8 @@ def lesions(count: int) -> tuple[str, list[str]]:
     [
         ("image_id,label\nx,wart\ny,mole\n", ("mole", "wart"), [1, 0]),
         ("filename,age,dx\nx.JPG,50,b\ny.tiff,,a\n", ("a", "b"), [1, 0]),
+        ("\ufeffimage_id;label\nx;wart\ny;mole\n", ("mole", "wart"), [1, 0]),
+        ("image_id\twart\tmole\nx\t1\t0\ny\t0\t1\n", ("wart", "mole"), [0, 1]),
         ("image,wart,mole\nx,1.0,0.0\ny,0,1\n", ("wart", "mole"), [0, 1]),
         ("image_id,label\nx,nevus\ny,melanoma\nz,seborrheic_keratosis\n", CLASSES, [2, 0, 1]),
     ],
@@ -59,7 +61,9 @@ def test_classes_come_from_the_table(tmp_path, table, classes, labels):
 @pytest.mark.parametrize(
     ("table", "reason"),
     [
-        ("name,label\nx,a\n", "no column image_id in"),
+        ("name,label\nx,a\n", "no column image_id or image or id or file or filename in"),
+        ("image_id,malignant\nx,1\ny,0\n", "no column label or diagnosis or dx or class in .*malignant.*; call the"),
+        ("image_id,site,kind\nx,arm,mole\n", "row 2, x: expected 1 .* names is called label or diagnosis"),
         ("image_id,label\nx,a\nx.png,b\n", "row 3, x: is there a second time"),
         ("image_id,label\nx,\ny,b\n", "row 2, x: label is empty"),
         ("image_id,label\nx,a\ny,a\n", "1 class in it"),

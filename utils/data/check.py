@@ -146,7 +146,10 @@ def _own_splits(folder: Folder) -> dict[str, Split]:
 
 def _how_split(folder: Folder) -> str:
     given = "split as its column says" if folder.given else "split 0.8 0.1 0.1 by chance (--split, --fold)"
-    return given + (", groups kept together" if folder.groups else ", every image by itself (no column group)")
+    if folder.groups:
+        return f"{given}, groups kept together"
+    way = f"; not read: {listed(folder.unread, 6)}; rename one to group to keep its photographs together"
+    return f"{given}, every image by itself (no column group{way if folder.unread else ''})"
 
 
 def _read(report: Report, facts: Callable[[Path], Any], files: dict[str, Path], what: str) -> dict[str, Any]:

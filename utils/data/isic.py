@@ -187,17 +187,21 @@ def read_rows(
 ) -> Iterator[tuple[str, str, dict[str, str]]]:
     """Place (for messages), image id, and cells by column, without the spaces around them, of each row of a table.
 
+    Its cells are separated by commas; by semicolons or tabs where the first line has these and no comma.
     ids: how the column of ids may be called; header: the columns' names where the file has none. UserError for
     what is no such table, more cells than columns, a column or an id twice.
     """
     seen = set()
     try:
         with check_file(path).open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, header, restval="")
+            line = file.readline()
+            file.seek(0)
+            delimiter = next((each for each in ",;\t" if each in line), ",")
+            reader = csv.DictReader(file, header, restval="", delimiter=delimiter)
             names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
             key = next((name for name in ids if name in names), None)
             if key is None:
-                raise UserError(f"{path}: no column {ids[0]} in {quoted(names)}")
+                raise UserError(f"{path}: no column {' or '.join(ids)} in {quoted(names)}")
             if twice := [name for name in names if name and names.count(name) > 1]:
                 raise UserError(f"{path}: column {twice[0]} is there a second time; keep one of them")
             for row in reader:

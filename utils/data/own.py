@@ -4,7 +4,8 @@
     mine/masks/case 1.png           of the same stem; "case 1_segmentation.png" is taken too
     mine/labels.csv                 image_id,label  or  image_id and a column of 0 and 1 for each class
 
-Two more columns of labels.csv are optional. `group`: photographs of one group (a lesion, a patient) are never split.
+These columns may have the other names in `IDS` and `LABELS`. Two more are optional. `group`: photographs of one group
+(a lesion, a patient) are never split.
 `split`: train, validation or test for every image, in place of a drawn split.
 """
 
@@ -37,6 +38,7 @@ class Folder:
     labels: Mapping[str, int] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
     given: Mapping[str, str] = field(default_factory=dict)  # the split of each image
+    unread: Sequence[str] = ()  # columns of the table
 
 
 def is_own(root: Path) -> bool:
@@ -71,8 +73,8 @@ def as_id(cell: str) -> str:
     return Path(cell).stem if cell.lower().endswith(SUFFIXES) else cell
 
 
-def read_table(path: Path) -> tuple[tuple[str, ...], dict[str, int], dict[str, str], dict[str, str]]:
-    """Class names, and by image id: the label (index of the class), the group, the split; empty without that column.
+def read_table(path: Path) -> tuple[tuple[str, ...], dict[str, int], dict[str, str], dict[str, str], list[str]]:
+    """Class names; by image id the label (index of the class), group, split, empty without a column; unread columns.
 
     The classes of a column of labels are sorted by name, those of columns of 0 and 1 stay in their order; ISIC 2017's
     three are always in that of `CLASSES`. UserError that names the file and row.
@@ -83,6 +85,9 @@ def read_table(path: Path) -> tuple[tuple[str, ...], dict[str, int], dict[str, s
     for where, id_, row in read_rows(path, IDS, header, as_id):
         column = next((name for name in LABELS if name in row), None)
         names = [name for name in row if name and name not in (*IDS, *extra)]
+        if not column and len(names) < 2:
+            way = f"call the column of classes {LABELS[0]}, or add one of 0 and 1 for each other class"
+            raise UserError(f"{path}: no column {' or '.join(LABELS)} in {quoted([*row])}; {way}")
         labels[id_] = row[column] if column else _one_of(row, names, where)
         if not id_ or not labels[id_]:
             raise UserError(f"{where}: {column if id_ else 'the id'} is empty; complete the row, or take it away")
@@ -94,7 +99,8 @@ def read_table(path: Path) -> tuple[tuple[str, ...], dict[str, int], dict[str, s
     classes = CLASSES if set(classes) == set(CLASSES) else classes
     if len(classes) < 2:
         raise UserError(f"{path}: {len(classes)} class in it, {quoted(classes)}; a classifier needs two or more")
-    return classes, {id_: classes.index(label) for id_, label in labels.items()}, *extra.values()
+    unread = [name for name in names if column and name != column]
+    return classes, {id_: classes.index(label) for id_, label in labels.items()}, *extra.values(), unread
 
 
 def _one_of(row: Mapping[str, str], names: Sequence[str], where: str) -> str:
@@ -102,7 +108,8 @@ def _one_of(row: Mapping[str, str], names: Sequence[str], where: str) -> str:
     values = {name: row[name] for name in names}
     ones = [name for name, value in values.items() if value in ("1", "1.0")]
     if len(ones) != 1 or any(value not in ("0", "0.0", "1", "1.0") for value in values.values()):
-        raise UserError(f"{where}: expected 1 in one of {', '.join(names)} and 0 in the others, got {quoted(values)}")
+        expected = f"expected 1 in one of {', '.join(names)} and 0 in the others, got {quoted(values)}"
+        raise UserError(f"{where}: {expected}; a column of class names is called {' or '.join(LABELS)}")
     return ones[0]
 
 
