@@ -29,7 +29,8 @@ def test_every_damage_is_named(root, capsys):
     (masks / "ISIC_0000012_segmentation.png").unlink()
     save(masks / "ISIC_0000013_segmentation.png", lesion(0))
     save(masks / "ISIC_0000014_segmentation.png", lesion(255, 255))
-    save(masks / "ISIC_0000015_segmentation.png", lesion(1))
+    for number in (10, 15):
+        save(masks / f"ISIC_00000{number}_segmentation.png", lesion(1))
     (masks / "ISIC_0000016_segmentation.png").unlink()
     save(masks / "ISIC_0000016.png", lesion(200, 40))
     save(masks / "ISIC_0000017_segmentation.png", lesion()[::2, ::2])
@@ -48,7 +49,7 @@ def test_every_damage_is_named(root, capsys):
         ("train: mask missing for 1 images", "ISIC_0000012.jpg"),
         ("ISIC_0000013_segmentation.png", "mask is empty"),
         ("ISIC_0000014_segmentation.png", "mask is full"),
-        ("ISIC_0000015_segmentation.png", "not 0/255", "1 is read as lesion"),
+        ("ISIC_0000010_segmentation.png and 1 more: mask is not 0/255 (1 is read as lesion)",),
         ("ISIC_0000016.png", "not 0/255", "above 128"),
         ("ISIC_0000017_segmentation.png", "mask 48x36, image 96x72"),
         ("ISIC_0000018_segmentation.png", "mask without image"),

@@ -167,9 +167,33 @@ def test_the_check_tells_what_it_sees(tmp_path, capsys):
     assert check.main([str(root)]) == 0
     told = capsys.readouterr().out
     assert "classes: a" in told and "groups kept together" in told and told.rstrip().endswith("training can start")
-    assert (
-        "stray_segmentation.png: mask without image" in told and f"mask missing for 1 images: images/{names[0]}" in told
-    )
+    assert f"1 images have no mask and are left out: {names[0]}\n" in told
+    assert "problems: 2\n" in told and "1 masks have no photograph in images/: stray\n" in told
+
+
+def test_what_is_not_read_is_told(tmp_path, lines):
+    """A HEIC and a folder, a label of no photograph, a class in two spellings, groups by another name."""
+    table, names = lesions(40)
+    root = own_folder(tmp_path / "mine", table.replace("group", "patient_id", 1), names)
+    (root / "images" / f"{names[0]}.png").rename(root / "images" / "one.HEIC")
+    (root / "images" / "more").mkdir()
+    (root / "images" / ".hidden").touch()
+    (root / "labels.csv").write_text((root / "labels.csv").read_text().replace(",a,", ",A,", 15))
+    told = [
+        "not read in images/: more/, one.HEIC; move photographs in folders up, save others as JPEG or PNG",
+        f"1 labels have no photograph in images/: {names[0]}",
+        "classes that differ only in case: A, a; write each in one way in labels.csv",
+    ]
+    report = check.inspect_folder(root)
+    assert report.problems == [told[0], f"1 masks have no photograph in images/: {names[0]}", *told[1:]]
+    assert "(no column group; not read: patient_id; rename one to group to keep" in report.notes[0]
+    assert not lines
+    own_data(configure("cls-2-3", data=root), masks=False)
+    assert lines[:3] == [f"{root}: {line}" for line in told]
+    for name in names[1:]:
+        (root / "images" / f"{name}.png").unlink()
+    with pytest.raises(UserError, match=r"images: no photograph there .*; not read in images/: more/, one\.HEIC; move"):
+        read_folder(root)
 
 
 def test_a_copy_in_another_split_is_to_be_grouped(tmp_path):

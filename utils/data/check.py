@@ -20,11 +20,11 @@ from utils.data import isic
 from utils.data.copies import Copy, Looks, find_copies, thumbnail
 from utils.data.images import Frame, pair_fault, read_frame, stored_mask
 from utils.data.isic import CLASSES, SPLITS, Sample, SplitFiles
-from utils.data.own import Folder, drawn_splits, is_own, read_folder
+from utils.data.own import Folder, drawn_splits, is_own, oddities, read_folder
 from utils.data.parallel import attempts
 from utils.data.splits import foreign_ids, later_years, read_data, refuse_copies
 from utils.files import listed, sha256
-from utils.logger import run_script
+from utils.logger import log, run_script
 
 
 class ImageFacts(NamedTuple):
@@ -107,8 +107,7 @@ def inspect_folder(root: str | Path) -> Report:
     for name, split in report.splits.items():
         split.images = _read(report, _image_facts, split.files.images, f"{name} images")
         split.masks = _read(report, _mask_facts, split.files.masks, f"{name} masks")
-        _check_images(report, name, split)
-        _check_masks(report, split)
+        _note_same_files(report, name, split)
         if folder:
             counts = Counter(folder.classes[folder.labels[i]] for i in split.files.images if i in folder.labels)
             split.classes = {name: counts[name] for name in folder.classes}
@@ -117,13 +116,16 @@ def inspect_folder(root: str | Path) -> Report:
             report.problems.append(f"{name}: images or masks are not there; {isic.layout_hint(root, name)}")
         if short := [path.name for id_, path in sorted(split.files.masks.items()) if path.stem == id_]:
             report.notes.append(f"{name}: {len(short)} masks without _segmentation in their names, such as {short[0]}")
+        _check_pairs(report, name, split)
         _check_labels(report, name, split)
         try:
             isic.read_metadata(root, name)
         except UserError as error:
             report.problems.append(f"{error}")
+    _check_masks(report)
     report.copies = find_copies({name: _looks(split) for name, split in report.splits.items()}, edited=True)
     if folder:
+        report.problems += dict.fromkeys(line for masks in (True, False) for line in oddities(folder, masks=masks))
         report.notes.append(f"a folder of one's own, {_how_split(folder)}")
     else:
         data = {name: _samples(split.files.images) for name, split in report.splits.items()}
@@ -168,40 +170,45 @@ def _image_facts(path: Path) -> ImageFacts:
 
 def _mask_facts(path: Path) -> tuple[Frame, str]:
     mask = stored_mask(path)
-    lesion, most = [value > mask.above for value in mask.values], mask.values[-1]
+    lesion = [value > mask.above for value in mask.values]
     odd = "mask is empty (no lesion)" if not any(lesion) else "mask is full (no background)" if all(lesion) else ""
     if not set(mask.values) <= {0, 255}:
-        rule = f"above {mask.above}" if mask.above else f"{most}"
-        odd += f"{'; ' if odd else ''}mask is not 0/255 ({len(lesion)} values up to {most}; {rule} is read as lesion)"
+        rule = f"above {mask.above}" if mask.above else f"{mask.values[-1]}"
+        odd += f"{'; ' if odd else ''}mask is not 0/255 ({rule} is read as lesion)"
     return mask.frame, odd
 
 
-def _check_images(report: Report, name: str, split: Split) -> None:
-    """Those without a mask, and the same file twice."""
-    files = split.files
-    without = [report.name(path) for id_, path in sorted(files.images.items()) if id_ not in files.masks]
-    if files.masks and without:
+def _check_pairs(report: Report, name: str, split: Split) -> None:
+    images, masks = split.files.images, split.files.masks
+    without = [report.name(path) for id_, path in sorted(images.items()) if id_ not in masks]
+    if masks and without:
         report.problems.append(f"{name}: mask missing for {len(without)} images: {listed(without, most=10)}")
+    if alone := [report.name(path) for id_, path in sorted(masks.items()) if id_ not in images]:
+        report.problems.append(f"{listed(alone, most=1)}: mask without image")
+
+
+def _note_same_files(report: Report, name: str, split: Split) -> None:
     same = defaultdict(list)
     for id_, facts in sorted(split.images.items()):
-        same[facts.digest].append(report.name(files.images[id_]))
+        same[facts.digest].append(report.name(split.files.images[id_]))
     twice = [names for names in same.values() if len(names) > 1]
     report.notes += [f"{name}: the same file under {len(names)} ids: {', '.join(names)}" for names in twice]
 
 
-def _check_masks(report: Report, split: Split) -> None:
-    for id_, path in sorted(split.files.masks.items()):
-        name, image = report.name(path), split.images.get(id_)
-        frame, oddity = split.masks.get(id_, (None, ""))
-        if id_ not in split.files.images:
-            report.problems.append(f"{name}: mask without image")
-        if oddity:
-            report.problems.append(f"{name}: {oddity}")
-        if frame and image and (fault := pair_fault(image.frame, frame)):
-            report.bad_files[path] = f"{name}: {fault}"
-        elif frame and image and image.frame.size != frame.size:
-            sizes = "mask {}x{}, image {}x{}".format(*frame.size, *image.frame.size)
-            report.problems.append(f"{name}: of another size than its image ({sizes})")
+def _check_masks(report: Report) -> None:
+    """What is odd about masks: one line a kind, with an example. A mask that does not fit its image is a bad file."""
+    kinds = defaultdict(list)
+    for split in report.splits.values():
+        for id_, (frame, oddity) in sorted(split.masks.items()):
+            path, image = split.files.masks[id_], split.images.get(id_)
+            if oddity:
+                kinds[oddity].append(report.name(path))
+            if image and (fault := pair_fault(image.frame, frame)):
+                report.bad_files[path] = f"{report.name(path)}: {fault}"
+            elif image and image.frame.size != frame.size:
+                sizes = "mask {}x{}, image {}x{}".format(*frame.size, *image.frame.size)
+                kinds["of another size than its image"].append(f"{report.name(path)} ({sizes})")
+    report.problems += [f"{listed(names, most=1)}: {kind}" for kind, names in kinds.items()]
 
 
 def _check_labels(report: Report, name: str, split: Split) -> None:
@@ -233,12 +240,15 @@ def _looks(split: Split) -> Looks:
 
 def _fault(report: Report, masks: bool) -> str:
     """Why training on the images, and their masks, could not start; else ""."""
+    log.disabled = True  # the report says it
     try:
         task = "segmentation" if masks else "classification"
         _, data = read_data(configure(task=task, data=report.root), masks=masks)
         refuse_copies([copy for copy in report.copies if copy.near], data)
     except UserError as error:
         return f"{error}"
+    finally:
+        log.disabled = False
     samples = [sample for samples in data.values() for sample in samples]
     files = [file for sample in samples for file in (sample.image, sample.mask)[: 1 + masks]]
     bad = [report.bad_files[file] for file in files if file in report.bad_files]

@@ -10,8 +10,8 @@ These columns may have the other names in `IDS` and `LABELS`. Two more are optio
 """
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -50,7 +50,8 @@ def read_folder(root: Path) -> Folder:
     """UserError that names a file or row at fault."""
     images, masks = files_by_id(root / "images"), files_by_id(root / "masks", masks=True)
     if not images:
-        raise UserError(f"{root / 'images'}: no photograph there ({', '.join(SUFFIXES)})")
+        reason = f"{root / 'images'}: no photograph there ({', '.join(SUFFIXES)})"
+        raise UserError("; ".join([reason, *_passed_over(root)]))
     if not (root / "labels.csv").is_file():
         return Folder(root, images, masks)
     return Folder(root, images, masks, *read_table(root / "labels.csv"))
@@ -66,6 +67,26 @@ def files_by_id(folder: Path, *, masks: bool = False) -> dict[str, Path]:
             if other is not path:
                 raise UserError(f"{path}: {other.name} is of the same image; keep one of them")
     return found
+
+
+def _passed_over(root: Path, images: Iterable[Path] = ()) -> Iterator[str]:
+    """A line for what else lies in images/, if anything does: folders, files of other kinds."""
+    if others := {path for path in (root / "images").iterdir() if not path.name.startswith(".")}.difference(images):
+        names = [path.name + "/" * path.is_dir() for path in sorted(others, key=lambda path: (path.is_file(), path))]
+        yield f"not read in images/: {listed(names, 6)}; move photographs in folders up, save others as JPEG or PNG"
+
+
+def oddities(folder: Folder, *, masks: bool) -> Iterator[str]:
+    """A line for each thing that segmentation (`masks`) or classification passes over, or may take for another."""
+    what, known = ("mask", folder.masks) if masks else ("label", folder.labels)
+    yield from _passed_over(folder.root, folder.images.values())
+    if known and (without := sorted(folder.images.keys() - known)):
+        yield f"{len(without)} images have no {what} and are left out: {listed(without)}"
+    if alone := sorted(known.keys() - folder.images):
+        yield f"{len(alone)} {what}s have no photograph in images/: {listed(alone)}"
+    spellings = Counter(map(str.lower, folder.classes))
+    if not masks and (alike := [name for name in folder.classes if spellings[name.lower()] > 1]):
+        yield f"classes that differ only in case: {listed(alike, 6)}; write each in one way in labels.csv"
 
 
 def as_id(cell: str) -> str:
@@ -142,11 +163,11 @@ def own_data(config: Config, *, masks: bool) -> tuple[Config, dict[str, Sequence
     folder = read_folder(config.data)
     known = folder.masks if masks else folder.labels
     there = sorted(folder.images.keys() & known.keys())
-    what = "mask (masks/, of the same name)" if masks else "label (labels.csv)"
+    for line in oddities(folder, masks=masks):
+        log.warning("%s: %s", config.data, line)
     if not there:
+        what = "mask (masks/, of the same name)" if masks else "label (labels.csv)"
         raise UserError(f"{config.data}: no image with a {what}; see python -m utils.data.check {config.data}")
-    if without := sorted(folder.images.keys() - known):
-        log.warning("%s: %d images have no %s and are left out: %s", config.data, len(without), what, listed(without))
     splits, data = drawn_splits(folder, there, config), {split: [] for split in SPLITS}
     for id_ in there:
         facts = (table.get(id_) for table in (folder.masks, folder.labels, folder.groups))
