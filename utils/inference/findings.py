@@ -96,11 +96,11 @@ class Reader:
         self.likeness = read_likeness(run.folder)
         self.synthetic = bool(run.config.get("synthetic"))
 
-    def warnings(self, frame: np.ndarray) -> list[str]:
-        """Of a whole frame uint8 [h, w, 3]."""
+    def warnings(self, frame: np.ndarray, likeness: bool) -> list[str]:
+        """Of a whole frame uint8 [h, w, 3]; by the likeness to the training images too, or by the rest alone."""
         told = [f"{self.run.experiment} was trained on drawn images: of photographs it knows nothing"] * self.synthetic
         told += pixel_faults(frame)
-        if self.likeness and self.likeness.unlike(self.model, frame):
+        if likeness and self.likeness and self.likeness.unlike(self.model, frame):
             told.append("unlike the training images")
         return told
 
@@ -118,13 +118,15 @@ def load(readers: Sequence[Reader], path: Path) -> Loaded:
 def examine(readers: Sequence[Reader], loaded: Loaded) -> Finding:
     """What the readers say of one photograph that they loaded; alone, so that no other one matters.
 
-    Of several segmenters, or classifiers of the same classes: the mean, and by how much they differ.
+    Of several segmenters, or classifiers of the same classes: the mean, and by how much they differ. Where classifiers
+    know their training images, they alone tell what is unlike these: to a segmenter, lesions that fill the frame are.
     """
+    judges = [each for each in readers if each.run.task == "classification" and each.likeness] or readers
     lesions, classifiers, warnings, spread = [], [], [], {}
     for reader, pixels in zip(readers, loaded.stored, strict=True):
         (said,) = predict_photographs(reader.run, reader.model, [pixels], reader.precision)
         frame = whole_frame(reader.run, pixels)
-        warnings += reader.warnings(frame)
+        warnings += reader.warnings(frame, likeness=reader in judges)
         if reader.run.task == "segmentation":
             lesions.append(said)
         else:
