@@ -6,8 +6,8 @@
 
 JPEG, PNG, TIFF, BMP and WebP. The output folder gets index.html to look at, summary.csv, and pictures under the name of
 each photograph (docs/photographs.md). The same command goes on where it was stopped, and passes over what is finished.
-Scored as the run was: whole frame or patches, flips averaged or not. Exit code 1: nothing was predicted. For research,
-not a medical device.
+Scored as the run was: whole frame or patches, flips averaged or not. Exit code 1: no photograph could be read. For
+research, not a medical device.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
         except StopRequested as request:
             raise StopRequested(request.number, "while predicting; the same command goes on from here") from None
     done = len(photographs) - len(failed)
-    if record.finished:
+    if record.finished or failed:
         write_tables(record, failed, " and ".join(map(run_label, runs)), NOTICE)
         log.info("%s: look at index.html there, or at summary.csv", args.output)
     told = [f"{Path(name).name} ({re.split(' [(]|;', why)[0]})" for name, why in failed.items()] + skipped

@@ -54,6 +54,16 @@ def test_what_is_passed_over_is_told(tmp_path):
     assert [each.name for each in alone] == ["notes"]
 
 
+def test_a_folder_without_photographs_is_named_with_what_was_looked_for(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "below").mkdir()
+    for folder, skips in ((tmp_path, "; skipped: notes.txt (no image)"), (tmp_path / "below", "")):
+        with pytest.raises(UserError) as error:
+            find_photographs([folder], tmp_path / "out")
+        formats = ".jpg, .jpeg, .png, .tif, .tiff, .bmp, .webp"
+        assert str(error.value) == f"{folder}: no photograph there ({formats}){skips}"
+
+
 @pytest.mark.parametrize(("output", "names"), [("out", "x y"), (".", "out/z x y"), ("..", "out/z x y")])
 def test_only_an_output_folder_below_is_left_out(output, names, tmp_path, monkeypatch):
     """However it is written: "out" is relative, the photographs' folder is not."""

@@ -148,16 +148,16 @@ def test_a_stopped_call_goes_on_and_a_changed_photograph_is_predicted_again(home
         on(home, tmp_path, "model/cls-b1/run0", mine)
 
 
-def test_nothing_to_predict_ends_with_1(home, tmp_path, caplog):
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "a.txt").touch()
-    for path, line in (
-        (tmp_path / "notes", "0 of 1 predicted; skipped: a.txt (no image)"),
-        (tmp_path / "notes" / "a.txt", "0 of 1 predicted; skipped: a.txt (truncated or not an image)"),
-    ):
-        with caplog.at_level("INFO"), pytest.raises(SystemExit) as end:
-            on(home, tmp_path, "model/seg-b1/run0", path)
-        assert end.value.code == 1 and caplog.messages[-1] == line
+@pytest.mark.parametrize("row", ["seg-b1", "cls-b1"])
+def test_only_unreadable_photographs_end_with_1_and_have_their_rows(row, home, tmp_path, caplog):
+    (tmp_path / "a.txt").touch()
+    with caplog.at_level("INFO"), pytest.raises(SystemExit) as end:
+        on(home, tmp_path, f"model/{row}/run0", tmp_path / "a.txt")
+    assert end.value.code == 1
+    assert caplog.messages[-1] == "0 of 1 predicted; skipped: a.txt (truncated or not an image)"
+    (told,) = rows(tmp_path / "out")
+    assert told["file"] == str(tmp_path / "a.txt") and told["warnings"].startswith("not predicted: truncated")
+    assert told["warnings"] in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_the_page_sorts_and_asks_for_nothing(page, tmp_path):

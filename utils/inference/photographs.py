@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
+from utils import UserError
 from utils.data.own import SUFFIXES
-from utils.files import check_file
+from utils.files import check_file, listed
 from utils.logger import log
 
 UNREAD = (".heic", ".heif", ".avif", ".gif", ".dcm")  # photographs too: their reader says why not
@@ -29,7 +30,7 @@ def find_photographs(
     """The files among `paths` and the photographs in the folders among them; then what is passed over, with reasons.
 
     output: not looked into. recursive: folders in folders too; else the log tells that there are any. taken: names of
-    earlier outputs by absolute file. UserError for a path that does not exist.
+    earlier outputs by absolute file. UserError for a path that does not exist, and when no photograph is found.
     """
     found: dict[str, tuple[Path, Path]] = {}  # by the real path; other than Path.resolve, it takes links in a circle
     skipped = []
@@ -50,6 +51,9 @@ def find_photographs(
                 skipped.append(f"{file.relative_to(top)} ({reason})")
             else:
                 found.setdefault(os.path.realpath(file), (file, top))
+    if not found:
+        skips = f"; skipped: {listed(skipped, 10)}" if skipped else ""
+        raise UserError(f"{listed(map(str, paths))}: no photograph there ({', '.join(SUFFIXES)}){skips}")
     return _named(list(found.values()), taken or {}), skipped
 
 

@@ -87,10 +87,12 @@ class Record:
 def write_tables(record: Record, failed: Mapping[str, str], title: str, notice: str) -> None:
     """summary.csv, index.html and, where there are classes, predictions.csv; anew of all that the record holds.
 
-    failed: why a photograph, by its path, has no prediction; it gets a row all the same.
+    A photograph that is no longer there has no row. failed: why one, by its path, has no prediction; it gets a row all
+    the same.
     """
-    first, gone = next(iter(record.finished.values())), {str(Path(file).absolute()) for file in failed}
-    done = [line for file, line in record.finished.items() if file not in gone]  # of those it is outdated
+    first = next(iter(record.finished.values()), {"row": ["file", "warnings"], "classes": {}})
+    gone = {str(Path(file).absolute()) for file in failed}  # of those the record is outdated
+    done = [line for file, line in record.finished.items() if file not in gone and Path(file).exists()]
     missing = [{"file": file, "warnings": f"not predicted: {why}"} for file, why in failed.items()]
     rows = [*(line["row"] for line in done), *missing]
     table = pd.DataFrame(rows, columns=list(first["row"]), dtype=object).fillna("")  # objects: names may be no UTF-8
