@@ -161,12 +161,15 @@ def test_only_unreadable_photographs_end_with_1_and_have_their_rows(row, home, t
 
 
 def test_the_page_sorts_and_asks_for_nothing(page, tmp_path):
-    """Of numbers the highest comes first, empty cells last; by keyboard."""
+    """Of numbers the highest comes first, empty cells last; by keyboard. Names stay whole, deleted files away."""
     record = Record(tmp_path, {"row": "sha"})
     record.start([])
-    for name, value in (("a", "0.0980"), ("<b>", "0.1200"), ("c", "0.1000")):
-        row = {"file": f"{name}.jpg", "melanoma": value, "warnings": ""}
-        record.add({"file": name, "identity": [], "name": name, "row": row, "classes": {}, "pictures": []})
+    for name, value in (("a", "0.0980"), ("<b>", "0.1200"), ("c", "0.1000"), ("deleted", "0.9000")):
+        row = {"file": f"{name}/photographs/ISIC_0009995_downsampled.jpg", "melanoma": value, "warnings": ""}
+        file = tmp_path / name
+        file.touch()
+        record.add({"file": str(file), "identity": [], "name": name, "row": row, "classes": {}, "pictures": []})
+    file.unlink()
     write_tables(record, {"d.jpg": "no image"}, "row & row", NOTICE)
     asked = []
     page.on("request", lambda request: asked.append(request.url))
@@ -175,9 +178,16 @@ def test_the_page_sorts_and_asks_for_nothing(page, tmp_path):
     for key in ("melanoma", "melanoma", "file"):
         page.get_by_role("button", name=key).focus()
         page.keyboard.press("Enter")
-        orders.append("".join(text[:2].strip("<.") for text in page.locator("td.file").all_inner_texts()))
+        orders.append("".join(text[:2].strip("</.") for text in page.locator("td.file").all_inner_texts()))
     assert orders == ["bcad", "acbd", "bacd"]
     assert page.locator("td.warnings").last.inner_text() == "not predicted: no image" and len(asked) == 1
+    page.set_viewport_size({"width": 500, "height": 500})
+    lines = """cells => cells.map(cell => {
+        const name = document.createRange();
+        name.selectNode(cell.lastChild);
+        return name.getClientRects().length;
+    })"""
+    assert page.locator("td.file").evaluate_all(lines) == [1] * 4
 
 
 @pytest.mark.parametrize("row", ["seg-b1", "cls-b1"])

@@ -125,5 +125,6 @@ def _page_row(row: Mapping[str, str], pictures: Iterable[Sequence[str]]) -> str:
         f'src="data:image/jpeg;base64,{small}"></a>'
         for what, file, small in pictures
     )
-    cells = "".join(f'<td class="{name}">{html.escape(value)}</td>' for name, value in row.items())
+    texts = {name: html.escape(value).replace("/", "/<wbr>") for name, value in row.items()}  # paths break there
+    cells = "".join(f'<td class="{name}">{text}</td>' for name, text in texts.items())
     return f'<tr><td class="pictures">{shown}</td>{cells}</tr>\n'
