@@ -112,8 +112,9 @@ def test_what_is_in_the_data_or_the_challenges_other_sets_is_left_out_by_its_id(
 
 
 def test_a_group_that_is_validated_or_tested_on_is_left_out(tmp_path):
-    root = own_folder(tmp_path, ["a,mel,patient 1", "b,nv,patient 2", "c,nv,patient 3"])
-    mine = {split: [Sample(split, root, None, 0, f"patient {n}")] for n, split in enumerate(("train", "test"), start=2)}
+    root = own_folder(tmp_path, ["a,mel,", "b,nv,patient 2", "c,nv,patient 3"])
+    groups = {"train": "patient 2", "validation": "", "test": "patient 3"}
+    mine = {split: [Sample(split, root, None, 0, group)] for split, group in groups.items()}
     assert [sample.id for sample in read(root, data=mine)] == ["a", "b"]
 
 

@@ -57,12 +57,12 @@ def test_probabilities(tmp_path, digits):
     table = pd.DataFrame(values.round(digits), columns=names).assign(file=[f"in/{id_}.JPG" for id_ in IDS])
     (tmp_path / "out").mkdir()
     unread = pd.DataFrame({"file": ["in/unread.jpg"]})
-    pd.concat([table, unread]).to_csv(tmp_path / "out" / "summary.csv", index=False)
+    pd.concat([table, unread]).to_csv(tmp_path / "out" / "summary.csv", index=False, sep=";")  # saved by a spreadsheet
     Image.new("RGB", (14, 20)).save(tmp_path / "out" / f"{IDS[1]}_saliency.jpg")  # as predict.py leaves beside it
     truth = pd.DataFrame({"image_id": IDS, "label": np.array(names)[labels]})
     unread = pd.DataFrame({"image_id": ["unread"], "label": "wart"})
     write_masks(tmp_path / "truth" / "masks", 1, ".png")  # which a classifier says nothing of
-    pd.concat([truth, unread]).to_csv(tmp_path / "truth" / "labels.csv", index=False)
+    pd.concat([truth, unread]).to_csv(tmp_path / "truth" / "labels.csv", index=False, sep=";")
     (found,) = run(tmp_path / "out", tmp_path / "truth").values()
     aucs = [roc_auc_score(labels == k, table[name]) for k, name in enumerate(names)]
     assert found["mean_auc"] == pytest.approx(np.mean(aucs), abs=1e-9)

@@ -36,7 +36,7 @@ def extra_samples(config: Config, data: Mapping[str, Sequence[Sample]], *, masks
         raise UserError(f"--others {config.others}: no class here; choose one of {', '.join(classes)}")
     taken = OFFICIAL["validation"].union(OFFICIAL["test"], *({each.id for each in split} for split in data.values()))
     taken |= frozenset() if config.keep_copies else LEFT_OUT
-    held_out = {each.group for split in ("validation", "test") for each in data.get(split, ())} - {None}
+    held_out = {each.group for split in ("validation", "test") for each in data.get(split, ())} - {None, ""}
     for root in config.extra:
         folder = _folder(root)
         samples = list(_with_masks(folder) if masks else _with_labels(folder, classes, config.others))
@@ -49,7 +49,8 @@ def extra_samples(config: Config, data: Mapping[str, Sequence[Sample]], *, masks
         counts = Counter(classes[sample.label] for sample in fresh) if not masks else {}
         more = f" ({', '.join(f'{name} {count}' for name, count in counts.items())})" if counts else ""
         if gone := len(samples) - len(fresh):
-            more += f"; {gone} left out: they are of {config.data}, or of the challenge's validation or test images"
+            where = f"{config.data}, or of the challenge's validation or test set"
+            more += f"; {gone} left out: they, or their group, are of {where}"
         log.info("extra training images from %s: %d%s", root, len(fresh), more)
     if not found:
         raise UserError(f"--extra {' '.join(map(str, config.extra))}: nothing of it is left to train on; leave it away")
@@ -73,8 +74,9 @@ def _with_labels(folder: Folder, classes: Sequence[str], others: str | None) -> 
     left_out: Counter[str] = Counter()
     known = {_plain(name): name for name in classes}
     for id_, number in folder.labels.items():
-        name = _plain(folder.classes[number])
-        name = known.get(name) or known.get(DIAGNOSES.get(name)) or others
+        name = folder.classes[number]
+        if name not in classes:
+            name = known.get(_plain(name)) or known.get(DIAGNOSES.get(_plain(name))) or others
         if id_ in folder.images and name is None:
             left_out[folder.classes[number]] += 1
         elif id_ in folder.images:

@@ -182,22 +182,25 @@ def read_metadata(root: str | Path, split: str) -> dict[str, Metadata]:
     return found
 
 
+def separator(line: str) -> str:
+    """Of the cells of a table, by its first line: a comma; a semicolon or tab where there are these and no comma."""
+    return next((each for each in ",;\t" if each in line), ",")
+
+
 def read_rows(
     path: Path, ids: Sequence[str], header: Sequence[str] | None = None, as_id: Callable[[str], str] = str.upper
 ) -> Iterator[tuple[str, str, dict[str, str]]]:
     """Place (for messages), image id, and cells by column, without the spaces around them, of each row of a table.
 
-    Its cells are separated by commas; by semicolons or tabs where the first line has these and no comma.
     ids: how the column of ids may be called; header: the columns' names where the file has none. UserError for
     what is no such table, more cells than columns, a column or an id twice.
     """
     seen = set()
     try:
         with check_file(path).open(encoding="utf-8-sig", newline="") as file:
-            line = file.readline()
+            between = separator(file.readline())
             file.seek(0)
-            delimiter = next((each for each in ",;\t" if each in line), ",")
-            reader = csv.DictReader(file, header, restval="", delimiter=delimiter)
+            reader = csv.DictReader(file, header, restval="", delimiter=between)
             names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
             key = next((name for name in ids if name in names), None)
             if key is None:

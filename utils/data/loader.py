@@ -92,9 +92,9 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         """Of this epoch: [steps, batch size]."""
         rng = np.random.default_rng(draw_seed(self.seed, self.epoch))
         order = rng.permutation(self.count)
-        mixed = round(self.share * self.batch_size) if self.extra else 0  # images of a batch
-        if not mixed:
+        if not self.extra:
             return order[: self.steps * self.batch_size].reshape(self.steps, -1)
+        mixed = max(1, round(self.share * self.batch_size))  # images of a batch
         wanted = self.steps * mixed
         others = np.concatenate([rng.permutation(self.extra) for _ in range(-(-wanted // self.extra))])
         own = order[: self.steps * (self.batch_size - mixed)].reshape(self.steps, -1)

@@ -173,8 +173,8 @@ def groups_of(table: pd.DataFrame) -> dict[str, str] | None:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(check_file(path), dtype={"image_id": str, "image": str, "group": str})
-    return table.fillna({"group": ""})
+    names = dict.fromkeys(("image_id", "image", "group"), str)
+    return pd.read_csv(check_file(path), dtype=names, keep_default_na=False)  # "NA" is a name like any other
 
 
 def lookup(scores: Mapping[str, Any], path: Sequence[str]) -> Any:

@@ -21,7 +21,7 @@ import pandas as pd
 
 from utils import UserError
 from utils.data.images import read_mask
-from utils.data.isic import CLASSES, find_files, lesions, read_labels
+from utils.data.isic import CLASSES, find_files, lesions, read_labels, separator
 from utils.data.own import IDS, as_id, files_by_id, read_table
 from utils.evaluation.classification import auc, summarize
 from utils.evaluation.export import format_scores
@@ -77,11 +77,16 @@ def _of_files(path: Path) -> tuple[Masks, pd.DataFrame | None]:
     table = None
     if csv_path.is_file():
         with reading(csv_path):
-            table = pd.read_csv(csv_path)
+            table = pd.read_csv(csv_path, sep=_separator(csv_path))
             key = next((name for name in IDS if name in table), table.columns[0])
             table = table.rename(columns={key: "image_id"})
             table["image_id"] = table["image_id"].astype(str).map(as_id)
     return _masks(path, table is not None) if path.is_dir() else {}, table
+
+
+def _separator(path: Path) -> str:
+    with check_file(path).open(encoding="utf-8-sig", errors="replace") as file:
+        return separator(file.readline())
 
 
 def _masks(folder: Path, predicted: bool = False) -> Masks:
@@ -96,7 +101,7 @@ def _masks(folder: Path, predicted: bool = False) -> Masks:
 
 def _labels(path: Path) -> tuple[tuple[str, ...], dict[str, int], dict[str, str] | None]:
     """Classes, labels and groups of the challenge's label file, or one's own."""
-    columns = pd.read_csv(check_file(path), nrows=0, encoding="utf-8-sig").columns
+    columns = pd.read_csv(path, nrows=0, encoding="utf-8-sig", sep=_separator(path)).columns
     if [name.strip() for name in columns] == ["image_id", *CLASSES[:2]]:
         return CLASSES, read_labels(path), None
     return read_table(path)[:3]
@@ -163,7 +168,7 @@ def wrong_scores(run: RunResult, data: Path | None = None) -> Iterator[str]:
 
 
 def _scores_again(run: RunResult, split: str, data: Path | None) -> dict[str, Any]:
-    files = find_files(data, split) if data else None
+    files = find_files(data, split) if data and not run.own else None
     with reading(f"{run.folder}, {split}"):
         if run.task == "classification":
             table = run.predictions(split)

@@ -251,7 +251,7 @@ def result_files(folder: Path) -> dict[Path, str]:
             readmes[path], found = re.subn(f"{start}.*?{end}", lambda _, new=new: new, text, flags=re.DOTALL)
             if found != 1:
                 raise UserError(f"{path}: expected {start} once and {end} once after it, to write the table between")
-    if len(elsewhere := elsewhere_table(runs)):
+    if len(elsewhere := elsewhere_table([run for run in runs if not run.own])):
         parts.append(f"## Trained on ISIC 2017, seen elsewhere\n\n{to_markdown(elsewhere)}")
     return {**files, folder / "TABLES.md": "\n".join(parts), **readmes}
 

@@ -175,13 +175,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m utils.inference.ensemble", description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="+", help="folders below --results")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where results are (%(default)s)")
-    parser.add_argument("--data", type=Path, help="for true masks (the folder that the first run was trained on)")
+    parser.add_argument("--data", type=Path, help="for true masks (that of the first run, else Data/ISIC2017)")
     args = parser.parse_args(argv)
     folders = [args.results / row for row in dict.fromkeys(args.rows)]
     members = find_members(folders)
     log.info("ensemble of %s", ", ".join(str(run.folder) for run in members))
-    name = f"{'+'.join(folder.name for folder in folders)}-ensemble"
-    make_ensemble(members, args.results / name / "seed0", args.data or members[0].data or Path("Data/ISIC2017"))
+    name, data = f"{'+'.join(folder.name for folder in folders)}-ensemble", members[0].data
+    data = args.data or (data if data and data.is_dir() else Path("Data/ISIC2017"))
+    make_ensemble(members, args.results / name / "seed0", data)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from utils.inference.trained import (
     write_released,
 )
 from utils.logger import log, run_script
-from utils.model.run import copy_results
+from utils.model.run import copy_results, digest
 
 CARD = Path(__file__).with_name("card.md")
 _VIEWS = {"1": "the whole frame, squeezed", "9": "nine patches"}
@@ -106,16 +106,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, default=CACHE, help="where prepared images go (Data/cache)")
     args = parser.parse_args(argv)
     run = read_run(args.run)
-    if not args.results.exists():
+    if not (args.results / "config.json").exists():
         copy_results(args.run, args.results)
     results = read_run(args.results)
     if run.settings != results.settings or run.metrics != results.metrics:
         raise UserError(f"{args.results} holds the results of another run than {args.run}: choose another folder")
-    data = training_data(results, args.data or run.data or Config.data)
+    folder = args.data or run.data or Config.data
+    data = training_data(results, folder)
+    validation = [each for each in data["validation"] if each.mask or run.task == "classification"]
+    if digest(validation) != run.settings.get("validation_images"):
+        raise UserError(f"{folder}: other validation images than those of the run; choose the folder by --data")
     path = args.results / RELEASED
     write_released(load_network(run, find_device("cpu")), path)
-    scores = score_again(results, data["validation"], args.cache)
-    write_likeness(results, load_network(results, find_device(None)), data["train"], data["validation"])
+    scores = score_again(results, validation, args.cache)
+    write_likeness(results, load_network(results, find_device(None)), data["train"], validation)
     with written_whole(args.results / "README.md") as file:
         file.write(model_card(results, scores, path.stat().st_size).encode())
     log.info("%s\n%s: %.1f MB", scores, path, path.stat().st_size / 1e6)

@@ -15,8 +15,8 @@ from utils.command_line import SCRIPTS
 from utils.config import EXPERIMENTS, ROOT, configure
 from utils.data.cache import load_image
 from utils.data.images import image_size
-from utils.data.isic import Sample
-from utils.data.splits import read_data
+from utils.data.isic import Sample, read_split
+from utils.data.own import own_data
 from utils.data.transforms import FRAME, TEST_PATCHES, TRAIN_TRANSFORMS, Pixels, Size, Sizes, cache_sizes, take
 from utils.device import Precision
 from utils.evaluation.runs import PRIMARY, RunResult, read_run
@@ -33,8 +33,8 @@ RESULTS = ROOT / "results"
 def chosen_runs(name: str, results: Path = RESULTS, ensemble: bool = False) -> list[RunResult]:
     """The run in the folder `name`; or of a row ("seg-b1") its best released run; or of "best" the best of each task.
 
-    Best by the validation images. With `ensemble`, all released runs of a row, two or more. UserError when no run is
-    there, or none of the row is released.
+    Best by the validation images: runs on one's own data, which have others, are not among "best". With `ensemble`, all
+    released runs of a row, two or more. UserError when no run is there, or none of the row is released.
     """
     # The second place is for one who stands in another folder.
     folder = next((folder for folder in (Path(name), ROOT / name) if folder.is_dir()), None)
@@ -43,7 +43,7 @@ def chosen_runs(name: str, results: Path = RESULTS, ensemble: bool = False) -> l
     if folder:
         return [read_run(folder)]
     released = [read_run(path.parent) for path in sorted(results.glob(f"*/*/{RELEASED}"))]
-    of_name = [run for run in released if name in ("best", run.folder.parent.name)]
+    of_name = [run for run in released if run.folder.parent.name == name or (name == "best" and not run.own)]
     if not of_name:
         rows = ", ".join(dict.fromkeys(run.folder.parent.name for run in released)) or "none"
         row = EXPERIMENTS.get(name)
@@ -138,14 +138,16 @@ def predict_photographs(
 def training_data(run: RunResult, folder: Path) -> Mapping[str, Sequence[Sample]]:
     """The images there that a run is trained and validated on, by split; one's own are split as they were for the run.
 
-    UserError when they are not there, or others.
+    UserError when there are none to train on.
     """
     drawn = {name: value for name in ("split", "split_seed", "fold") if (value := run.settings.get(name)) != "given"}
     config = configure(task=run.task, net=run.settings["net"], pretrained=False, data=folder, **drawn)
-    _, data = read_data(config, masks=run.task == "segmentation")
-    there, scored = len(data["validation"]), run.metrics["validation"]["images"]
-    if there != scored:
-        raise UserError(f"{folder}: {there} validation images, the run was scored on {scored}; choose it by --data")
+    masks = run.task == "segmentation"
+    if own := own_data(config, masks=masks):
+        return own[1]
+    data = {split: read_split(folder, split, with_labels=not masks) for split in ("train", "validation")}
+    if not data["train"]:
+        raise UserError(f"{folder}: no training image there; choose the folder by --data")
     return data
 
 

@@ -240,8 +240,8 @@ def copy_results(folder: Path, results: Path) -> None:
     results.mkdir(parents=True, exist_ok=True)
     config = json.loads((folder / "config.json").read_text())
     for facts in (config, *config.get("continued", [])):
-        facts["command"] = portable(facts["command"])
-        facts["data"] = portable(facts["data"])
+        facts["command"], data = portable(facts["command"]), Path(facts["data"])
+        facts["data"] = data.name if data.is_absolute() else str(data)
     with written_whole(results / "config.json") as file:
         file.write((json.dumps(config, indent=2) + "\n").encode())
     for source in (folder / name for name in KEPT):
