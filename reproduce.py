@@ -61,7 +61,11 @@ def make_job(name: str, seed: int, flags: Sequence[str], output: Path, results: 
     if name in EXPERIMENTS:
         task, chosen = EXPERIMENTS[name].task, ["--experiment", name]
     else:
-        task, chosen = next((task for task in NETS if name in NETS[task]), None), ["-n", name]
+        tasks, chosen = [task for task in NETS if name in NETS[task]], ["-n", name]
+        if len(tasks) > 1:
+            rows = [row.name for row in EXPERIMENTS.values() if row.net == NETS[row.task].get(name)]
+            raise UserError(f"{name} is a network of both tasks: name a row of it ({', '.join(rows)})")
+        task = tasks[0] if tasks else None
     if task is None:
         networks = ", ".join(dict.fromkeys(net for nets in NETS.values() for net in nets))
         raise UserError(f"{name!r} is neither a row ({', '.join(EXPERIMENTS)}) nor a network ({networks})")
@@ -72,6 +76,8 @@ def make_job(name: str, seed: int, flags: Sequence[str], output: Path, results: 
         raise UserError("-i, --seed, --output and -c may not follow --: --seeds and --output before it set them")
     from utils.data.own import named  # with NumPy and OpenCV: after --help
 
+    if config.data.exists() and Path.cwd() != ROOT:  # where the script will run
+        arguments += ["--data", str(config.data.resolve())]
     run = named(config)
     return Job(config, run.folder, (Path(script.__file__).name, *arguments), results / run.name / f"seed{seed}")
 

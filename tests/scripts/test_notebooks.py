@@ -19,10 +19,11 @@ from jupyter_client.manager import KernelManager, start_new_kernel
 from nbformat import NotebookNode
 
 from tests.conftest import ROOT
+from utils import UserError
 from utils.config import configure
 from utils.evaluation.export import Score, as_text
 from utils.tasks import train
-from utils.visualize.notebook import folders, ranked
+from utils.visualize.notebook import find_data, folders, ranked
 
 EVALUATION = {
     "Evaluation-Cls": ("classification", ("scores.tex", "roc.pdf", "failures.png", "maps.pdf")),
@@ -128,6 +129,13 @@ def test_names_of_folders_may_have_spaces(tmp_path, monkeypatch, text, expected)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "My Drive" / "runs").mkdir(parents=True)
     assert folders(text) == expected
+
+
+def test_a_folder_of_ones_own_is_not_replaced_by_drawn_images(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match="a folder of one's own; python seg_main.py --data"):
+        find_data(tmp_path, "segmentation")
 
 
 def test_rows_are_ranked_with_their_difference_from_the_best_that_is_compared():

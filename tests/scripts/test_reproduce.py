@@ -146,6 +146,8 @@ def test_jobs_are_the_scripts_commands(tmp_path):
     for fold, name in (([], "mine-seg-1/run2"), (["--fold", "2/5"], "mine-seg-1-5fold/run2")):  # as training calls it
         job = make_job("seg-1", 2, ["--data", str(tmp_path / "mine"), *fold], tmp_path, tmp_path / "results")
         assert job.folder == tmp_path / name and job.results == tmp_path / "results" / Path(name).parent / "seed2"
+    with pytest.raises(UserError, match=r"mobilenet is a network of both tasks: name a row of it \(cls-b1, seg-b1\)"):
+        make_job("mobilenet", 0, [], tmp_path, tmp_path)
     with pytest.raises(UserError, match="'seg-9' is neither a row"):
         make_job("seg-9", 0, [], tmp_path, tmp_path)
 

@@ -77,7 +77,7 @@ def test_images_are_found_where_asked_or_where_the_run_had_them(tmp_path, place,
     there = (place, read_split(place, "validation"))
     assert examples.find_samples([run], "validation", place) == there
     assert examples.find_samples([run], "validation", tmp_path) == (tmp_path, [])
-    assert f"{tmp_path} does not hold the 25 validation images of these runs" in messages()
+    assert f"{tmp_path} does not hold, in the challenge's layout, the 25 validation images of these runs" in messages()
     assert examples.find_samples([], "validation", place) == (place, [])
     run = replace(run, config={"data": str(place)})
     assert examples.find_samples([run], "validation", tmp_path / "nowhere") == there
@@ -106,7 +106,7 @@ def test_the_worst_segmentations_by_every_row(tmp_path, samples):
     tables = [row.per_image("validation")[0].set_index("image_id")["jaccard"] for row in rows]
     worst = ((tables[0] + tables[1]) / 2).nsmallest(3).index
     named = [(id_, name, table[id_]) for id_ in worst for name, table in zip(("seg-2", "seg-4"), tables, strict=True)]
-    assert [panel.title for panel in panels] == [f"{id_}\n{name}, Jaccard {value:.3f}" for id_, name, value in named]
+    assert [panel.title for panel in panels] == [f"{id_}\n{name}\nJaccard {value:.3f}" for id_, name, value in named]
     assert panels[1].prediction is None  # a run without masks
     assert panels[0].prediction.shape == panels[0].truth.shape == panels[0].image.shape[:2] == (240, 320)
     assert panels[0].prediction.mean() == pytest.approx(drawn.mean(), abs=0.02)

@@ -16,7 +16,7 @@ from utils.data.isic import CLASSES, Sample, read_split
 from utils.data.loader import to_input
 from utils.data.transforms import FRAME, take
 from utils.device import Precision, find_device
-from utils.evaluation.rows import Row
+from utils.evaluation.rows import Row, row_names
 from utils.evaluation.runs import RunResult, find_runs
 from utils.evaluation.segmentation import Counts, per_image_table
 from utils.inference.classification import examples, labels_of
@@ -36,11 +36,13 @@ def comparable_runs(folders: Sequence[str | Path], task: str, split: str, data: 
     """The finished runs of a task below `folders` that were scored on the same images of a split.
 
     They are those of the images in `data`; where no run was scored on them, those of the images that most runs were
-    scored on. The log names the runs that are left out.
+    scored on. The log names the runs that are left out; those of other classes than ISIC 2017's always are.
     """
     groups: dict[frozenset[str], list[RunResult]] = {}
     for run in find_runs(*folders):
-        if run.task == task and run.metrics[split]:
+        if run.task == task and run.metrics[split] and run.classes != CLASSES:
+            log.info("left out, of other classes: %s", run.folder)
+        elif run.task == task and run.metrics[split]:
             groups.setdefault(run.image_ids(split), []).append(run)
     if not groups:
         log.info("no finished %s run with %s scores below %s", task, split, " or ".join(map(str, folders)))
@@ -65,7 +67,7 @@ def find_samples(runs: Sequence[RunResult], split: str, data: str | Path) -> tup
     for folder in dict.fromkeys([Path(data), *(run.data for run in runs if run.data)]) if str(data) else ():
         if wanted <= _ids(folder, split):
             return folder, [sample for sample in read_split(folder, split) if sample.id in wanted]
-    where = f"{data} does not hold" if str(data) else "no folder is given that holds"
+    where = f"{data} does not hold, in the challenge's layout," if str(data) else "no folder is given that holds"
     log.info("%s the %d %s images of these runs: no photographs are shown", where, len(wanted), split)
     return Path(data), []
 
@@ -90,8 +92,8 @@ def segmentation_failures(rows: Sequence[Row], split: str, samples: Sequence[Sam
     first = [row.per_image(split)[0]["jaccard"] for row in rows]
     panels = []
     for index in worst:
-        for row, values in zip(rows, first, strict=True):
-            title = f"{samples[index].id}\n{row.experiment}, Jaccard {values[index]:.3f}"
+        for row, name, values in zip(rows, row_names(rows), first, strict=True):
+            title = f"{samples[index].id}\n{name}\nJaccard {values[index]:.3f}"
             mask = row.runs[0].predicted_mask(split, samples[index].id)
             panels.append(photograph(samples[index], title, prediction=mask))
     return panels
@@ -127,9 +129,7 @@ def compare_maps(rows: Sequence[Row], split: str, samples: Sequence[Sample]) -> 
     chosen = examples(probabilities[0], labels)
     shown = [samples[index] for index in chosen]
     panels = [photograph(one, f"{one.id}\n{NAMES[label]}") for one, label in zip(shown, labels[chosen], strict=True)]
-    heats = {
-        f"{row.experiment}\n{row.settings['net']}": _true_class_maps(row.runs[0], shown, labels[chosen]) for row in pair
-    }
+    heats = {f"{row.name}\n{row.settings['net']}": _true_class_maps(row.runs[0], shown, labels[chosen]) for row in pair}
     return plot_heatmaps(panels, heats, "Class activation maps of the true class")
 
 

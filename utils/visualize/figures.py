@@ -154,26 +154,26 @@ def plot_classification(
     """
     probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
     error = calibration_error(probabilities, labels)
-    figure = style.page(3.4)
-    left, middle, right = figure.subfigures(1, 3, width_ratios=(1, 1.25, 1))
+    more = max(0, len(classes) - 4)  # than fit a small matrix
+    figure = style.page(3.4 + 0.5 * more, style.WIDE * (1 + 0.08 * more))
+    left, middle, right = figure.subfigures(1, 3, width_ratios=(1, 1.25 + 0.25 * more, 1))
     roc, matrix, (curve, histogram) = left.subplots(), middle.subplots(), right.subplots(2, 1, height_ratios=(3, 1))
     looks = style.line_looks(classes)
     for number, name in enumerate(scored_classes(classes)):
         scores, positive = probabilities[:, number], labels == number
         area = auc(scores, positive)
         told = f"no AUC: {positive.sum()} of {labels.size} images" if np.isnan(area) else f"AUC {area:.3f}"
-        draw_curve(
-            roc, "roc", scores, positive, linewidth=1.5, label=f"{name.replace('_', ' ')}, {told}", **looks[number]
-        )
+        label = style.wrapped(f"{name.replace('_', ' ')}, {told}", 34 if more else 58)
+        draw_curve(roc, "roc", scores, positive, linewidth=1.5, label=label, **looks[number])
     draw_chance(roc, "roc", label="chance")
     roc.set_title("ROC, one class against the rest")
-    draw_confusion(matrix, probabilities[None], labels, fontsize=8 if len(classes) < 5 else 7, classes=classes)
+    draw_confusion(matrix, probabilities[None], labels, fontsize=6 if more else 8, classes=classes)
     accuracy = (probabilities.argmax(1) == labels).mean()
     matrix.set(title=f"Confusion, accuracy {accuracy:.3f}", xlabel="predicted", ylabel="true")
     draw_reliability(curve, histogram, probabilities[None], labels, label=f"calibration error {error:.3f}")
     curve.set(title="Reliability of the predicted class", ylabel="share correct")
     histogram.set(xlabel="confidence (highest probability)", ylabel="images")
-    roc.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22))  # beside the curves it would cover poor ones
+    roc.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25))  # beside the curves it would cover poor ones
     curve.legend(loc="lower right")
     figure.suptitle(title)
     return style.finished(figure)
@@ -225,8 +225,8 @@ def draw_confusion(
         text = f"{count}\n{share:.0%}" if counts[row].any() else "–"
         colour = "white" if share > 0.6 else "black"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=fontsize)
-    ticks = [name.replace("_", "\n") for name in classes]
-    axes.set_xticks(indices, ticks)
+    ticks = [style.wrapped(name.replace("_", " "), 14) for name in classes]
+    axes.set_xticks(indices, ticks, rotation=0 if len(classes) < 5 else 90)
     axes.set_yticks(indices, ticks)
 
 

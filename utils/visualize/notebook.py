@@ -15,10 +15,13 @@ import torch
 from matplotlib.figure import Figure
 
 import nets
+from utils import UserError
+from utils.command_line import SCRIPTS
 from utils.config import Config
 from utils.data.cache import ImageCache
 from utils.data.isic import CLASSES, Sample, find_files
 from utils.data.loader import train_loader
+from utils.data.own import is_own
 from utils.data.synthetic import make_synthetic
 from utils.data.transforms import Transforms
 from utils.evaluation.export import Score, as_text, export_table
@@ -68,9 +71,11 @@ def find_data(folder: str | Path, task: str, full: bool = False) -> tuple[Path, 
     data, drawn in Data/ when they are not there yet, and flags for them. With SMOKE they are always synthetic, and
     very few.
 
-    task: "segmentation" or "classification".
+    task: "segmentation" or "classification". UserError for a folder of one's own.
     """
     start_logging()
+    if not SMOKE and is_own(Path(folder)):
+        raise UserError(f"{folder}: a folder of one's own; python {SCRIPTS[task]} --data {folder} trains on it")
     if not SMOKE and str(folder) and Path(folder).is_dir() and find_files(folder, "train").images:
         return Path(folder), [] if full else _TRIAL[task]
     kind = "smoke" if SMOKE else task

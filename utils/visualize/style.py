@@ -22,7 +22,7 @@ PAGE = 8  # points
 # Of Okabe & Ito, five that nobody takes for each other: green and pink are one grey to some, orange and red one brown.
 COLOURS = ("#0072b2", "#d55e00", "#000000", "#56b4e9", "#cc79a7")
 DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
-MARKERS = "osD^vPX<>p"
+MARKERS = "osD^vPX<>ph"  # eleven, so that no two of 55 items look alike
 GREY = {"color": "0.45", "linestyle": (0, (1, 1.5)), "linewidth": 1}  # chance, thresholds, the best epoch
 OUTLINES = {"truth": "#19e3ff", "prediction": "#ffd21f"}  # visible on skin and on pigment, and to the colour-blind
 HEAT = "inferno"  # heat maps: dark to bright in even steps, also in grey and to the colour-blind
@@ -51,7 +51,7 @@ def line_looks(items: Sized) -> list[dict[str, Any]]:
 
 def dot_looks(items: Sized) -> list[dict[str, Any]]:
     """A colour and a marker for each item."""
-    return [{"color": COLOURS[i % 5], "marker": MARKERS[i % 10], "linestyle": ""} for i in range(len(items))]
+    return [{"color": COLOURS[i % 5], "marker": MARKERS[i % 11], "linestyle": ""} for i in range(len(items))]
 
 
 def offsets(items: Sized, width: float) -> np.ndarray:
