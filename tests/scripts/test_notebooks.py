@@ -134,7 +134,7 @@ def test_names_of_folders_may_have_spaces(tmp_path, monkeypatch, text, expected)
 def test_a_folder_of_ones_own_is_not_replaced_by_drawn_images(tmp_path):
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match="a folder of one's own; python seg_main.py --data"):
+    with pytest.raises(UserError, match=r"a folder of one's own; python seg_main\.py --data"):
         find_data(tmp_path, "segmentation")
 
 
