@@ -160,7 +160,7 @@ def test_evaluation_without_runs_shows_the_tables_and_says_what_to_do(converted,
     shutil.copy(converted / "Evaluation-Cls.py", tmp_path)
     done = run_script(tmp_path, "Evaluation-Cls")
     assert done.returncode == 1 and "ISIC 2017 challenge" in done.stdout
-    assert "no runs to compare below results model: train some first, python" in done.stderr
+    assert "no runs with validation scores to compare below results model: train some, python" in done.stderr
     assert list((tmp_path / "model" / "evaluation" / "classification").glob("published.*"))
 
 

@@ -157,14 +157,15 @@ def test_means_over_seeds():
 
 def test_operating_points():
     rows, labels = predictions(2)
-    figure = comparison.plot_operating_points(rows, labels)
+    pairs = [number // 2 for number in range(len(labels))]  # drawn together
+    figure = comparison.plot_operating_points(rows, labels, pairs)
     for task, axes in zip(("melanoma", "seborrheic_keratosis"), figure.axes, strict=True):
         for row, lines in zip(rows.values(), (axes.lines[:6], axes.lines[6:7]), strict=True):
             scores = [classification_scores(one, labels)[task]["sensitivity_at_specificity"] for one in row]
             values = np.array([[*each.values()] for each in scores])
             for line, each in zip(lines, [values.mean(0), *values], strict=False):
                 assert np.allclose(line.get_ydata(), each)
-        known = score_intervals(rows[LONG.format(1)][0], labels)[task]["sensitivity_at_specificity"]
+        known = score_intervals(rows[LONG.format(1)][0], labels, groups=pairs)[task]["sensitivity_at_specificity"]
         drawn = [[y for _, y in segment] for segment in axes.collections[1].get_segments()]
         assert np.allclose(drawn, list(known.values()))
         assert [text.get_text() for text in axes.get_xticklabels()] == ["0.80", "0.90", "0.95"]

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from utils.evaluation.classification import SPECIFICITIES, TASKS, classification_scores, score_intervals
 from utils.evaluation.export import format_number
 from utils.evaluation.segmentation import JACCARD_THRESHOLD
+from utils.evaluation.statistics import Groups
 from utils.visualize import style
 from utils.visualize.figures import curve_of, draw_chance, draw_confusion, draw_curve, draw_reliability
 
@@ -84,16 +85,17 @@ def plot_reliabilities(rows: Mapping[str, np.ndarray], labels: np.ndarray) -> Fi
 
 
 @style.typeset(style.PAGE)
-def plot_operating_points(rows: Mapping[str, np.ndarray], labels: np.ndarray) -> Figure:
+def plot_operating_points(rows: Mapping[str, np.ndarray], labels: np.ndarray, groups: Groups = None) -> Figure:
     """The sensitivity at the `SPECIFICITIES` of `utils.evaluation.classification`, a panel for each task.
 
     A marker for the mean over seeds, a dash for each of several seeds, and a line for the mean's 95 % bootstrap
-    interval over images; nothing where the sensitivity is undefined. Arguments as in `plot_curves`.
+    interval over images; nothing where the sensitivity is undefined. Arguments as in `plot_curves`; groups: what is
+    drawn together, as in `utils.evaluation.statistics.resample`.
     """
     figure = style.page(2.8)
     looks, places = style.dot_looks(rows), style.offsets(rows, 0.8)
     scores = [[classification_scores(one, labels) for one in seeds] for seeds in rows.values()]
-    intervals = [score_intervals(seeds, labels) for seeds in rows.values()]
+    intervals = [score_intervals(seeds, labels, groups=groups) for seeds in rows.values()]
 
     def points(of: Mapping, task: str) -> np.ndarray:
         return np.array([*of[task]["sensitivity_at_specificity"].values()], dtype=float)  # None, undefined, as NaN
