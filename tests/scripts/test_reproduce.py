@@ -134,7 +134,7 @@ def test_arl18_is_trained_before_seg_5_where_it_is_not_there(tmp_path, monkeypat
     assert lists == 3 * [["seg-5 seed 1"]]
 
 
-def test_jobs_are_the_scripts_commands(tmp_path):
+def test_jobs_are_the_scripts_commands(tmp_path, monkeypatch):
     job = make_job("cls-2-4", 2, ["--lr", "1e-3"], tmp_path / "model", tmp_path / "results")
     assert job.command[:3] == ("cls_main.py", "--experiment", "cls-2-4")
     assert job.config.folder == tmp_path / "model/cls-2-4/run2" and (job.config.seed, job.config.lr) == (2, 1e-3)
@@ -146,6 +146,9 @@ def test_jobs_are_the_scripts_commands(tmp_path):
     for fold, name in (([], "mine-seg-1/run2"), (["--fold", "2/5"], "mine-seg-1-5fold/run2")):  # as training calls it
         job = make_job("seg-1", 2, ["--data", str(tmp_path / "mine"), *fold], tmp_path, tmp_path / "results")
         assert job.folder == tmp_path / name and job.results == tmp_path / "results" / Path(name).parent / "seed2"
+    monkeypatch.chdir(tmp_path)  # the script runs in the repository's root
+    job = make_job("seg-1", 0, ["--data", "mine"], tmp_path, tmp_path)
+    assert job.command[-2:] == ("--data", str(tmp_path / "mine"))
     with pytest.raises(UserError, match=r"mobilenet is a network of both tasks: name a row of it \(cls-b1, seg-b1\)"):
         make_job("mobilenet", 0, [], tmp_path, tmp_path)
     with pytest.raises(UserError, match="'seg-9' is neither a row"):
